@@ -1,0 +1,7 @@
+"""The environments."""
+
+from compress_env.envs.base import LayerState
+from compress_env.envs.pruning import PruningEnv
+from compress_env.envs.quantization import QuantizationEnv
+
+__all__ = ["LayerState", "PruningEnv", "QuantizationEnv"]

@@ -1,0 +1,277 @@
+"""The pruning environment: one action per layer, the fraction of its input channels removed."""
+
+from __future__ import annotations
+
+from typing import Literal, Unpack, get_args
+
+import numpy as np
+import torch
+from gymnasium.utils import EzPickle
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from compress_env.data import DataBundle
+from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
+from compress_env.layers import compute_layers, dense_macs, round_channels, smallest_rate_within
+from compress_env.pruning.calibration import Calibration
+from compress_env.pruning.cost import PruningCost
+from compress_env.pruning.reconstruction import reconstruct
+from compress_env.pruning.selection import select_by_lasso, select_by_magnitude
+from compress_env.pruning.statistics import LayerStatistics
+from compress_env.pruning.surgery import ChannelGroup, LiveChannels, find_walk
+
+__all__ = ["PruningEnv", "PruningMethod"]
+
+PruningMethod = Literal["magnitude", "channel"]
+
+
+class PruningEnv(LayerwiseCompressionEnv, EzPickle):
+    """Remove input channels of every layer that allows it, in execution order.
+
+    Channels that can only go together form one group, decided at its first consumer; the image's
+    channels and the logits stay. Layers that cannot be pruned safely are left out of the walk:
+    `env.unwrapped.skipped_layers` says which, and why.
+
+    ## Observation
+
+    `Box(0, 1, (9,), float32)`, a `LayerState` of the layer about to be decided. Counts are divided
+    by their maximum over the walk of the unpruned network; rates are as they are.
+
+    | Num | Name | Min | Max | Unit |
+    | --- | --- | --- | --- | --- |
+    | 0 | `index` | 0 | 1 | position in the walk |
+    | 1 | `out_channels` | 0 | 1 | channels |
+    | 2 | `in_channels` | 0 | 1 | channels |
+    | 3 | `kernel_height` | 0 | 1 | elements |
+    | 4 | `kernel_width` | 0 | 1 | elements |
+    | 5 | `stride` | 0 | 1 | elements |
+    | 6 | `action_low` | 0 | 1 | lowest pruning rate that still lets the budget be met |
+    | 7 | `action_high` | 0 | 1 | highest pruning rate |
+    | 8 | `flops` | 0 | 1 | multiply-accumulates |
+
+    ## Action
+
+    `Box(-1, 1, (1,), float32)`, mapped affinely onto [`action_low`, `action_high`]: the pruning
+    rate, the fraction of the layer's input channels that is removed. Every action is feasible.
+    `info["pruning_rate"]` is the fraction really removed, after rounding to whole channels.
+
+    ## Transition
+
+    The channels are selected (`method`), removed physically from every tensor they touch, the
+    network is fine-tuned, batch-norm statistics are estimated anew and validation accuracy is
+    measured.
+
+    - `magnitude`: the channels with the smallest L1 norm of the layer's weights go.
+    - `channel`: LASSO selects channels that explain the unpruned layer's responses, and least
+      squares fits the weights of those kept (He et al., arXiv 1707.06168).
+
+    ## Reward
+
+    `reward` of (accuracy, cost), see `compress_env.rewards`. The cost F is dense
+    multiply-accumulates per image. Every term is in `info["reward_terms"]`.
+
+    ## Start and end
+
+    An episode starts from the unpruned network and ends, `terminated`, after the last layer, or
+    when a step fails (loss not finite, CUDA out of memory): then with the reward's lower bound
+    and `info["error"]`.
+
+    ## Arguments
+
+    | Name | Default | Meaning |
+    | --- | --- | --- |
+    | `model` | `"lenet5"` | a name or a trained module |
+    | `data` | `"digits"` | a name or a `DataBundle` |
+    | `method` | `"channel"` | how channels are selected |
+    | `flops_budget` | None | highest MACs allowed, a fraction of the unpruned MACs |
+    | `max_pruning_rate` | 0.95 | highest pruning rate of any layer |
+    | `channel_round` | 1 | kept channels are a multiple of this |
+    | others | | see `LayerwiseCompressionEnv` |
+
+    Without a budget the reward `err` is best served by pruning nothing.
+
+    ## Version history
+
+    v0: first version.
+    """
+
+    value_name = "pruning_rate"
+    value_scale = 1.0
+
+    def __init__(
+        self,
+        model: str | nn.Module = "lenet5",
+        data: str | DataBundle = "digits",
+        *,
+        method: PruningMethod = "channel",
+        flops_budget: float | None = None,
+        max_pruning_rate: float = 0.95,
+        channel_round: int = 1,
+        **options: Unpack[TaskOptions],
+    ) -> None:
+        """Load the task, find the walk and check that the budget can be met.
+
+        Args:
+            model: A name in `compress_env.models.MODELS` or a trained module.
+            data: A name in `compress_env.data.DATASETS` or a bundle.
+            method: How channels are selected: `magnitude` or `channel`.
+            flops_budget: Highest dense MACs, as a fraction of the unpruned ones; in (0, 1].
+            max_pruning_rate: Highest pruning rate of any layer; in (0, 1].
+            channel_round: Kept channels are rounded to a multiple of this, at least 1.
+            options: See `LayerwiseCompressionEnv`.
+
+        Raises:
+            ValueError: If an argument is out of range, a name unknown, no layer prunable or the
+                budget unreachable.
+            FileNotFoundError: If data or checkpoint are not there.
+        """
+        EzPickle.__init__(
+            self,
+            model,
+            data,
+            method=method,
+            flops_budget=flops_budget,
+            max_pruning_rate=max_pruning_rate,
+            channel_round=channel_round,
+            **options,
+        )
+        _check_arguments(method, max_pruning_rate, channel_round)
+        super().__init__(model, data, **options)
+        self.method: PruningMethod = method
+        self.max_pruning_rate = max_pruning_rate
+        self.channel_round = channel_round
+        self._decisions, self.skipped_layers = find_walk(self.task.model, self.task.example_image())
+        self._groups = [group for decision in self._decisions for group in decision.groups]
+        self._cost_model = PruningCost(self.table, self._groups)
+        self._full_macs = dense_macs(self.task.model, self.positions)
+        self._min_macs = self._cost_model.macs(self._kept([], max_pruning_rate))
+        self.budget_macs = self._budget(flops_budget)
+        walk = [decision.layer for decision in self._decisions]
+        self._calibration = Calibration(self.task, walk, self.task_seed) if self._fits else None
+        self._start(walk)
+
+    @property
+    def _fits(self) -> bool:
+        """Whether the method fits the unpruned network's responses."""
+        return self.method == "channel"
+
+    def _budget(self, flops_budget: float | None) -> float:
+        if flops_budget is None:
+            return float("inf")
+        lowest = self._min_macs / self._full_macs
+        if not lowest <= flops_budget <= 1.0:
+            raise ValueError(
+                f"flops_budget must be in [{lowest:.4f}, 1]: pruning every layer at "
+                f"max_pruning_rate={self.max_pruning_rate} reaches {lowest:.4f} of the unpruned "
+                f"MACs, got {flops_budget}"
+            )
+        return flops_budget * self._full_macs
+
+    def uniform_value(self) -> float:
+        """Return the lowest pruning rate that, used for every layer, meets the budget."""
+
+        def fits(rate: float) -> bool:
+            return self._cost_model.macs(self._kept([], rate)) <= self.budget_macs
+
+        sizes = [group.n_channels for group in self._groups]
+        return smallest_rate_within(sizes, self.max_pruning_rate, fits)
+
+    def _kept(self, decided: list[int], rate: float) -> list[int]:
+        """Complete a list of kept channels, one a group, as if later groups got `rate`."""
+        later = self._groups[len(decided) :]
+        return decided + [round_channels(g.n_channels, rate, self.channel_round) for g in later]
+
+    def _begin(self) -> None:
+        self._channels = LiveChannels(self._live)
+        self._kept_so_far: list[int] = []
+
+    def _bounds(self, t: int) -> tuple[float, float]:
+        groups = self._decisions[t].groups
+
+        def fits(rate: float) -> bool:
+            kept = self._kept_so_far + self._keep_of(groups, rate)
+            return self._cost_model.macs(self._kept(kept, highest)) <= self.budget_macs
+
+        highest = self.max_pruning_rate
+        sizes = [group.n_channels for group in groups]
+        return smallest_rate_within(sizes, highest, fits), highest
+
+    def _keep_of(self, groups: tuple[ChannelGroup, ...], rate: float) -> list[int]:
+        return [round_channels(g.n_channels, rate, self.channel_round) for g in groups]
+
+    def _compress(self, value: float) -> tuple[int, ...]:
+        decision = self._decisions[self._t]
+        kept = self._keep_of(decision.groups, value)
+        if sum(kept) < decision.n_channels:
+            self._prune(decision.layer.name, decision.groups, kept)
+        self._kept_so_far += kept
+        self._executed_value = 1.0 - sum(kept) / decision.n_channels
+        return tuple(kept)
+
+    def _prune(self, name: str, groups: tuple[ChannelGroup, ...], kept: list[int]) -> None:
+        """Select and remove channels, then fit the layer's weights to those kept."""
+        layer = compute_layers(self._live)[name]
+        weight = layer.weight.detach().flatten(1)  # (N, C, H, W) -> (N, D)
+        statistics = self._statistics(name)
+        columns = [self._columns(name, group, weight.shape[1]) for group in groups]
+        stay = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
+        for group, group_columns, n_keep in zip(groups, columns, kept, strict=True):
+            with self._timed("selection"):
+                keep = self._select(statistics, weight, group_columns, n_keep)
+            gone = np.setdiff1d(np.arange(group.n_channels), keep)
+            stay[group_columns[torch.from_numpy(gone)].flatten()] = False
+            with self._timed("surgery"):
+                self._channels.remove(group, gone)
+        if statistics is not None:
+            with self._timed("reconstruction"):
+                fitted = reconstruct(statistics, stay.nonzero().flatten())
+                layer.weight.data.copy_(fitted.reshape(layer.weight.shape))
+
+    def _statistics(self, name: str) -> LayerStatistics | None:
+        if self._calibration is None:
+            return None
+        with self._timed("statistics"):
+            return self._calibration.statistics(
+                self._live, name, self._channels.positions(name, "out")
+            )
+
+    def _select(
+        self,
+        statistics: LayerStatistics | None,
+        weight: Tensor,
+        columns: Tensor,
+        n_keep: int,
+    ) -> NDArray[np.int64]:
+        """Return the channels of a group that stay, as numbers within the group."""
+        if n_keep == len(columns):
+            return np.arange(len(columns))
+        if statistics is None:
+            keep = select_by_magnitude(weight, columns, n_keep)
+        else:
+            keep = select_by_lasso(statistics, weight, columns, n_keep)
+        return np.asarray(keep.cpu().numpy(), np.int64)
+
+    def _columns(self, name: str, group: ChannelGroup, n_columns: int) -> Tensor:
+        """Columns of the live layer's flattened weight that each channel of a group owns.
+
+        Returns:
+            (n_channels, k * H * W) int64 on the CPU.
+        """
+        alive = self._channels.positions(name, "in")
+        live = np.searchsorted(alive, group.columns(name))
+        area = n_columns // len(alive)
+        # (n_channels, k) -> (n_channels, k, H*W) -> (n_channels, k*H*W)
+        columns = live[:, :, None] * area + np.arange(area)
+        return torch.from_numpy(columns.reshape(len(live), -1))
+
+    def _cost(self, model: nn.Module) -> tuple[float, float, float]:
+        return dense_macs(model, self.positions), self._min_macs, self._full_macs
+
+
+def _check_arguments(method: str, max_pruning_rate: float, channel_round: int) -> None:
+    if method not in get_args(PruningMethod):
+        raise ValueError(f"unknown method {method!r}; valid: {', '.join(get_args(PruningMethod))}")
+    if not 0.0 < max_pruning_rate <= 1.0:
+        raise ValueError(f"max_pruning_rate must be in (0, 1], got {max_pruning_rate}")
+    if channel_round < 1:
+        raise ValueError(f"channel_round must be at least 1, got {channel_round}")

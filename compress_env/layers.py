@@ -1,0 +1,213 @@
+"""The layer table and the cost model: what each layer of a network computes and stores.
+
+Shapes: N output channels, C input channels, H x W kernel, R output positions per image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "Layer",
+    "compute_layers",
+    "dense_macs",
+    "dense_params",
+    "describe_layer",
+    "float_bytes",
+    "largest_bits_within",
+    "layer_table",
+    "quantized_bytes",
+    "round_channels",
+    "smallest_rate_within",
+    "sparse_macs",
+    "sparse_params",
+]
+
+FLOAT_BYTES = 4
+LAYER_TYPES = (nn.Conv2d, nn.Linear)
+
+
+class Layer(NamedTuple):
+    """One convolution or linear layer as the forward pass meets it.
+
+    Attributes:
+        name: Dotted module name.
+        in_channels: C, input channels (features of a linear layer).
+        out_channels: N, output channels (features of a linear layer).
+        kernel_height: H, 1 for a linear layer.
+        kernel_width: W, 1 for a linear layer.
+        stride: Vertical stride, 1 for a linear layer.
+        groups: Groups of a convolution, 1 for a linear layer.
+        positions: R, output positions per image.
+        n_weights: Elements of the weight tensor.
+        n_calls: How often one forward pass runs the layer.
+    """
+
+    name: str
+    in_channels: int
+    out_channels: int
+    kernel_height: int
+    kernel_width: int
+    stride: int
+    groups: int
+    positions: int
+    n_weights: int
+    n_calls: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulate operations per image."""
+        return self.positions * self.n_weights
+
+
+def compute_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Return the convolutions and linear layers of `model` by dotted name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, LAYER_TYPES)}
+
+
+def describe_layer(name: str, module: nn.Module, positions: int, n_calls: int = 1) -> Layer:
+    """Describe a live module that has `positions` output positions per image.
+
+    Raises:
+        TypeError: If `module` is neither a Conv2d nor a Linear.
+    """
+    if isinstance(module, nn.Conv2d):
+        height, width = module.kernel_size
+        shape = (module.in_channels, module.out_channels, height, width)
+        stride, groups = int(module.stride[0]), module.groups
+    elif isinstance(module, nn.Linear):
+        shape = (module.in_features, module.out_features, 1, 1)
+        stride, groups = 1, 1
+    else:
+        raise TypeError(f"expected Conv2d or Linear at {name!r}, got {type(module).__name__}")
+    n_weights = math.prod(shape) // groups
+    return Layer(name, *shape, stride, groups, positions, n_weights, n_calls)
+
+
+def layer_table(model: nn.Module, image: Tensor) -> tuple[Layer, ...]:
+    """Run `model` once and list its convolutions and linear layers in execution order.
+
+    Args:
+        model: Any network of images; left in the mode it was in.
+        image: One batch of images, (b, C, H, W) float32, on the model's device.
+
+    Returns:
+        One row per layer that the forward pass reaches, in the order of its first call.
+    """
+    calls: dict[str, list[int]] = {}
+
+    def record(name: str, output: Tensor) -> None:
+        channels = output.shape[1] if output.dim() == 4 else output.shape[-1]
+        calls.setdefault(name, []).append(output.numel() // (output.shape[0] * channels))
+
+    layers = compute_layers(model)
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, out, name=name: record(name, out))
+        for name, module in layers.items()
+    ]
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(image)
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return tuple(
+        describe_layer(name, layers[name], sum(positions), len(positions))
+        for name, positions in calls.items()
+    )
+
+
+def dense_macs(model: nn.Module, positions: Mapping[str, int]) -> int:
+    """Multiply-accumulates per image, every element of every weight tensor counted.
+
+    Args:
+        model: The live network.
+        positions: Output positions per image of each layer, by name.
+    """
+    layers = compute_layers(model)
+    return sum(describe_layer(name, layers[name], n).macs for name, n in positions.items())
+
+
+def sparse_macs(model: nn.Module, positions: Mapping[str, int]) -> int:
+    """Multiply-accumulates per image by non-zero weights; dense kernels do not skip the others."""
+    layers = compute_layers(model)
+    return sum(n * _n_nonzero(layers[name].weight) for name, n in positions.items())
+
+
+def dense_params(model: nn.Module) -> int:
+    """Number of parameters as stored."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def sparse_params(model: nn.Module) -> int:
+    """Number of non-zero parameters, those of quantized weights counted after quantization."""
+    layers = compute_layers(model).values()
+    stored = {id(p) for layer in layers for p in layer.parameters() if p.dim() > 1}
+    others = sum(_n_nonzero(p) for p in model.parameters() if id(p) not in stored)
+    return others + sum(_n_nonzero(layer.weight) for layer in layers)
+
+
+def _n_nonzero(tensor: Tensor) -> int:
+    return int(torch.count_nonzero(tensor.detach()))
+
+
+def float_bytes(model: nn.Module) -> int:
+    """Bytes of the network's parameters and running statistics in float32."""
+    buffers = sum(b.numel() for b in model.buffers() if b.is_floating_point())
+    return FLOAT_BYTES * (dense_params(model) + buffers)
+
+
+def quantized_bytes(layer: Layer, bits: int) -> int:
+    """Bytes of a layer's weight tensor at `bits` bits with one float32 scale per output channel."""
+    return math.ceil(layer.n_weights * bits / 8) + FLOAT_BYTES * layer.out_channels
+
+
+def round_channels(n_channels: int, pruning_rate: float, channel_round: int = 1) -> int:
+    """Channels that stay when the fraction `pruning_rate` of `n_channels` is removed.
+
+    Args:
+        n_channels: Channels before pruning, at least 1.
+        pruning_rate: Fraction removed, in [0, 1].
+        channel_round: The count is rounded to a multiple of this, half up.
+
+    Returns:
+        A count in 1..n_channels; it never grows with the rate.
+    """
+    multiples = math.floor((1.0 - pruning_rate) * n_channels / channel_round + 0.5)
+    return min(n_channels, max(1, multiples) * channel_round)
+
+
+def smallest_rate_within(
+    sizes: Sequence[int], highest: float, meets: Callable[[float], bool]
+) -> float:
+    """Return the smallest pruning rate in [0, `highest`] at which `meets` holds.
+
+    Only the rates at which a channel count can change are tried, so the answer is exact.
+
+    Args:
+        sizes: Channels of each group that the rate applies to.
+        highest: Highest rate allowed; `meets(highest)` is taken for granted.
+        meets: Whether a rate meets the budget; once true it stays true for higher rates.
+    """
+    grid = {1.0 - kept / n for n in sizes for kept in range(1, n + 1)}
+    rates = sorted({0.0, highest} | {rate for rate in grid if 0.0 < rate < highest})
+    low, high = 0, len(rates) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if meets(rates[middle]) else (middle + 1, high)
+    return rates[low]
+
+
+def largest_bits_within(lowest: int, highest: int, meets: Callable[[float], bool]) -> int:
+    """Return the largest bit-width in `lowest`..`highest` at which `meets` holds.
+
+    `meets(lowest)` is taken for granted.
+    """
+    return next((b for b in range(highest, lowest, -1) if meets(b)), lowest)

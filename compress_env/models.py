@@ -1,0 +1,252 @@
+"""Named networks, the recipes that train them, and their cached baselines."""
+
+import functools
+import hashlib
+import json
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from compress_env.checkpoints import (
+    cache_dir,
+    cache_lock,
+    load_checkpoint,
+    save_checkpoint,
+    write_to_cache,
+)
+from compress_env.data import DataBundle, ImageSource
+
+__all__ = [
+    "MODELS",
+    "RECIPES",
+    "Recipe",
+    "build_model",
+    "load_baseline",
+    "load_checkpoint",
+    "save_checkpoint",
+]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: SGD with Nesterov momentum and a one-cycle learning rate."""
+
+    epochs: int
+    """Passes over the training images."""
+    batch_size: int = 64
+    """Images in a minibatch."""
+    learning_rate: float = 0.05
+    """Peak of the one-cycle schedule."""
+    momentum: float = 0.9
+    """Nesterov momentum."""
+    weight_decay: float = 5e-4
+    """L2 penalty on all parameters."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes, in [0, 1]."""
+    seed: int = 0
+    """Seed of the initial weights, the order of the images and their augmentation."""
+
+
+def _lenet5(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """LeNet-5 (LeCun et al., 1998) with ReLU and max-pooling.
+
+    Images smaller than 32x32 are padded in the first convolution, so that the number of parameters
+    depends on the channels and the classes only: 61,706 for 1 channel and 10 classes.
+    """
+    channels, height, width = image_shape
+    if max(height, width) > 32:
+        raise ValueError(f"lenet5 takes images of up to 32x32, got {height}x{width}")
+    padding = (math.ceil((32 - height) / 2), math.ceil((32 - width) / 2))
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, 6, 5, padding=padding),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(6, 16, 5),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),  # (b, 16, 5, 5) -> (b, 400)
+            fc1=nn.Linear(16 * 5 * 5, 120),
+            relu3=nn.ReLU(),
+            fc2=nn.Linear(120, 84),
+            relu4=nn.ReLU(),
+            fc3=nn.Linear(84, num_classes),
+        )
+    )
+
+
+MODELS: dict[str, Callable[[int, tuple[int, int, int]], nn.Module]] = {"lenet5": _lenet5}
+"""Builders by name: (num_classes, image_shape) -> network with random weights."""
+
+RECIPES: dict[tuple[str, str], Recipe] = {
+    ("lenet5", "digits"): Recipe(epochs=30, batch_size=32, label_smoothing=0.1),
+    ("lenet5", "mnist"): Recipe(epochs=8),
+    ("lenet5", "fashion_mnist"): Recipe(epochs=12),
+}
+"""Recipes by (model, data set)."""
+
+
+def build_model(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Build a named network with random weights.
+
+    Args:
+        name: A key of `MODELS`.
+        num_classes: Number of logits, at least 1.
+        image_shape: Shape of one image, (C, H, W), each at least 1.
+
+    Returns:
+        A network from images (b, C, H, W) to logits (b, num_classes), on the CPU.
+
+    Raises:
+        ValueError: If the name is unknown or the network cannot take the sizes.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; valid names: {', '.join(MODELS)}")
+    if num_classes < 1 or len(image_shape) != 3 or min(image_shape) < 1:
+        raise ValueError(
+            "expected num_classes of at least 1 and image_shape (C, H, W) of at least (1, 1, 1), "
+            f"got {num_classes} and {tuple(image_shape)}"
+        )
+    return MODELS[name](num_classes, image_shape)
+
+
+def load_baseline(
+    name: str,
+    data: DataBundle,
+    *,
+    checkpoint: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> nn.Module:
+    """Load a trained network, training it on first use.
+
+    Without a checkpoint, the recipe for (`name`, `data.name`) is followed and the result is kept
+    in the cache directory; of several processes that start at once, one trains and the others
+    wait. PyTorch's global random state is left as it was.
+
+    Args:
+        name: A key of `MODELS`.
+        data: The data; only its training images are used.
+        checkpoint: A file of weights to load instead: see `load_checkpoint`.
+        device: Where to train and where the network goes.
+        progress: Called with (epochs done, epochs) after each epoch of training.
+
+    Returns:
+        The network in evaluation mode on `device`.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        RuntimeError: If training diverges.
+        ValueError: If the name is unknown, there is neither a recipe nor a checkpoint, or the
+            checkpoint does not fit.
+    """
+    device = torch.device(device)
+    recipe = RECIPES.get((name, data.name))
+    with _seeded(0 if recipe is None else recipe.seed, device):
+        model = build_model(name, data.num_classes, data.image_shape)
+        if checkpoint is not None:
+            load_checkpoint(model, checkpoint)
+        elif recipe is None:
+            known = ", ".join(f"{model} on {images}" for model, images in RECIPES)
+            raise ValueError(
+                f"no recipe for {name} on {data.name}: give checkpoint=, or choose one of: {known}"
+            )
+        else:
+            _train_cached(model, name, data, recipe, device, progress)
+    return model.to(device).eval()
+
+
+def _train_cached(
+    model: nn.Module,
+    name: str,
+    data: DataBundle,
+    recipe: Recipe,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Fill `model` from the cache, or train it and fill the cache."""
+    path = cache_dir() / "baselines" / f"{name}-{data.name}-{_digest(recipe, data)}.safetensors"
+    with cache_lock(path):
+        if not _restore(model, path):
+            _logger.info("training %s on %s for %d epochs", name, data.name, recipe.epochs)
+            _train(model.to(device), data.train.to(device), recipe, progress)
+            write_to_cache(path, functools.partial(save_checkpoint, model))
+
+
+def _restore(model: nn.Module, path: Path) -> bool:
+    if not path.exists():
+        return False
+    try:
+        load_checkpoint(model, path)
+    except (OSError, ValueError) as error:
+        _logger.warning("training again, the cached network is not usable: %s", error)
+        return False
+    return True
+
+
+def _train(
+    model: nn.Module,
+    train: ImageSource,
+    recipe: Recipe,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    generator = torch.Generator().manual_seed(recipe.seed)
+    batch_size = min(recipe.batch_size, len(train))
+    n_batches = len(train) // batch_size
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=True,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.learning_rate, total_steps=recipe.epochs * n_batches
+    )
+    model.train()
+    for epoch in range(recipe.epochs):
+        order = torch.randperm(len(train), generator=generator)[: n_batches * batch_size]
+        for images, labels in train.batches(torch.split(order, batch_size), generator=generator):
+            loss = cross_entropy(model(images), labels, label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+        if not math.isfinite(loss.item()):
+            raise RuntimeError(f"training diverged: the loss is {loss.item()}")
+        if progress is not None:
+            progress(epoch + 1, recipe.epochs)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed PyTorch's random state inside the block and restore it afterwards."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def _digest(recipe: Recipe, data: DataBundle) -> str:
+    """Return a name for everything that the trained weights follow from."""
+    settings = [asdict(recipe), data.image_shape, data.num_classes, len(data.train)]
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    digest.update(data.train.labels.numpy().tobytes())
+    sample = torch.linspace(0, len(data.train) - 1, min(256, len(data.train))).long()
+    images, _ = next(iter(data.train.to(torch.device("cpu")).batches([sample])))
+    # Rounded, because devices differ in the last bits.
+    digest.update((images * 100).round().to(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]

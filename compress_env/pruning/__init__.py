@@ -1,0 +1,1 @@
+"""Compression of one layer by removing channels and elements."""

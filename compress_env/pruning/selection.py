@@ -1,0 +1,222 @@
+"""Choice of the input channels that a layer keeps.
+
+Shape legend: C candidate channels, k columns of each (kernel elements, or places after a flatten),
+D inputs of one output unit, N output channels, P sampled rows.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import lars_path_gram
+from torch import Tensor
+
+from compress_env.pruning.statistics import LayerStatistics
+
+__all__ = ["magnitude_scores", "select_by_lasso", "select_by_magnitude"]
+
+FloatArray: TypeAlias = NDArray[np.float64]
+
+# A channel whose energy is below this fraction of the strongest one's carries no signal.
+_DEAD_FRACTION = 1e-12
+# A coefficient below this fraction of the largest one is rounding left by a channel that went out.
+_ZERO_FRACTION = 1e-13
+# A path of the lasso may be longer than the number of channels, as channels also go out again.
+_MAX_STEPS_PER_CHANNEL = 8
+
+
+class _LassoProblem(NamedTuple):
+    """``min 1/2 beta^T gram beta - target^T beta + lambda ||beta||_1``."""
+
+    gram: FloatArray
+    """Shape (C, C)."""
+    target: FloatArray
+    """Shape (C,)."""
+
+
+def magnitude_scores(weight: Tensor, channel_columns: Tensor) -> Tensor:
+    """Return the L1 norm of the weights that read each input channel.
+
+    Args:
+        weight: Flattened weight of the layer, shape (N, D).
+        channel_columns: Columns of each candidate channel, shape (C, k), int64.
+
+    Returns:
+        Scores, shape (C,), in the dtype of ``weight``.
+    """
+    # (D,) -> (C, k) -> (C,)
+    return weight.detach().abs().sum(dim=0)[channel_columns.to(weight.device)].sum(dim=1)
+
+
+def select_by_magnitude(weight: Tensor, channel_columns: Tensor, n_keep: int) -> Tensor:
+    """Keep the channels with the largest L1 norm; of equal ones, those with lower indices.
+
+    Args:
+        weight: Flattened weight of the layer, shape (N, D).
+        channel_columns: Columns of each candidate channel, shape (C, k), int64.
+        n_keep: Number of channels to keep, 1..C.
+
+    Returns:
+        Kept channels (indices into ``channel_columns``), ascending, shape (n_keep,), int64, on the
+        CPU.
+
+    Raises:
+        ValueError: If ``n_keep`` is not in 1..C or the weight is not finite.
+    """
+    _check_n_keep(n_keep, channel_columns)
+    _check_finite(weight=weight)
+    scores = magnitude_scores(weight, channel_columns)
+    order = torch.argsort(scores.cpu(), descending=True, stable=True)
+    return order[:n_keep].sort().values
+
+
+def select_by_lasso(
+    statistics: LayerStatistics, weight: Tensor, channel_columns: Tensor, n_keep: int
+) -> Tensor:
+    """Keep the first ``n_keep`` channels that the lasso's regularisation path makes active.
+
+    Minimises over beta in R^C, for a falling lambda,
+
+        1/(2P) || Y' - sum_c beta_c X_c W_c^T ||^2 + lambda ||beta||_1 ,
+
+    where Y' is Y less what the columns outside ``channel_columns`` contribute, as these stay. The
+    whole path comes from the two sufficient statistics by least-angle regression, and the support
+    at its first point with ``n_keep`` active channels is kept. Where the path has no such point
+    (channels without signal, equal channels, ties), the largest smaller support is filled up with
+    the channels of largest ``|r_c| / sqrt(G_cc)``, r the right-hand side and G the Gram matrix of
+    the problem, then with the lowest indices.
+
+    Source: channel selection by lasso as in Zhan, Lin & Cao (arXiv 1912.02254); the block sums and
+    the completion of a support are (ours).
+
+    Args:
+        statistics: Statistics of the live layer's inputs and the unpruned layer's responses.
+        weight: Flattened weight of the live layer, shape (N, D).
+        channel_columns: Columns of each candidate channel, shape (C, k), int64, all different.
+        n_keep: Number of channels to keep, 1..C.
+
+    Returns:
+        Kept channels (indices into ``channel_columns``), ascending, shape (n_keep,), int64, on the
+        CPU.
+
+    Raises:
+        ValueError: If ``n_keep`` is not in 1..C, something is not finite, or shapes disagree.
+    """
+    _check_n_keep(n_keep, channel_columns)
+    _check_finite(gram=statistics.gram, cross=statistics.cross, weight=weight)
+    _check_shapes(statistics, weight, channel_columns)
+    if n_keep == len(channel_columns):
+        return torch.arange(n_keep)
+    problem = _lasso_problem(statistics, weight.detach(), channel_columns)
+    return torch.from_numpy(_support(problem, n_keep))
+
+
+def _lasso_problem(
+    statistics: LayerStatistics, weight: Tensor, channel_columns: Tensor
+) -> _LassoProblem:
+    """Reduce the statistics to the Gram matrix and the right-hand side of the beta problem."""
+    gram, cross = statistics.gram, statistics.cross
+    weight = weight.to(gram)
+    n_channels, n_columns = channel_columns.shape
+    columns = channel_columns.to(gram.device).flatten()
+    cross = _subtract_certain(gram, cross, weight, columns)
+    gram, weight = gram[columns][:, columns], weight[:, columns]
+    products = (weight.T @ weight).mul_(gram)
+    # (C * k, C * k) -> (C, k, C, k) -> (C, C)
+    blocks = products.view(n_channels, n_columns, n_channels, n_columns).sum(dim=(1, 3))
+    # (C * k, N) -> (C * k,) -> (C, k) -> (C,)
+    target = (cross * weight.T).sum(dim=1).view(n_channels, n_columns).sum(dim=1)
+    return _LassoProblem(blocks.cpu().numpy(), target.cpu().numpy())
+
+
+def _subtract_certain(gram: Tensor, cross: Tensor, weight: Tensor, columns: Tensor) -> Tensor:
+    """Return the candidates' rows of B, less what the columns that stay for certain explain."""
+    certain = torch.ones(len(gram), dtype=torch.bool, device=gram.device)
+    certain[columns] = False
+    if not certain.any():
+        return cross[columns]
+    return cross[columns] - gram[columns][:, certain] @ weight[:, certain].T
+
+
+def _support(problem: _LassoProblem, n_keep: int) -> NDArray[np.int64]:
+    """Return the ascending indices of ``n_keep`` channels: the lasso's first, then the fill."""
+    energy = np.diag(problem.gram).clip(min=0.0)
+    live = np.flatnonzero(energy > _DEAD_FRACTION * energy.max(initial=0.0))
+    # The path's stopping rule is absolute, so the problem is brought to unit size as a whole.
+    energy_scale = energy[live].mean() if len(live) else 1.0
+    target_scale = np.abs(problem.target[live]).max(initial=0.0) or 1.0
+    scaled = _LassoProblem(
+        problem.gram[np.ix_(live, live)] / energy_scale, problem.target[live] / target_scale
+    )
+    active = live[_active_on_path(scaled, n_keep)]
+    return _fill(active, problem, live, n_keep)
+
+
+def _active_on_path(problem: _LassoProblem, n_keep: int) -> NDArray[np.intp]:
+    """Return the path's first support of ``n_keep`` channels, or else its largest smaller one."""
+    limit = _MAX_STEPS_PER_CHANNEL * len(problem.target)
+    n_steps = min(n_keep, limit)
+    active = _path_supports(problem, n_steps)
+    # A path that was cut short has one knot more than steps; one that has ended has fewer.
+    while n_steps < limit and active.shape[1] > n_steps and active.sum(axis=0).max() < n_keep:
+        n_steps = min(2 * n_steps, limit)
+        active = _path_supports(problem, n_steps)
+    sizes = active.sum(axis=0)
+    best = int(np.argmax(np.where(sizes <= n_keep, sizes, -1)))
+    return np.flatnonzero(active[:, best])
+
+
+def _path_supports(problem: _LassoProblem, n_steps: int) -> NDArray[np.bool_]:
+    """Follow the path for some steps; return which channels are active at each knot, (C, knots)."""
+    if not n_steps:
+        return np.zeros((len(problem.target), 1), dtype=np.bool_)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)
+        coefficients: Any = lars_path_gram(
+            problem.target, problem.gram, n_samples=1, method="lasso", max_iter=n_steps
+        )[2]
+    size = np.abs(coefficients)
+    supports: NDArray[np.bool_] = size > _ZERO_FRACTION * size.max(axis=0, initial=0.0)
+    return supports
+
+
+def _fill(
+    active: NDArray[np.intp], problem: _LassoProblem, live: NDArray[np.intp], n_keep: int
+) -> NDArray[np.int64]:
+    """Add channels to a support until it has ``n_keep``, strongest correlation first."""
+    score = np.full(len(problem.target), -1.0)
+    score[live] = np.abs(problem.target[live]) / np.sqrt(np.diag(problem.gram)[live])
+    score[active] = np.inf
+    order = np.argsort(-score, kind="stable")
+    return np.sort(order[:n_keep]).astype(np.int64)
+
+
+def _check_n_keep(n_keep: int, channel_columns: Tensor) -> None:
+    if not 1 <= n_keep <= len(channel_columns):
+        raise ValueError(f"expected n_keep in 1..{len(channel_columns)}, got {n_keep}")
+
+
+def _check_finite(**tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"expected finite values, got some that are not in {name}")
+
+
+def _check_shapes(statistics: LayerStatistics, weight: Tensor, channel_columns: Tensor) -> None:
+    n_outputs, n_inputs = weight.shape
+    if statistics.gram.shape != (n_inputs, n_inputs) or statistics.cross.shape != (
+        n_inputs,
+        n_outputs,
+    ):
+        raise ValueError(
+            f"expected statistics for a weight of shape {tuple(weight.shape)}, got gram "
+            f"{tuple(statistics.gram.shape)} and cross {tuple(statistics.cross.shape)}"
+        )
+    if len(torch.unique(channel_columns)) != channel_columns.numel():
+        raise ValueError("expected different columns for all channels, got one twice")

@@ -1,0 +1,86 @@
+"""Rewards: pure functions of what a compressed network scores and costs, in a dict by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+__all__ = ["REWARDS", "Reward", "RewardInput", "get_reward", "lower_bound"]
+
+
+class RewardInput(NamedTuple):
+    """What a reward may depend on.
+
+    Attributes:
+        accuracy: Validation accuracy, a fraction in [0, 1].
+        cost: Live cost F: dense MACs per image when pruning, bytes when quantizing.
+        cost_low: F with every layer at its extreme.
+        cost_high: F of the network before compression.
+        macs: Dense multiply-accumulates per image of the live network.
+        params: Stored parameters of the live network.
+    """
+
+    accuracy: float
+    cost: float
+    cost_low: float
+    cost_high: float
+    macs: int
+    params: int
+
+
+Reward = Callable[[RewardInput], float]
+"""A reward: any callable of a `RewardInput`; larger is better."""
+
+
+def err(x: RewardInput) -> float:
+    """R_err = -(1 - accuracy), in [-1, 0] (arXiv 1912.02254)."""
+    return -(1.0 - x.accuracy)
+
+
+def flops(x: RewardInput) -> float:
+    """R_FLOPs = accuracy * (F_high - F) / (F_high - F_low), in [0, 1] (arXiv 1912.02254).
+
+    F_high and F_low are exact bounds of the cost model (ours); the paper has the highest and
+    lowest FLOPs in observation.
+    """
+    return x.accuracy * (x.cost_high - x.cost) / max(x.cost_high - x.cost_low, 1.0)
+
+
+def amc_flops(x: RewardInput) -> float:
+    """R = -(1 - accuracy) * ln(MACs) (AMC, arXiv 1802.03494, section 3.4)."""
+    return -(1.0 - x.accuracy) * math.log(x.macs)
+
+
+def amc_params(x: RewardInput) -> float:
+    """R = -(1 - accuracy) * ln(parameters) (AMC, arXiv 1802.03494, section 3.4)."""
+    return -(1.0 - x.accuracy) * math.log(x.params)
+
+
+REWARDS: dict[str, Reward] = {
+    "err": err,
+    "flops": flops,
+    "amc_flops": amc_flops,
+    "amc_params": amc_params,
+}
+
+
+def get_reward(reward: str | Reward) -> Reward:
+    """Return a reward by name, or the callable itself.
+
+    Raises:
+        ValueError: If the name is unknown.
+        TypeError: If `reward` is neither a name nor a callable.
+    """
+    if callable(reward):
+        return reward
+    if not isinstance(reward, str):
+        raise TypeError(f"reward must be a name or a callable, got {type(reward).__name__}")
+    if reward not in REWARDS:
+        raise ValueError(f"unknown reward {reward!r}; valid: {', '.join(REWARDS)}")
+    return REWARDS[reward]
+
+
+def lower_bound(reward: Reward, unpruned: RewardInput) -> float:
+    """Reward of a failed step: that of the uncompressed network with no image right (ours)."""
+    return float(reward(unpruned._replace(accuracy=0.0, cost=unpruned.cost_high)))

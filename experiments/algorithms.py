@@ -1,0 +1,96 @@
+"""Agents by name, each built for a search of a known length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.noise import NormalActionNoise
+
+from agents import QCriticPPO
+
+__all__ = ["LEARNERS", "POLICIES", "check_algorithm", "make_learner"]
+
+Builder = Callable[[gym.Env[Any, Any], int, int], BaseAlgorithm]
+
+
+def _q_critic_ppo(env: gym.Env[Any, Any], n_steps: int, seed: int) -> BaseAlgorithm:
+    return QCriticPPO("MlpPolicy", env, seed=seed, device="cpu")
+
+
+def _ppo(env: gym.Env[Any, Any], n_steps: int, seed: int) -> BaseAlgorithm:
+    rollout = _rollout(n_steps)
+    return PPO(
+        "MlpPolicy",
+        env,
+        n_steps=rollout,
+        batch_size=rollout // 2,
+        gamma=1.0,
+        learning_rate=1e-3,
+        seed=seed,
+        device="cpu",
+    )
+
+
+def _a2c(env: gym.Env[Any, Any], n_steps: int, seed: int) -> BaseAlgorithm:
+    return A2C("MlpPolicy", env, n_steps=5, gamma=1.0, seed=seed, device="cpu")
+
+
+def _off_policy(agent: Callable[..., BaseAlgorithm], noise: float | None) -> Builder:
+    def build(env: gym.Env[Any, Any], n_steps: int, seed: int) -> BaseAlgorithm:
+        extra: dict[str, Any] = {}
+        if noise is not None:
+            extra["action_noise"] = NormalActionNoise(np.zeros(1), np.full(1, noise))
+        return agent(
+            "MlpPolicy",
+            env,
+            gamma=1.0,
+            learning_starts=min(100, n_steps // 5),
+            batch_size=64,
+            buffer_size=max(n_steps, 1),
+            seed=seed,
+            device="cpu",
+            policy_kwargs={"net_arch": [64, 64]},
+            **extra,
+        )
+
+    return build
+
+
+def _rollout(n_steps: int) -> int:
+    """Steps between two updates: a tenth of the search, even, in 8..64."""
+    return int(np.clip(n_steps // 20, 4, 32)) * 2
+
+
+LEARNERS: dict[str, Builder] = {
+    "q_critic_ppo": _q_critic_ppo,
+    "ppo": _ppo,
+    "a2c": _a2c,
+    "ddpg": _off_policy(DDPG, 0.3),
+    "td3": _off_policy(TD3, 0.3),
+    "sac": _off_policy(SAC, None),
+}
+"""Agents that learn, by name."""
+
+POLICIES = ("random", "uniform")
+"""Agents that do not learn."""
+
+
+def check_algorithm(name: str) -> None:
+    """Check a name.
+
+    Raises:
+        ValueError: If no agent has it.
+    """
+    valid = (*LEARNERS, *POLICIES)
+    if name not in valid:
+        raise ValueError(f"unknown algorithm {name!r}; valid: {', '.join(valid)}")
+
+
+def make_learner(name: str, env: gym.Env[Any, Any], *, n_steps: int, seed: int) -> BaseAlgorithm:
+    """Build a learner for a search of `n_steps` environment steps."""
+    return LEARNERS[name](env, n_steps, seed)

@@ -1,0 +1,84 @@
+"""Figures of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+from experiments.search import Episode
+
+__all__ = ["draw_layers", "draw_rewards", "draw_tradeoff", "pareto_front"]
+
+WINDOW = 10
+
+
+def draw_rewards(rewards: Mapping[str, Sequence[float]], title: str) -> Figure:
+    """Draw the reward of every episode and its running mean over 10 episodes, by search."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, values) in enumerate(rewards.items()):
+        color = f"C{number}"
+        axes.plot(values, ".", color=color, alpha=0.3, markersize=4)
+        axes.plot(_running_mean(values), color=color, label=f"{name}, mean of last {WINDOW}")
+    axes.set(xlabel="episode", ylabel="reward", title=title)
+    axes.legend()
+    return figure
+
+
+def _running_mean(values: Sequence[float]) -> NDArray[np.float64]:
+    sums = np.cumsum([0.0, *values])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - WINDOW, 0)
+    mean: NDArray[np.float64] = (sums[ends] - sums[starts]) / (ends - starts)
+    return mean
+
+
+def draw_layers(chosen: dict[str, Episode], ylabel: str, title: str) -> Figure:
+    """Draw the executed value of every layer as bars, one colour per search."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    layers = next(iter(chosen.values())).layers
+    width = 0.8 / len(chosen)
+    for number, (name, episode) in enumerate(chosen.items()):
+        places = np.arange(len(layers)) + (number - (len(chosen) - 1) / 2) * width
+        axes.bar(places, episode.values, width, label=name)
+    axes.set_xticks(range(len(layers)), layers)
+    axes.set(xlabel="layer", ylabel=ylabel, title=title)
+    axes.legend()
+    return figure
+
+
+def draw_tradeoff(episodes: Mapping[str, Sequence[Episode]], xlabel: str, title: str) -> Figure:
+    """Draw accuracy against cost of every finished episode, with the Pareto front marked."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    finished = [e for search in episodes.values() for e in search if e.accuracy is not None]
+    for name, search in episodes.items():
+        points = [(e.cost, e.accuracy) for e in search if e.accuracy is not None]
+        axes.plot(*zip(*points, strict=True), ".", alpha=0.5, label=name)
+    costs = np.array([e.cost for e in finished])
+    accuracies = np.array([e.accuracy for e in finished], np.float64)
+    front = pareto_front(costs, accuracies)
+    axes.step(
+        costs[front], accuracies[front], "k-o", where="post", markersize=4, label="Pareto front"
+    )
+    axes.set(xlabel=xlabel, ylabel="validation accuracy", title=title)
+    axes.legend()
+    return figure
+
+
+def pareto_front(costs: ArrayLike, accuracies: ArrayLike) -> NDArray[np.int64]:
+    """Return the indices of the points that no other beats in both, by rising cost.
+
+    Args:
+        costs: (n,) lower is better.
+        accuracies: (n,) higher is better.
+    """
+    cost, accuracy = np.asarray(costs, np.float64), np.asarray(accuracies, np.float64)
+    order = np.lexsort((-accuracy, cost))
+    best_before = np.maximum.accumulate(np.concatenate([[-np.inf], accuracy[order][:-1]]))
+    front: NDArray[np.int64] = order[accuracy[order] > best_before]
+    return front

@@ -1,0 +1,100 @@
+"""The final table of the main job: on the terminal, as Markdown, and in `report.md`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["Row", "format_markdown", "format_report", "print_rows"]
+
+HEADINGS = ("network", "test error %", "MACs %", "parameters %", "size, bytes", "size %", "evals")
+
+
+class Row(NamedTuple):
+    """One line of the final table."""
+
+    network: str
+    """Baseline, or the name of the search."""
+    validation_accuracy: float
+    """Fraction of validation images that the final network gets right."""
+    test_error: float
+    """Fraction of test images that it gets wrong."""
+    macs: float
+    """Dense multiply-accumulates, a fraction of the baseline's."""
+    params: float
+    """Stored parameters, a fraction of the baseline's."""
+    size_bytes: int
+    """Bytes of the file on disk."""
+    size: float
+    """Bytes, a fraction of the baseline's float32 file."""
+    n_evaluations: int
+    """Networks evaluated on the validation images, both stages together."""
+    seconds: float
+    """Wall-clock time of the searches."""
+
+    def cells(self) -> tuple[str, ...]:
+        """Format the columns of `HEADINGS`."""
+        percents = (self.test_error, self.macs, self.params)
+        return (
+            self.network,
+            *(f"{100 * p:.2f}" for p in percents),
+            f"{self.size_bytes:,}",
+            f"{100 * self.size:.2f}",
+            str(self.n_evaluations),
+        )
+
+
+def print_rows(console: Console, rows: list[Row]) -> None:
+    """Print the final table."""
+    table = Table(title="Final networks")
+    for number, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*row.cells())
+    console.print(table)
+
+
+def format_markdown(headings: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> str:
+    """Format a Markdown table; the first column is text, the others numbers."""
+    rule = ("---", *["---:"] * (len(headings) - 1))
+    return "\n".join("| " + " | ".join(line) + " |" for line in (headings, rule, *lines))
+
+
+def format_report(config: Any, rows: list[Row], skipped: dict[str, str]) -> str:
+    """Format `report.md`.
+
+    Args:
+        config: The experiment's dataclass.
+        rows: The final table.
+        skipped: Layers left out of the pruning walk, with the reason.
+    """
+    settings = [(k, str(v)) for k, v in dataclasses.asdict(config).items()]
+    left_out = [f"- `{name}`: {reason}" for name, reason in skipped.items()] or ["None."]
+    return "\n".join(
+        [
+            f"# {config.model} on {config.dataset}: {config.algo}",
+            "",
+            format_markdown(HEADINGS, [row.cells() for row in rows]),
+            "",
+            "Errors are on the test images, which no search has seen. Sizes are bytes on disk:",
+            "float32 safetensors for the baseline, bit-packed safetensors for the others.",
+            "The best episode of each search was chosen by validation accuracy.",
+            "",
+            "![reward](reward-pruning.png) ![reward](reward-quantization.png)",
+            "![layers](layers-pruning.png) ![layers](layers-quantization.png)",
+            "![trade-off](tradeoff-pruning.png) ![trade-off](tradeoff-quantization.png)",
+            "",
+            "Layers left out of the pruning walk:",
+            "",
+            *left_out,
+            "",
+            "Settings:",
+            "",
+            format_markdown(("setting", "value"), settings),
+            "",
+        ]
+    )

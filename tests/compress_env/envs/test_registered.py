@@ -1,0 +1,150 @@
+"""What holds for every registered environment."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env, data_equivalence
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+import compress_env
+from compress_env.envs.base import LayerState, LayerwiseCompressionEnv
+from tests.fakes import DATA_ROOT
+
+IDS = sorted(name for name in gym.registry if name.startswith("compress_env/"))
+HAS_MNIST = (DATA_ROOT / "MNIST" / "raw").is_dir()
+
+
+@pytest.fixture(scope="module", params=IDS)
+def env(request: pytest.FixtureRequest) -> Iterator[gym.Env[Any, Any]]:
+    """Make each registered environment once; the tests reset it."""
+    if "MNIST" in request.param and not HAS_MNIST:
+        pytest.skip(f"MNIST is not in {DATA_ROOT}")
+    made = gym.make(request.param, finetune_steps=2)
+    yield made
+    made.close()
+
+
+def walk_through(env: gym.Env[Any, Any], actions: Any) -> list[tuple[Any, ...]]:
+    results = [env.reset(seed=3)]
+    return results + [env.step(np.array([a], np.float32)) for a in actions]  # type: ignore[operator]
+
+
+def n_layers(env: gym.Env[Any, Any]) -> int:
+    unwrapped = env.unwrapped
+    assert isinstance(unwrapped, LayerwiseCompressionEnv)
+    return len(unwrapped.walk)
+
+
+def test_the_expected_ids_are_registered() -> None:
+    assert [name.removeprefix("compress_env/") for name in IDS] == [
+        "PruneLeNet5Digits-v0",
+        "PruneLeNet5MNIST-v0",
+        "Pruning-v0",
+        "Quantization-v0",
+        "QuantizeLeNet5Digits-v0",
+        "QuantizeLeNet5MNIST-v0",
+    ]
+
+
+@pytest.mark.timeout(300)  # the first MNIST task trains its baseline
+def test_passes_gymnasium_check(env: gym.Env[Any, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env.unwrapped)
+    assert env.unwrapped.np_random is not None
+
+
+def test_passes_stable_baselines3_check(env: gym.Env[Any, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sb3_check_env(env.unwrapped)
+    assert env.observation_space.shape == (9,)
+
+
+def test_replay_is_bit_identical(env: gym.Env[Any, Any]) -> None:
+    actions = np.random.default_rng(0).uniform(-1, 1, n_layers(env))
+    first, second = walk_through(env, actions), walk_through(env, actions)
+    for a, b in zip(first[1:], second[1:], strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+        assert a[1:4] == b[1:4]
+        a[-1].pop("n_evaluations"), b[-1].pop("n_evaluations")
+        assert data_equivalence(a[-1], b[-1], exact=True)
+    assert first[-1][2] is True
+
+
+def test_reset_forgets_the_past(env: gym.Env[Any, Any]) -> None:
+    fresh = walk_through(env, [0.3])
+    walk_through(env, [0.9] * n_layers(env))
+    again = walk_through(env, [0.3])
+    np.testing.assert_array_equal(fresh[0][0], again[0][0])
+    np.testing.assert_array_equal(fresh[1][0], again[1][0])
+    assert fresh[1][1] == again[1][1]
+
+
+def test_observations_are_fresh_arrays_in_the_space(env: gym.Env[Any, Any]) -> None:
+    results = walk_through(env, [0.5] * n_layers(env))
+    observations = [result[0] for result in results]
+    copies = [observation.copy() for observation in observations]
+    env.reset()
+    for observation, copy in zip(observations, copies, strict=True):
+        assert env.observation_space.contains(observation)
+        np.testing.assert_array_equal(observation, copy)
+    indices = [LayerState(*observation).index for observation in observations[:-1]]
+    np.testing.assert_allclose(indices, np.linspace(0, 1, len(indices)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (np.array([1.5], np.float32), r"action must be in \[-1, 1\], got 1.5"),
+        (np.array([np.nan], np.float32), "action must be finite"),
+        (np.zeros(2, np.float32), r"action must have shape \(1,\), got \(2,\)"),
+    ],
+    ids=["out of bounds", "not a number", "two numbers"],
+)
+def test_bad_action_is_refused_and_changes_nothing(
+    env: gym.Env[Any, Any], action: Any, message: str
+) -> None:
+    expected = walk_through(env, [0.0])
+    env.reset(seed=3)
+    with pytest.raises(ValueError, match=message):
+        env.unwrapped.step(action)
+    observation, reward, *_ = env.step(np.zeros(1, np.float32))
+    np.testing.assert_array_equal(observation, expected[1][0])
+    assert reward == expected[1][1]
+
+
+def test_step_after_the_end_is_refused(env: gym.Env[Any, Any]) -> None:
+    walk_through(env, [1.0] * n_layers(env))
+    with pytest.raises(gym.error.ResetNeeded, match="call reset"):
+        env.step(np.zeros(1, np.float32))
+
+
+def test_pickled_environment_gives_the_same_episode(env: gym.Env[Any, Any]) -> None:
+    twin = pickle.loads(pickle.dumps(env.unwrapped))
+    actions = [0.1] * n_layers(env)
+    for a, b in zip(walk_through(env, actions), walk_through(twin, actions), strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+
+
+def test_docstring_table_is_the_observation_space(env: gym.Env[Any, Any]) -> None:
+    lines = (env.unwrapped.__doc__ or "").splitlines()
+    rows = [line.split("|")[1:-1] for line in lines if line.strip().startswith("|")]
+    entries = [[cell.strip() for cell in row] for row in rows if row[0].strip().isdigit()]
+    assert [int(row[0]) for row in entries] == list(range(9))
+    assert [row[1].strip("`") for row in entries] == list(LayerState._fields)
+    space = env.observation_space
+    assert isinstance(space, gym.spaces.Box)
+    assert [float(row[2]) for row in entries] == space.low.tolist()
+    assert [float(row[3]) for row in entries] == space.high.tolist()
+
+
+def test_public_names_exist() -> None:
+    assert all(hasattr(compress_env, name) for name in compress_env.__all__)

@@ -1,0 +1,246 @@
+"""Tests of the named networks, their recipes and the cached baselines."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compress_env import models
+from compress_env.data import DATASETS, DataBundle, cache_dir, load_data
+from compress_env.models import (
+    MODELS,
+    RECIPES,
+    Recipe,
+    build_model,
+    load_baseline,
+    save_checkpoint,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+REAL_DATA = Path(os.environ.get("COMPRESS_ENV_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("COMPRESS_ENV_CACHE", str(tmp_path / "cache"))
+    # Threads that share a core with other work are far slower than none on networks this small.
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RECIPES, ("lenet5", "digits"), Recipe(epochs=1))
+
+
+@pytest.fixture(scope="module")
+def digits() -> DataBundle:
+    return load_data("digits")
+
+
+def _accuracy(model: nn.Module, data: DataBundle) -> float:
+    images, labels = next(iter(data.validation.batches([torch.arange(len(data.validation))])))
+    with torch.no_grad():
+        return float((model(images).argmax(1) == labels).float().mean())
+
+
+def _weights(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.flatten() for parameter in model.parameters()]).detach()
+
+
+def _cached() -> list[Path]:
+    return sorted((cache_dir() / "baselines").glob("*.safetensors"))
+
+
+# Networks
+
+
+@pytest.mark.parametrize("side", [28, 32])
+def test_lenet5_has_the_classic_parameters(side: int) -> None:
+    model = build_model("lenet5", 10, (1, side, side))
+    counts = {
+        name: sum(p.numel() for p in layer.parameters())
+        for name, layer in model.named_children()
+        if list(layer.parameters())
+    }
+    assert counts == {"conv1": 156, "conv2": 2416, "fc1": 48120, "fc2": 10164, "fc3": 850}
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 31, 17), (1, 29, 32), (2, 1, 1)])
+def test_lenet5_pads_small_images(shape: tuple[int, int, int]) -> None:
+    model = build_model("lenet5", 7, shape)
+    assert model(torch.zeros(2, *shape)).shape == (2, 7)
+    assert sum(p.numel() for p in model.parameters()) == 61_706 + 150 * (shape[0] - 1) - 3 * 85
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "shape", "message"),
+    [
+        ("lenet", 10, (1, 28, 28), "unknown model 'lenet'; valid names: lenet5"),
+        ("lenet5", 10, (3, 64, 32), "up to 32x32, got 64x32"),
+        ("lenet5", 0, (1, 28, 28), "num_classes of at least 1.*got 0"),
+        ("lenet5", 10, (1, 0, 28), r"got 10 and \(1, 0, 28\)"),
+        ("lenet5", 10, (28, 28), r"\(C, H, W\).*got 10 and \(28, 28\)"),
+    ],
+)
+def test_build_model_rejects(
+    name: str, num_classes: int, shape: tuple[int, int, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_model(name, num_classes, shape)
+
+
+def test_recipes_name_known_models_and_data() -> None:
+    assert {("lenet5", "digits"), ("lenet5", "mnist"), ("lenet5", "fashion_mnist")} <= set(RECIPES)
+    assert all(model in MODELS and data in DATASETS for model, data in RECIPES)
+
+
+# Baselines
+
+
+def test_the_digits_recipe_learns(digits: DataBundle) -> None:
+    model = load_baseline("lenet5", digits)
+    assert _accuracy(model, digits) > 0.98
+    assert not model.training
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not (REAL_DATA / "MNIST").is_dir(), reason="needs the MNIST files")
+def test_the_mnist_recipe_learns() -> None:
+    data = load_data("mnist", data_root=REAL_DATA)
+    assert _accuracy(load_baseline("lenet5", data), data) > 0.989
+
+
+@pytest.mark.usefixtures("_quick")
+def test_training_is_deterministic_and_leaves_the_global_state_alone(
+    digits: DataBundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = torch.get_rng_state()
+    first = load_baseline("lenet5", digits)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    monkeypatch.setenv("COMPRESS_ENV_CACHE", str(tmp_path / "other"))
+    assert torch.equal(_weights(load_baseline("lenet5", digits)), _weights(first))
+
+
+@pytest.mark.usefixtures("_quick")
+def test_training_happens_once(digits: DataBundle, caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[tuple[int, int]] = []
+    with caplog.at_level(logging.INFO):
+        first = load_baseline("lenet5", digits, progress=lambda *done: calls.append(done))
+        second = load_baseline("lenet5", digits, progress=lambda *done: calls.append(done))
+    assert calls == [(1, 1)]
+    assert [r.getMessage() for r in caplog.records if r.name == models.__name__] == [
+        "training lenet5 on digits for 1 epochs"
+    ]
+    assert torch.equal(_weights(first), _weights(second))
+    assert [path.name.split("-")[:2] for path in _cached()] == [["lenet5", "digits"]]
+
+
+@pytest.mark.usefixtures("_quick")
+def test_other_recipes_shapes_and_splits_have_their_own_file(
+    digits: DataBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_baseline("lenet5", digits)
+    load_baseline("lenet5", load_data("digits", size=16))
+    load_baseline("lenet5", load_data("digits", seed=1))
+    monkeypatch.setitem(RECIPES, ("lenet5", "digits"), Recipe(epochs=1, seed=1))
+    load_baseline("lenet5", digits)
+    assert len(_cached()) == 4
+
+
+@pytest.mark.usefixtures("_quick")
+@pytest.mark.parametrize("damage", [b"", b"garbage", None], ids=["empty", "garbage", "truncated"])
+def test_a_corrupt_cached_network_is_trained_again(
+    damage: bytes | None, digits: DataBundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = _weights(load_baseline("lenet5", digits))
+    [path] = _cached()
+    path.write_bytes(path.read_bytes()[:-10] if damage is None else damage)
+    assert torch.equal(_weights(load_baseline("lenet5", digits)), expected)
+    assert "training again" in caplog.text
+    caplog.clear()
+    load_baseline("lenet5", digits)
+    assert "training again" not in caplog.text
+
+
+@pytest.mark.usefixtures("_quick")
+def test_training_works_without_a_writable_cache(
+    digits: DataBundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("COMPRESS_ENV_CACHE", str(tmp_path / "file"))
+    assert _accuracy(load_baseline("lenet5", digits), digits) > 0.2
+    assert "not writable" in caplog.text
+
+
+def test_divergence_is_reported_and_not_kept(
+    digits: DataBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPES, ("lenet5", "digits"), Recipe(epochs=1, learning_rate=1e8))
+    with pytest.raises(RuntimeError, match=r"training diverged: the loss is (nan|inf)"):
+        load_baseline("lenet5", digits)
+    assert _cached() == []
+
+
+def test_a_checkpoint_replaces_the_recipe(digits: DataBundle, tmp_path: Path) -> None:
+    model = build_model("lenet5", 10, (1, 32, 32))
+    save_checkpoint(model, tmp_path / "mine.safetensors")
+    unnamed = replace(digits, name="unnamed")
+    loaded = load_baseline("lenet5", unnamed, checkpoint=tmp_path / "mine.safetensors")
+    assert torch.equal(_weights(loaded), _weights(model))
+    assert not loaded.training
+    assert _cached() == []
+
+
+def test_without_recipe_or_checkpoint_the_choices_are_named(digits: DataBundle) -> None:
+    with pytest.raises(
+        ValueError, match=r"no recipe for lenet5 on mine.*checkpoint=.*lenet5 on mn"
+    ):
+        load_baseline("lenet5", replace(digits, name="mine"))
+
+
+def test_processes_that_start_at_once_train_once(tmp_path: Path) -> None:
+    script = (
+        "import logging, sys, torch\n"
+        "torch.set_num_threads(1)\n"
+        "from compress_env.data import load_data\n"
+        "from compress_env.models import RECIPES, Recipe, load_baseline\n"
+        "RECIPES['lenet5', 'digits'] = Recipe(epochs=3)\n"
+        "data = load_data('digits')\n"
+        "logging.basicConfig(level=logging.INFO, stream=sys.stdout)\n"
+        "weights = load_baseline('lenet5', data).state_dict()\n"
+        "print(float(sum(tensor.sum() for tensor in weights.values())))\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sum(output.count("training lenet5") for output in outputs) == 1
+    assert len({output.splitlines()[-1] for output in outputs}) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("_quick")
+def test_training_on_the_gpu_leaves_its_global_state_alone(digits: DataBundle) -> None:
+    before = torch.cuda.get_rng_state()
+    model = load_baseline("lenet5", digits, device="cuda")
+    assert next(model.parameters()).device.type == "cuda"
+    assert torch.equal(torch.cuda.get_rng_state(), before)

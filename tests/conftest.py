@@ -1,0 +1,28 @@
+"""Fixtures for every test: a cache of their own, and the data when it is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import DATA_ROOT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep baselines that tests train out of the user's cache, and train each once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPRESS_ENV_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("COMPRESS_ENV_DATA", str(DATA_ROOT))
+        yield
+
+
+@pytest.fixture
+def mnist() -> Path:
+    """Return the root of the data sets, or skip the test without MNIST in it."""
+    if not os.path.isdir(DATA_ROOT / "MNIST" / "raw"):
+        pytest.skip(f"MNIST is not in {DATA_ROOT}; set COMPRESS_ENV_DATA")
+    return DATA_ROOT

@@ -1,0 +1,92 @@
+"""Small networks, data and tasks that make tests run in milliseconds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from compress_env.data import DataBundle, make_data_bundle
+
+DATA_ROOT = Path(os.environ.get("COMPRESS_ENV_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def make_data(n_classes: int = 3, side: int = 8, channels: int = 1, seed: int = 0) -> DataBundle:
+    """Images of noise whose brightest stripe tells the class; 96 train, 48 test."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(n_images: int) -> TensorDataset:
+        labels = torch.arange(n_images) % n_classes
+        images = torch.rand(n_images, channels, side, side, generator=generator)
+        rows = torch.arange(side)[None, :] % n_classes == labels[:, None]
+        images = images + rows[:, None, :, None].float()
+        return TensorDataset(images, labels)
+
+    return make_data_bundle(draw(96), draw(48), n_calibration=32)
+
+
+class PlainNet(nn.Module):
+    """Two convolutions and two linear layers, the first after a flatten."""
+
+    def __init__(self, n_classes: int = 3, channels: int = 1, side: int = 8) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 4, 3, padding=1)
+        self.conv2 = nn.Conv2d(4, 6, 3, padding=1)
+        self.pool = nn.MaxPool2d(2)
+        self.fc1 = nn.Linear(6 * (side // 4) ** 2, 8)
+        self.fc2 = nn.Linear(8, n_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.pool(torch.relu(self.conv1(images)))
+        hidden = self.pool(torch.relu(self.conv2(hidden)))
+        return self.fc2(torch.relu(self.fc1(hidden.flatten(1))))  # type: ignore[no-any-return]
+
+
+class BranchedNet(nn.Module):
+    """Batch-norm, a residual stream, a depthwise convolution and a concatenation."""
+
+    def __init__(self, n_classes: int = 3, channels: int = 1) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.block1 = nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6))
+        self.block2 = nn.Conv2d(6, 8, 3, padding=1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, stride=2, groups=8)
+        self.left = nn.Conv2d(8, 5, 1)
+        self.right = nn.Sequential(nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4))
+        self.merge = nn.Conv2d(9, 7, 1)
+        self.head = nn.Linear(7, n_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        stream = torch.relu(self.stem(images))
+        stream = stream + self.block2(torch.relu(self.block1(stream)))
+        stream = torch.relu(self.depthwise(stream))
+        joined = torch.cat([self.left(stream), self.right(stream)], 1)
+        pooled = torch.relu(self.merge(torch.relu(joined))).mean((2, 3))
+        return self.head(pooled)  # type: ignore[no-any-return]
+
+
+class ShapedNet(PlainNet):
+    """A network whose forward pass insists on the number of channels of its first layer."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = torch.relu(self.conv1(images)).reshape(len(images), 4, 8, 8)
+        hidden = self.pool(torch.relu(self.conv2(self.pool(hidden))))
+        return self.fc2(torch.relu(self.fc1(hidden.flatten(1))))  # type: ignore[no-any-return]
+
+
+def seeded(build: type[nn.Module], seed: int = 0) -> nn.Module:
+    """Build a network with fixed random weights and batch-norm statistics that are not trivial."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = build()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias)
+                assert module.running_mean is not None and module.running_var is not None
+                nn.init.normal_(module.running_mean)
+                nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model.eval()
