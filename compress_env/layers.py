@@ -9,16 +9,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "FLOAT_BYTES",
     "Layer",
     "compute_layers",
     "dense_macs",
     "dense_params",
     "describe_layer",
-    "float_bytes",
     "largest_bits_within",
     "layer_table",
     "quantized_bytes",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 FLOAT_BYTES = 4
+SLACK = 1e-6  # a rate that went through float32 still rounds as it did in float64
 LAYER_TYPES = (nn.Conv2d, nn.Linear)
 
 
@@ -158,12 +160,6 @@ def _n_nonzero(tensor: Tensor) -> int:
     return int(torch.count_nonzero(tensor.detach()))
 
 
-def float_bytes(model: nn.Module) -> int:
-    """Bytes of the network's parameters and running statistics in float32."""
-    buffers = sum(b.numel() for b in model.buffers() if b.is_floating_point())
-    return FLOAT_BYTES * (dense_params(model) + buffers)
-
-
 def quantized_bytes(layer: Layer, bits: int) -> int:
     """Bytes of a layer's weight tensor at `bits` bits with one float32 scale per output channel."""
     return math.ceil(layer.n_weights * bits / 8) + FLOAT_BYTES * layer.out_channels
@@ -175,17 +171,20 @@ def round_channels(n_channels: int, pruning_rate: float, channel_round: int = 1)
     Args:
         n_channels: Channels before pruning, at least 1.
         pruning_rate: Fraction removed, in [0, 1].
-        channel_round: The count is rounded to a multiple of this, half up.
+        channel_round: The count is rounded to the nearest multiple of this, half down.
 
     Returns:
         A count in 1..n_channels; it never grows with the rate.
     """
-    multiples = math.floor((1.0 - pruning_rate) * n_channels / channel_round + 0.5)
+    multiples = math.ceil((1.0 - pruning_rate) * n_channels / channel_round - 0.5 - SLACK)
     return min(n_channels, max(1, multiples) * channel_round)
 
 
 def smallest_rate_within(
-    sizes: Sequence[int], highest: float, meets: Callable[[float], bool]
+    sizes: Sequence[int],
+    highest: float,
+    meets: Callable[[float], bool],
+    channel_round: int = 1,
 ) -> float:
     """Return the smallest pruning rate in [0, `highest`] at which `meets` holds.
 
@@ -195,8 +194,10 @@ def smallest_rate_within(
         sizes: Channels of each group that the rate applies to.
         highest: Highest rate allowed; `meets(highest)` is taken for granted.
         meets: Whether a rate meets the budget; once true it stays true for higher rates.
+        channel_round: As in `round_channels`.
     """
-    grid = {1.0 - kept / n for n in sizes for kept in range(1, n + 1)}
+    counts = {n: (np.arange(n // channel_round + 1) + 0.5) * channel_round for n in sizes}
+    grid = {float(1.0 - kept / n) for n in sizes for kept in counts[n]}
     rates = sorted({0.0, highest} | {rate for rate in grid if 0.0 < rate < highest})
     low, high = 0, len(rates) - 1
     while low < high:

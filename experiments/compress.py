@@ -25,9 +25,8 @@ from agents import Random, Uniform
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv, PruningMethod
 from compress_env.envs.quantization import QuantizationEnv
-from compress_env.layers import float_bytes
 from compress_env.models import save_checkpoint
-from compress_env.quantization.packing import save_packed
+from compress_env.quantization.packing import pack, save_packed
 from compress_env.task import derive_generator
 from experiments.algorithms import LEARNERS, check_algorithm, make_learner
 from experiments.figures import draw_layers, draw_rewards, draw_tradeoff
@@ -138,8 +137,8 @@ class Job:
             seed=config.seed,
         )
         self.task = self.pruning_env.task
-        QuantizationEnv(self.task.model, self.task.data, size_budget=config.size_budget)
-        self.full_bytes = float_bytes(self.task.model)
+        unpruned = QuantizationEnv(self.task.model, self.task.data, size_budget=config.size_budget)
+        self.size_budget_bytes = unpruned.budget_bytes
 
     def compress(
         self, name: str, algorithm: str, n_evaluations: tuple[int, int] | None
@@ -157,9 +156,7 @@ class Job:
             pruning.model,
             self.task.data,
             device=self.task.device,
-            size_budget=min(
-                1.0, self.config.size_budget * self.full_bytes / float_bytes(pruning.model)
-            ),
+            size_budget=min(1.0, self.size_budget_bytes / len(pack(pruning.model))),
             finetune_steps=self.config.finetune_steps,
             reward_at="episode",
             seed=self.config.seed,

@@ -7,8 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.fakes import DATA_ROOT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Run on one thread: faster for networks this small, and the same on a busy machine."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -165,7 +165,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
                 f"max_pruning_rate={self.max_pruning_rate} reaches {lowest:.4f} of the unpruned "
                 f"MACs, got {flops_budget}"
             )
-        return flops_budget * self._full_macs
+        return max(flops_budget * self._full_macs, self._min_macs)
 
     def uniform_value(self) -> float:
         """Return the lowest pruning rate that, used for every layer, meets the budget."""
@@ -174,7 +174,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
             return self._cost_model.macs(self._kept([], rate)) <= self.budget_macs
 
         sizes = [group.n_channels for group in self._groups]
-        return smallest_rate_within(sizes, self.max_pruning_rate, fits)
+        return smallest_rate_within(sizes, self.max_pruning_rate, fits, self.channel_round)
 
     def _kept(self, decided: list[int], rate: float) -> list[int]:
         """Complete a list of kept channels, one a group, as if later groups got `rate`."""
@@ -194,7 +194,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
 
         highest = self.max_pruning_rate
         sizes = [group.n_channels for group in groups]
-        return smallest_rate_within(sizes, highest, fits), highest
+        return smallest_rate_within(sizes, highest, fits, self.channel_round), highest
 
     def _keep_of(self, groups: tuple[ChannelGroup, ...], rate: float) -> list[int]:
         return [round_channels(g.n_channels, rate, self.channel_round) for g in groups]

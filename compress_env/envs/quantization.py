@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Unpack
 
 import numpy as np
@@ -10,12 +11,13 @@ from torch import nn
 
 from compress_env.data import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
-from compress_env.layers import compute_layers, float_bytes, largest_bits_within, quantized_bytes
-from compress_env.quantization.fake_quant import attach, bake, bits_of
+from compress_env.layers import FLOAT_BYTES, compute_layers, largest_bits_within, quantized_bytes
+from compress_env.quantization.fake_quant import MAX_BITS, attach, bake, bits_of
+from compress_env.quantization.packing import pack
 
 __all__ = ["QuantizationEnv"]
 
-MAX_BITS = 8
+BITS = range(1, MAX_BITS + 1)
 
 
 class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
@@ -51,8 +53,9 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
 
     ## Reward
 
-    `reward` of (accuracy, cost), see `compress_env.rewards`. Here the cost F is the size in bytes:
-    bit-packed weights, one float32 scale per output channel, everything else in float32.
+    `reward` of (accuracy, cost), see `compress_env.rewards`. Here the cost F is the size of the
+    packed file in bytes: header, bit-packed weights, one float32 scale per output channel,
+    everything else in float32.
     Every term is in `info["reward_terms"]`.
 
     ## Start and end
@@ -110,8 +113,11 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
         if not self.table:
             raise ValueError("model has no Conv2d or Linear layer to quantize")
         self.min_bits = min_bits
-        self._float_weight_bytes = [4 * layer.n_weights for layer in self.table]
-        self._full_bytes = float_bytes(self.task.model)
+        self._saved_bytes = [
+            [FLOAT_BYTES * layer.n_weights - quantized_bytes(layer, bits) for bits in BITS]
+            for layer in self.table
+        ]
+        self._full_bytes, self._record_bytes = self._file_bytes()
         self._min_bytes = self.size_bytes([min_bits] * len(self.table))
         self.budget_bytes = self._budget(size_budget)
         self._start(self.table)
@@ -119,15 +125,20 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
     def size_bytes(self, bits: list[int]) -> int:
         """Predicted bytes of the network with the first `len(bits)` layers quantized.
 
-        The layers after them are float32, as are biases and norm layers.
+        The layers after them are float32, as are biases and norm layers. This is the size of the
+        packed file, whose header grows with every quantized layer.
         """
-        saved = (
-            float_size - quantized_bytes(layer, b)
-            for layer, float_size, b in zip(
-                self.table, self._float_weight_bytes, bits, strict=False
-            )
-        )
-        return self._full_bytes - sum(saved)
+        saved = sum(by_bits[b - 1] for by_bits, b in zip(self._saved_bytes, bits, strict=False))
+        return self._full_bytes - saved + round(self._record_bytes * len(bits))
+
+    def _file_bytes(self) -> tuple[int, float]:
+        """Return the bytes of the float32 file, and what a quantized layer adds to the header."""
+        full = len(pack(self.task.model))
+        quantized = copy.deepcopy(self.task.model)
+        for layer in self.table:
+            attach(compute_layers(quantized)[layer.name], MAX_BITS)
+        saved = sum(by_bits[-1] for by_bits in self._saved_bytes)
+        return full, (len(pack(quantized)) - full + saved) / len(self.table)
 
     def _budget(self, size_budget: float | None) -> float:
         if size_budget is None:
@@ -138,7 +149,7 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
                 f"size_budget must be in [{lowest:.4f}, 1]: {self.min_bits} bit(s) everywhere "
                 f"reach {lowest:.4f} of the float32 size, got {size_budget}"
             )
-        return size_budget * self._full_bytes
+        return max(size_budget * self._full_bytes, self._min_bytes)
 
     def compressed_model(self) -> nn.Module:
         """Return the current network as an ordinary module, quantized weights in place."""

@@ -104,7 +104,7 @@ class LiveChannels:
             return
         for member in group.members:
             alive = self.alive(member)
-            gone = np.isin(alive, member.positions[np.asarray(channels)])
+            gone = np.isin(alive, member.positions[np.asarray(channels, np.int64)])
             with torch.no_grad():
                 member.prune(self.model.get_submodule(member.module), np.flatnonzero(gone).tolist())
             self._alive[member.module, member.side] = alive[~gone]
@@ -240,5 +240,5 @@ def zero_channels(model: nn.Module, group: ChannelGroup, channels: Sequence[int]
     layers = compute_layers(model)
     for member in group.consumers:
         if member.module in layers:
-            positions = member.positions[np.asarray(channels)].ravel()
+            positions = member.positions[np.asarray(channels, np.int64)].ravel()
             layers[member.module].weight[:, positions] = 0.0

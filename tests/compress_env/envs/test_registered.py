@@ -33,7 +33,7 @@ def env(request: pytest.FixtureRequest) -> Iterator[gym.Env[Any, Any]]:
 
 def walk_through(env: gym.Env[Any, Any], actions: Any) -> list[tuple[Any, ...]]:
     results = [env.reset(seed=3)]
-    return results + [env.step(np.array([a], np.float32)) for a in actions]  # type: ignore[operator]
+    return results + [env.step(np.array([a], np.float32)) for a in actions]
 
 
 def n_layers(env: gym.Env[Any, Any]) -> int:

@@ -99,7 +99,7 @@ def test_the_channels_that_matter_are_found() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("factor", [1e-9, 1e9], ids=["tiny", "huge"])
+@pytest.mark.parametrize("factor", [1e-13, 1e13], ids=["tiny", "huge"])
 def test_selection_does_not_depend_on_the_units(seed: int, factor: float) -> None:
     x, weight, y = make_problem(seed)
     columns = plain_columns(8, 3)
@@ -148,13 +148,13 @@ def test_the_fill_prefers_the_strongest_normalised_correlation() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_nearly_equal_channels_are_kept_once_and_without_a_warning(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(30, 6, generator=generator).double()
-    x[:, 3:] = x[:, :3] + 1e-9 * torch.randn(30, 3, generator=generator)
-    y = torch.randn(30, 1, generator=generator).double()
-    kept = select_by_lasso(accumulate([x], [y]), torch.ones(1, 6), plain_columns(6, 1), 3)
-    assert {channel % 3 for channel in kept.tolist()} == {0, 1, 2}
-    most = select_by_lasso(accumulate([x], [y]), torch.ones(1, 6), plain_columns(6, 1), 5)
-    assert len(most) == 5
+    x = torch.randn(30, 12, generator=generator).double()
+    x[:, 6:] = x[:, :6] + 1e-8 * x[:, 6:]
+    weight = torch.randn(3, 6, generator=generator).double().repeat(1, 2)
+    statistics = accumulate([x], [x @ weight.T])
+    kept = select_by_lasso(statistics, weight, plain_columns(12, 1), 6).tolist()
+    assert {channel % 6 for channel in kept} == set(range(6))
+    assert len(select_by_lasso(statistics, weight, plain_columns(12, 1), 10)) == 10
 
 
 @given(

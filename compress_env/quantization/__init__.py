@@ -1,0 +1,1 @@
+"""Quantized weights: fake quantization while training, packed files afterwards."""

@@ -1,0 +1,285 @@
+"""The pruning environment on small networks."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from compress_env.envs.pruning import PruningEnv
+from compress_env.layers import dense_macs
+from compress_env.task import FinetuneConfig
+from tests.fakes import BranchedNet, PlainNet, ShapedNet, make_data, seeded
+
+QUICK: dict[str, Any] = {"finetune_steps": 0, "device": "cpu"}
+
+
+@cache
+def data() -> Any:
+    return make_data()
+
+
+def act(env: PruningEnv, actions: Any) -> list[tuple[Any, ...]]:
+    env.reset(seed=0)
+    return [env.step(np.array([a], np.float32)) for a in actions]
+
+
+def count_macs(model: nn.Module) -> int:
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 1, 8, 8))
+    return int(counter.get_total_flops()) // 2
+
+
+@pytest.mark.parametrize("method", ["magnitude", "channel"])
+@pytest.mark.parametrize("build", [PlainNet, BranchedNet])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 2**16), budget=st.floats(0.0, 1.0))
+def test_every_action_sequence_meets_the_budget(
+    build: type[nn.Module], method: Any, seed: int, budget: float
+) -> None:
+    unbounded = PruningEnv(seeded(build), data(), method="magnitude", **QUICK)
+    lowest = unbounded.unpruned.cost_low / unbounded.unpruned.cost_high
+    budget = lowest + budget * (1.0 - lowest)
+    env = PruningEnv(seeded(build), data(), method=method, flops_budget=budget, **QUICK)
+    rng = np.random.default_rng(seed)
+    # Mostly the gentlest action: the one that leaves the budget to later layers.
+    actions = np.where(rng.random(len(env.walk)) < 0.5, -1.0, rng.uniform(-1, 1, len(env.walk)))
+    info = act(env, actions)[-1][-1]
+    assert info["dense_macs"] <= budget * env.unpruned.cost_high
+    assert info["dense_macs"] == count_macs(env.compressed_model())
+
+
+def test_gentlest_actions_use_the_budget_and_extreme_ones_reach_the_minimum() -> None:
+    env = PruningEnv(seeded(PlainNet), data(), flops_budget=0.5, **QUICK)
+    gentle = act(env, [-1.0] * len(env.walk))[-1][-1]["dense_macs"]
+    extreme = act(env, [1.0] * len(env.walk))[-1][-1]["dense_macs"]
+    assert 0.3 < gentle / env.unpruned.cost_high <= 0.5
+    assert extreme == env.unpruned.cost_low
+
+
+@pytest.mark.parametrize("build", [PlainNet, BranchedNet])
+def test_predicted_costs_are_the_live_ones(build: type[nn.Module]) -> None:
+    env = PruningEnv(seeded(build), data(), method="magnitude", **QUICK)
+    rng = np.random.default_rng(1)
+    env.reset()
+    for _ in env.walk:
+        _, _, _, _, info = env.step(rng.uniform(-1, 1, 1).astype(np.float32))
+        live = env.compressed_model()
+        assert info["dense_macs"] == count_macs(live)
+        assert info["dense_params"] == sum(p.numel() for p in live.parameters())
+        assert info["reward_terms"]["cost"] == info["dense_macs"]
+        assert info["dense_macs"] == env._cost_model.macs(env._kept(env._kept_so_far, 0.0))
+
+
+@pytest.mark.parametrize("method", ["magnitude", "channel"])
+def test_network_really_shrinks(method: Any) -> None:
+    env = PruningEnv(seeded(PlainNet), data(), method=method, **QUICK)
+    act(env, [1.0 - 2 * 0.5 / 0.95] * 3)  # half of every layer's inputs
+    model = env.compressed_model()
+    assert isinstance(model, PlainNet)
+    assert model.conv1.weight.shape == (2, 1, 3, 3)
+    assert model.conv2.weight.shape == (3, 2, 3, 3)
+    assert model.fc1.weight.shape == (4, 3 * 4)
+    assert model.fc2.weight.shape == (3, 4)
+
+
+def test_compressed_model_is_a_copy() -> None:
+    env = PruningEnv(seeded(PlainNet), data(), **QUICK)
+    env.reset()
+    first = env.compressed_model()
+    nn.init.zeros_(next(first.parameters()))
+    assert not torch.equal(next(first.parameters()), next(env.live_model().parameters()))
+
+
+def test_given_network_is_never_changed() -> None:
+    model = seeded(BranchedNet)
+    before = copy.deepcopy(model.state_dict())
+    env = PruningEnv(model, data(), finetune_steps=2, device="cpu")
+    act(env, [0.5] * len(env.walk))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_lasso_and_least_squares_beat_magnitude_before_finetuning() -> None:
+    """On the calibration images, fitted responses lie closer to the unpruned network's."""
+    errors = {}
+    for method in ("magnitude", "channel"):
+        env = PruningEnv(seeded(PlainNet), data(), method=method, **QUICK)
+        act(env, [0.0, -1.0, -1.0])
+        images = next(env.task.calibration_batches())[0]
+        with torch.no_grad():
+            gap = env.live_model()(images) - env.task.model(images)
+        errors[method] = float(gap.square().mean())
+    assert errors["channel"] < 0.8 * errors["magnitude"]
+
+
+def test_batch_norm_statistics_are_those_of_the_pruned_network() -> None:
+    env = PruningEnv(seeded(BranchedNet), data(), method="magnitude", **QUICK)
+    act(env, [0.0] * len(env.walk))
+    model = env.live_model()
+    assert isinstance(model, BranchedNet)
+    images = torch.cat([x for x, _ in env.task._in_order(env.task.data.train)])
+    with torch.no_grad():
+        outputs = model.stem[0](images)
+    estimated = model.stem[1].running_mean
+    assert isinstance(estimated, torch.Tensor)
+    torch.testing.assert_close(estimated, outputs.mean((0, 2, 3)), atol=0.05, rtol=0.05)
+
+
+def test_state_describes_the_layer_about_to_be_decided() -> None:
+    env = PruningEnv(seeded(PlainNet), data(), method="magnitude", **QUICK)
+    observation, _ = env.reset()
+    # conv2 is first: 6 of at most 8 outputs, 4 of at most 24 inputs, 3x3, 864 x 4 MACs
+    expected = [0, 6 / 8, 4 / 24, 1, 1, 1, 0, 0.95, 1]
+    np.testing.assert_allclose(observation, expected, rtol=1e-6)
+    observation = env.step(np.array([1.0], np.float32))[0]
+    # fc1: its 24 inputs are untouched, conv2's pruning concerned conv1 and conv2 alone
+    macs = 24 * 8 / (6 * 4 * 9 * 16)
+    np.testing.assert_allclose(observation, [0.5, 1, 1, 1 / 3, 1 / 3, 1, 0, 0.95, macs], rtol=1e-6)
+
+
+def test_layers_that_cannot_be_pruned_are_listed_with_the_reason() -> None:
+    env = PruningEnv(seeded(ShapedNet), data(), **QUICK)
+    assert [layer.name for layer in env.walk] == ["fc1", "fc2"]
+    assert "breaks the network" in env.skipped_layers["conv2"]
+
+
+def test_reward_at_episode_scores_once() -> None:
+    env = PruningEnv(seeded(PlainNet), data(), reward_at="episode", **QUICK)
+    results = act(env, [0.0] * 3)
+    assert [r[1] for r in results[:-1]] == [0.0, 0.0]
+    assert [r[-1]["accuracy"] is None for r in results] == [True, True, False]
+    assert [r[-1]["n_evaluations"] for r in results] == [0, 0, 1]
+    assert results[-1][1] == pytest.approx(results[-1][-1]["accuracy"] - 1.0)
+
+
+def test_evaluations_are_counted_once_per_prefix() -> None:
+    env = PruningEnv(seeded(PlainNet), data(), **QUICK)
+    counts = [act(env, actions)[-1][-1]["n_evaluations"] for actions in ([0, 0, 0], [0, 0, 0.9])]
+    # the second episode shares two of three prefixes
+    assert counts == [3, 4]
+    env.forget_evaluations()
+    assert act(env, [0, 0, 0])[-1][-1]["n_evaluations"] == 3
+
+
+def test_transition_noise_draws_a_new_seed_at_each_reset() -> None:
+    env = PruningEnv(
+        seeded(PlainNet), data(), transition_noise=True, finetune_steps=3, device="cpu"
+    )
+
+    def final_weights(seed: int | None) -> torch.Tensor:
+        env.reset(seed=seed)
+        env.step(np.zeros(1, np.float32))
+        return next(env.compressed_model().parameters()).detach()
+
+    assert torch.equal(final_weights(0), final_weights(0))
+    assert not torch.equal(final_weights(0), final_weights(None))
+
+
+class TestFailures:
+    def test_loss_that_is_not_finite_ends_the_episode_with_the_lower_bound(self) -> None:
+        config = FinetuneConfig(learning_rate=1e30)
+        env = PruningEnv(
+            seeded(PlainNet), data(), finetune_steps=3, finetune_config=config, device="cpu"
+        )
+        observation, reward, terminated, truncated, info = act(env, [0.0])[0]
+        assert (reward, terminated, truncated) == (-1.0, True, False)
+        assert info["error"].startswith("FloatingPointError")
+        assert env.observation_space.contains(observation)
+        fresh, _ = env.reset()
+        np.testing.assert_array_equal(
+            fresh, PruningEnv(seeded(PlainNet), data(), **QUICK).reset()[0]
+        )
+
+    def test_out_of_memory_ends_the_episode_and_the_next_is_clean(self) -> None:
+        calls = 0
+
+        def scorer(model: nn.Module) -> float:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+            return 0.5
+
+        env = PruningEnv(seeded(PlainNet), data(), scorer=scorer, reward="flops", **QUICK)
+        results = act(env, [0.0, 0.0])
+        assert results[1][1:3] == (0.0, True)
+        assert results[1][-1]["error"] == "OutOfMemoryError: CUDA out of memory."
+        again = act(env, [0.0] * 3)
+        assert again[0][1] == results[0][1]
+        assert "error" not in again[-1][-1]
+
+    def test_scorer_that_returns_nan_is_a_failure(self) -> None:
+        env = PruningEnv(seeded(PlainNet), data(), scorer=lambda _: float("nan"), **QUICK)
+        assert "the scorer returned nan" in act(env, [0.0])[0][-1]["error"]
+
+
+def test_zeros_stay_zero_through_finetuning() -> None:
+    model = seeded(PlainNet)
+    assert isinstance(model, PlainNet)
+    with torch.no_grad():
+        model.fc1.weight[:, ::2] = 0.0
+    env = PruningEnv(model, data(), method="magnitude", finetune_steps=4, device="cpu")
+    info = act(env, [-1.0])[0][-1]
+    live = env.live_model()
+    assert isinstance(live, PlainNet)
+    assert not live.fc1.weight[:, ::2].any()
+    assert live.fc1.weight[:, 1::2].all()
+    assert info["sparse_params"] == info["dense_params"] - 8 * 12
+    assert info["sparse_macs"] == info["dense_macs"] - 8 * 12
+    assert info["dense_macs"] == dense_macs(live, env.positions)
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.95])
+def test_uniform_value_meets_the_budget_and_no_smaller_rate_does(rate: float) -> None:
+    env = PruningEnv(seeded(BranchedNet), data(), max_pruning_rate=rate, **QUICK)
+    budget = 0.5 * (1 + env.unpruned.cost_low / env.unpruned.cost_high)
+    env = PruningEnv(
+        seeded(BranchedNet), data(), max_pruning_rate=rate, flops_budget=budget, **QUICK
+    )
+    uniform = env.uniform_value()
+    assert env._cost_model.macs(env._kept([], uniform)) <= env.budget_macs
+    assert env._cost_model.macs(env._kept([], uniform - 1e-4)) > env.budget_macs
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "magic"}, "unknown method 'magic'; valid: magnitude, channel"),
+        ({"reward": "profit"}, "unknown reward 'profit'; valid: err, flops"),
+        ({"reward_at": "never"}, "unknown reward_at 'never'; valid: layer, episode"),
+        ({"flops_budget": 0.001}, r"flops_budget must be in \[0.\d+, 1\].*reaches 0.\d+"),
+        ({"flops_budget": 1.5}, r"flops_budget must be in .* got 1.5"),
+        ({"flops_budget": float("nan")}, r"flops_budget must be in .* got nan"),
+        ({"max_pruning_rate": 0.0}, r"max_pruning_rate must be in \(0, 1\], got 0.0"),
+        ({"channel_round": 0}, "channel_round must be at least 1, got 0"),
+        ({"finetune_steps": -1}, "finetune_steps must be 0 or more, got -1"),
+        ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({"render_mode": "human"}, "unknown render_mode 'human'; valid: None, ansi, rgb_array"),
+        ({"device": "abacus"}, "device 'abacus' is not available"),
+        ({"model": "lenet6"}, "unknown model 'lenet6'; valid names: .*lenet5"),
+        ({"data": "digitz"}, "unknown data set 'digitz'; valid names: .*digits"),
+        ({"model": nn.Flatten()}, r"model must return logits of shape \(1, 3\), got \(1, 64\)"),
+        ({"model": nn.Linear(3, 3)}, r"model cannot take images of shape \(1, 8, 8\)"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_bad_input_is_refused_in_one_line(options: dict[str, Any], message: str) -> None:
+    options = {"model": seeded(PlainNet), "data": data(), "device": "cpu"} | options
+    with pytest.raises(ValueError, match=message) as caught:
+        PruningEnv(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_model_without_a_prunable_layer_is_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(ValueError, match="no prunable layer"):
+        PruningEnv(model, data(), device="cpu")

@@ -1,0 +1,171 @@
+"""The quantization environment on small networks."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from compress_env.envs.pruning import PruningEnv
+from compress_env.envs.quantization import QuantizationEnv
+from compress_env.layers import compute_layers
+from compress_env.quantization.packing import load_into, load_packed, save_packed
+from tests.fakes import BranchedNet, PlainNet, make_data, seeded
+
+QUICK: dict[str, Any] = {"finetune_steps": 0, "device": "cpu"}
+
+
+@cache
+def data() -> Any:
+    return make_data()
+
+
+def act(env: QuantizationEnv, actions: Any) -> list[tuple[Any, ...]]:
+    env.reset(seed=0)
+    return [env.step(np.array([a], np.float32)) for a in actions]
+
+
+def actions_for(env: QuantizationEnv, bits: list[int]) -> list[float]:
+    return [2 * (b - env.min_bits) / (8 - env.min_bits) - 1 for b in bits]
+
+
+@pytest.mark.parametrize("build", [PlainNet, BranchedNet])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 2**16), budget=st.floats(0.0, 1.0))
+def test_every_action_sequence_meets_the_budget(
+    build: type[nn.Module], seed: int, budget: float
+) -> None:
+    free = QuantizationEnv(seeded(build), data(), **QUICK)
+    lowest = free.unpruned.cost_low / free.unpruned.cost_high
+    budget = lowest + budget * (1.0 - lowest)
+    env = QuantizationEnv(seeded(build), data(), size_budget=budget, **QUICK)
+    rng = np.random.default_rng(seed)
+    actions = np.where(rng.random(len(env.walk)) < 0.5, 1.0, rng.uniform(-1, 1, len(env.walk)))
+    info = act(env, actions)[-1][-1]
+    assert info["size_bytes"] <= budget * env.unpruned.cost_high + 1e-6
+
+
+def test_predicted_bytes_are_those_of_the_packed_file(tmp_path: Path) -> None:
+    env = QuantizationEnv(seeded(BranchedNet), data(), **QUICK)
+    info = act(env, actions_for(env, [8, 2, 5, 1, 3, 7, 4, 6]))[-1][-1]
+    size = save_packed(tmp_path / "packed.safetensors", env.live_model())
+    assert info["size_bytes"] == pytest.approx(size, rel=0.02)
+    full = save_packed(tmp_path / "float.safetensors", env.task.model)
+    assert env.unpruned.cost_high == full
+
+
+def test_walk_is_every_layer_in_execution_order() -> None:
+    env = QuantizationEnv(seeded(BranchedNet), data(), **QUICK)
+    assert [layer.name for layer in env.walk] == [
+        "stem.0",
+        "block1.0",
+        "block2",
+        "depthwise",
+        "left",
+        "right.0",
+        "merge",
+        "head",
+    ]
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_every_bit_width_gives_that_many_levels(bits: int) -> None:
+    env = QuantizationEnv(seeded(PlainNet), data(), **QUICK)
+    results = act(env, actions_for(env, [bits] * 4))
+    assert [r[-1]["bits"] for r in results] == [bits] * 4
+    model = env.compressed_model()
+    for layer in compute_layers(model).values():
+        levels = max(len(torch.unique(channel)) for channel in layer.weight)
+        assert 1 < levels <= max(2, 2**bits - 1)
+        assert isinstance(layer.weight, nn.Parameter)
+
+
+def test_bits_follow_the_action_affinely() -> None:
+    env = QuantizationEnv(seeded(PlainNet), data(), **QUICK)
+    bits = [act(env, [a])[0][-1]["bits"] for a in np.linspace(-1, 1, 8)]
+    assert bits == list(range(1, 9))
+    assert all(type(b) is int for b in bits)
+
+
+def test_finetuning_trains_the_quantized_network() -> None:
+    model = seeded(PlainNet)
+    accuracies = []
+    for steps in (0, 40):
+        env = QuantizationEnv(model, data(), finetune_steps=steps, device="cpu")
+        accuracies.append(act(env, actions_for(env, [2, 2, 2, 2]))[-1][-1]["accuracy"])
+        layer = compute_layers(env.compressed_model())["fc1"]
+        assert max(len(torch.unique(channel)) for channel in layer.weight) <= 3
+    assert accuracies[1] > accuracies[0] + 0.2
+
+
+def test_pruned_network_is_quantized_and_comes_back_from_its_file(tmp_path: Path) -> None:
+    pruning = PruningEnv(seeded(BranchedNet), data(), **QUICK)
+    pruning.reset()
+    for _ in pruning.walk:
+        pruning.step(np.zeros(1, np.float32))
+    env = QuantizationEnv(pruning.compressed_model(), data(), **QUICK)
+    act(env, actions_for(env, [3, 4, 5, 6, 1, 2, 8, 8]))
+    save_packed(tmp_path / "small.safetensors", env.live_model())
+    again = seeded(BranchedNet, seed=5)
+    load_into(again, load_packed(tmp_path / "small.safetensors"))
+    images = next(env.task.calibration_batches())[0]
+    with torch.no_grad():
+        assert torch.equal(again.eval()(images), env.compressed_model()(images))
+
+
+def test_zeros_from_pruning_stay_zeros() -> None:
+    model = seeded(PlainNet)
+    assert isinstance(model, PlainNet)
+    with torch.no_grad():
+        model.fc1.weight[:, ::2] = 0.0
+    for bits in (1, 2, 8):
+        env = QuantizationEnv(model, data(), finetune_steps=3, device="cpu")
+        act(env, actions_for(env, [bits] * 4))
+        assert not compute_layers(env.compressed_model())["fc1"].weight[:, ::2].any()
+
+
+def test_uniform_value_is_the_most_bits_that_fit() -> None:
+    free = QuantizationEnv(seeded(PlainNet), data(), **QUICK)
+    assert free.uniform_value() == 8
+    five = free.size_bytes([5] * 4) / free.unpruned.cost_high
+    env = QuantizationEnv(seeded(PlainNet), data(), size_budget=five, **QUICK)
+    assert env.uniform_value() == 5
+
+
+def test_state_shows_feasible_bits() -> None:
+    free = QuantizationEnv(seeded(PlainNet), data(), **QUICK)
+    budget = free.size_bytes([1, 1, 3, 1]) / free.unpruned.cost_high
+    env = QuantizationEnv(seeded(PlainNet), data(), size_budget=budget, **QUICK)
+    env.reset()
+    observations = [env.step(np.array([-1.0], np.float32))[0] for _ in range(2)]
+    assert observations[-1][6:8].tolist() == [1 / 8, 3 / 8]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size_budget": 0.01}, r"size_budget must be in \[0.\d+, 1\]: 1 bit.* got 0.01"),
+        ({"size_budget": 2.0}, r"size_budget must be in .* got 2.0"),
+        ({"min_bits": 0}, r"min_bits must be in 1..8, got 0"),
+        ({"min_bits": 9}, r"min_bits must be in 1..8, got 9"),
+    ],
+)
+def test_bad_input_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        QuantizationEnv(seeded(PlainNet), data(), **QUICK, **options)
+
+
+def test_network_without_layers_is_refused() -> None:
+    class Means(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1)[:, :3]
+
+    with pytest.raises(ValueError, match="no Conv2d or Linear layer"):
+        QuantizationEnv(Means(), data(), device="cpu")

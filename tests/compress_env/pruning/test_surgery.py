@@ -1,0 +1,157 @@
+"""Channels are removed from everything they touch, and only what is safe is touched."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from compress_env.models import build_model
+from compress_env.pruning.surgery import LiveChannels, find_walk, zero_channels
+from tests.fakes import BranchedNet, PlainNet, ShapedNet, seeded
+
+IMAGE = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class TwiceNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.again = nn.Conv2d(4, 4, 3, padding=1)
+        self.fc1 = nn.Linear(4, 6)
+        self.fc2 = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.again(torch.relu(self.again(torch.relu(self.stem(x)))))
+        return self.fc2(torch.relu(self.fc1(x.mean((2, 3)))))  # type: ignore[no-any-return]
+
+
+class GroupedNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.merge = nn.Conv2d(8, 6, 1)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.merge(torch.relu(self.grouped(torch.relu(self.stem(x)))))
+        return self.head(torch.relu(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class SoftmaxNet(nn.Module):
+    """Normalises over channels, so that a channel counts even if no layer reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.next = nn.Conv2d(4, 6, 3, padding=1)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.next(torch.softmax(self.stem(x), 1)))
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("build", [PlainNet, BranchedNet])
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**16))
+def test_pruned_equals_zeroed(build: type[nn.Module], seed: int) -> None:
+    model = seeded(build)
+    walk = find_walk(model, IMAGE)
+    pruned, zeroed = copy.deepcopy(model), copy.deepcopy(model)
+    live, rng = LiveChannels(pruned), np.random.default_rng(seed)
+    for decision in walk.decisions:
+        for group in decision.groups:
+            gone = rng.permutation(group.n_channels)[: rng.integers(group.n_channels)]
+            live.remove(group, gone)
+            zero_channels(zeroed, group, gone.tolist())
+    with torch.no_grad():
+        torch.testing.assert_close(pruned(IMAGE), zeroed(IMAGE), atol=1e-5, rtol=0)
+
+
+def test_walk_of_a_chain_is_every_layer_but_the_first() -> None:
+    walk = find_walk(build_model("lenet5", 10, (1, 28, 28)), torch.zeros(1, 1, 28, 28))
+    assert [d.layer.in_channels for d in walk.decisions] == [6, 400, 120, 84]
+    assert [d.n_channels for d in walk.decisions] == [6, 16, 120, 84]
+    assert walk.skipped == {}
+
+
+def test_walk_decides_each_group_once_at_its_first_reader() -> None:
+    walk = find_walk(seeded(BranchedNet), IMAGE)
+    decided = {d.layer.name: [g.n_channels for g in d.groups] for d in walk.decisions}
+    # block1.0 is first to read the residual stream, merge reads a concatenation of two groups
+    assert decided == {"block1.0": [8], "block2": [6], "merge": [5, 4], "head": [7]}
+    stream = walk.decisions[0].groups[0]
+    members = {(m.module, m.side) for m in stream.members}
+    assert members == {
+        ("stem.0", "out"),
+        ("stem.1", "out"),
+        ("block1.0", "in"),
+        ("block2", "out"),
+        ("depthwise", "out"),
+        ("left", "in"),
+        ("right.0", "in"),
+    }
+    right = walk.decisions[2].groups[1]
+    assert right.columns("merge").ravel().tolist() == [5, 6, 7, 8]
+
+
+def test_flattened_channels_own_their_places() -> None:
+    walk = find_walk(seeded(PlainNet), IMAGE)
+    group = walk.decisions[1].groups[0]
+    np.testing.assert_array_equal(group.columns("fc1"), np.arange(24).reshape(6, 4))
+
+
+def test_removal_updates_what_is_left() -> None:
+    model = seeded(BranchedNet)
+    walk = find_walk(model, IMAGE)
+    live = LiveChannels(model)
+    left, right = walk.decisions[2].groups
+    live.remove(left, [1, 3])
+    live.remove(right, [0])
+    assert live.positions("merge", "in").tolist() == [0, 2, 4, 6, 7, 8]
+    assert live.positions("left", "out").tolist() == [0, 2, 4]
+    assert model.get_submodule("merge").in_channels == 6
+
+
+@pytest.mark.parametrize(
+    ("build", "layer", "reason"),
+    [
+        (TwiceNet, "again", "runs more than once"),
+        (GroupedNet, "grouped", "is a grouped convolution"),
+        (ShapedNet, "conv2", "removing a channel breaks the network"),
+        (SoftmaxNet, "next", "removing a channel is not the same as zeroing it"),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else None,
+)
+def test_unsafe_layers_are_skipped_with_the_reason(
+    build: type[nn.Module], layer: str, reason: str
+) -> None:
+    walk = find_walk(seeded(build), IMAGE)
+    assert reason in walk.skipped[layer]
+    assert layer not in [d.layer.name for d in walk.decisions]
+    assert walk.decisions
+
+
+def test_walk_leaves_the_model_alone_and_can_be_pickled() -> None:
+    model = seeded(BranchedNet)
+    before = copy.deepcopy(model.state_dict())
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    walk = pickle.loads(pickle.dumps(find_walk(model, IMAGE)))
+    assert len(walk.decisions) == 4
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_network_without_hidden_channels_is_refused() -> None:
+    with pytest.raises(ValueError, match="no prunable layer"):
+        find_walk(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), IMAGE)
