@@ -64,7 +64,7 @@ class Config:
     """How channels are selected."""
     flops_budget: float = 0.2
     """Highest multiply-accumulates after pruning, a fraction of the unpruned network's."""
-    size_budget: float = 0.04
+    size_budget: float = 0.05
     """Highest size after quantization, a fraction of the unpruned network's float32 size."""
     episodes: int = 100
     """Episodes of the agent in each of the two stages."""
@@ -79,7 +79,7 @@ class Config:
     out: Path | None = None
     """Run folder; a new one under runs/ when not given."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Check what no environment checks.
 
         Raises:
@@ -121,6 +121,7 @@ class Job:
             ValueError: If a name, a budget or another setting is wrong.
             FileNotFoundError: If the data set or the checkpoint is not there.
         """
+        config.check()
         self.config = config
         self.console = console
         self.pruning_env = PruningEnv(
@@ -330,11 +331,7 @@ def _draw(folder: RunFolder, contenders: list[Contender]) -> None:
     labels = {"pruning": "multiply-accumulates per image", "quantization": "bytes (predicted)"}
     for stage, xlabel in labels.items():
         results: dict[str, Stage] = {c.name: getattr(c, stage) for c in contenders}
-        rewards = {
-            name: [episode.reward for episode in result.episodes]
-            for name, result in results.items()
-            if len(result.episodes) > 1
-        }
+        rewards = {n: [episode.reward for episode in r.episodes] for n, r in results.items()}
         value = results[contenders[-1].name].env.value_name
         chosen = {name: result.best for name, result in results.items()}
         episodes = {name: result.episodes for name, result in results.items()}

@@ -1,0 +1,184 @@
+"""The main job, end to end on few episodes."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+
+from compress_env.data import load_data
+from compress_env.envs.pruning import PruningEnv
+from compress_env.envs.quantization import QuantizationEnv
+from compress_env.models import build_model, load_checkpoint
+from compress_env.quantization.packing import load_into, load_packed
+from experiments import compress
+from experiments.compress import Config, run
+from experiments.report import Row
+
+SMALL: dict[str, Any] = {"episodes": 3, "finetune_steps": 2, "final_finetune_steps": 5}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row], str]:
+    """Run the job once with the default agent."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    text = StringIO()
+    rows = run(Config(out=out, **SMALL), Console(file=text, width=120))
+    return out, rows, text.getvalue()
+
+
+def test_folder_holds_what_is_promised(finished: tuple[Path, list[Row], str]) -> None:
+    out = finished[0]
+    names = {path.name for path in out.iterdir()}
+    assert {"config.json", "episodes.csv", "policy.json", "table.csv", "report.md"} <= names
+    assert {"baseline.safetensors", "network-q_critic_ppo.safetensors"} <= names
+    figures = [f"{k}-{s}.png" for k in ("reward", "layers", "tradeoff") for s in STAGES]
+    assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in figures)
+    config = json.loads((out / "config.json").read_text())
+    assert (config["seed"], config["episodes"]) == (0, 3)
+    assert {"versions", "git_revision", "hardware", "date", "command"} <= set(config)
+
+
+STAGES = ("pruning", "quantization")
+
+
+def test_table_compares_four_networks_within_the_budgets(
+    finished: tuple[Path, list[Row], str],
+) -> None:
+    out, rows, text = finished
+    assert [row.network for row in rows] == ["baseline", "uniform", "random", "q_critic_ppo"]
+    baseline, *others = rows
+    assert (baseline.macs, baseline.params, baseline.size) == (1.0, 1.0, 1.0)
+    default = Config()
+    for row in others:
+        assert row.macs <= default.flops_budget
+        assert row.size <= default.size_budget
+        path = out / f"network-{row.network}.safetensors"
+        assert row.size_bytes == path.stat().st_size
+        assert row.network in text
+    assert [row._asdict() for row in rows] == pd.read_csv(out / "table.csv").to_dict("records")
+
+
+def test_random_search_spends_as_many_evaluations(
+    finished: tuple[Path, list[Row], str],
+) -> None:
+    rows = {row.network: row for row in finished[1]}
+    assert rows["random"].n_evaluations == rows["q_critic_ppo"].n_evaluations
+    assert rows["uniform"].n_evaluations == 2
+
+
+def test_every_episode_is_recorded(finished: tuple[Path, list[Row], str]) -> None:
+    table = pd.read_csv(finished[0] / "episodes.csv")
+    agent = table[table["search"] == "q_critic_ppo"]
+    assert agent.groupby("stage")["index"].apply(list).to_dict() == {
+        "pruning": [0, 1, 2],
+        "quantization": [0, 1, 2],
+    }
+    pruning = agent[agent["stage"] == "pruning"]
+    rates = pruning[["value:conv2", "value:fc1", "value:fc2", "value:fc3"]]
+    assert rates.notna().all(axis=None) and ((rates >= 0) & (rates < 1)).all(axis=None)
+    bits = agent[agent["stage"] == "quantization"]["value:conv1"]
+    assert bits.isin(range(1, 9)).all()
+    assert (table["seconds"] > 0).all()
+
+
+def test_policy_gives_its_accuracy_again(finished: tuple[Path, list[Row], str]) -> None:
+    policy = json.loads((finished[0] / "policy.json").read_text())["q_critic_ppo"]["pruning"]
+    env = PruningEnv(flops_budget=Config().flops_budget, finetune_steps=2, reward_at="episode")
+    env.reset()
+    for action in policy["actions"]:
+        info = env.step(np.array([action], np.float32))[-1]
+    assert info["accuracy"] == policy["validation_accuracy"]
+
+
+def test_compressed_file_scores_what_the_table_says(
+    finished: tuple[Path, list[Row], str],
+) -> None:
+    out, rows, _ = finished
+    env = QuantizationEnv()
+    model = build_model("lenet5", 10, (1, 32, 32))
+    load_into(model, load_packed(out / "network-q_critic_ppo.safetensors"))
+    assert 1.0 - env.task.accuracy(model, "test") == rows[-1].test_error
+    baseline = build_model("lenet5", 10, (1, 32, 32))
+    load_checkpoint(baseline, out / "baseline.safetensors")
+    assert env.task.accuracy(baseline, "validation") == rows[0].validation_accuracy
+
+
+def test_same_seed_gives_the_same_rows(
+    finished: tuple[Path, list[Row], str], tmp_path: Path
+) -> None:
+    again = run(Config(out=tmp_path / "again", **SMALL), Console(file=StringIO()))
+    assert [row._replace(seconds=0) for row in again] == [
+        row._replace(seconds=0) for row in finished[1]
+    ]
+
+
+@pytest.mark.parametrize("algo", ["ppo", "a2c", "ddpg", "td3", "sac", "random", "uniform"])
+def test_every_algorithm_runs_the_job(algo: str, tmp_path: Path) -> None:
+    settings = SMALL | {"episodes": 2, "finetune_steps": 0}
+    rows = run(Config(algo=algo, out=tmp_path / "out", **settings), Console(file=StringIO()))
+    assert algo in [row.network for row in rows]
+    assert len(rows) == (3 if algo in ("random", "uniform") else 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--algo", "magic"], "unknown algorithm 'magic'; valid: q_critic_ppo, ppo"),
+        (["--model", "lenet6"], "unknown model 'lenet6'"),
+        (["--dataset", "digitz"], "unknown data set 'digitz'"),
+        (["--flops-budget", "0.0001"], "flops_budget must be in"),
+        (["--size-budget", "0.0001"], "size_budget must be in"),
+        (["--episodes", "0"], "episodes must be at least 1, got 0"),
+        (["--checkpoint", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--dataset", "mnist", "--data-root", "nowhere"], "nowhere.*--download"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_ends_with_one_line_and_no_folder(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["compress", *arguments, "--out", "out"])
+    with pytest.raises(SystemExit, match=message) as caught:
+        compress.main()
+    assert str(caught.value).startswith("error: ")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoint_with_code_in_it_is_refused_unexecuted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"conv1.weight": Payload()}, tmp_path / "evil.pt")
+    argv = ["compress", "--checkpoint", str(tmp_path / "evil.pt"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", argv)
+    with pytest.raises(SystemExit, match=r"error: .*evil\.pt"):
+        compress.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.pt"]
+
+
+def test_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty"):
+        run(Config(out=tmp_path, **SMALL), Console(file=StringIO()))
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_main_job_on_mnist(mnist: Path, tmp_path: Path) -> None:
+    settings = {"episodes": 1, "finetune_steps": 1, "final_finetune_steps": 20}
+    config = Config(dataset="mnist", data_root=mnist, out=tmp_path / "out", **settings)  # type: ignore[arg-type]
+    rows = run(config, Console(file=StringIO()))
+    assert rows[0].test_error < 0.015
+    assert load_data("mnist", data_root=mnist).image_shape == (1, 28, 28)

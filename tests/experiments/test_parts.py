@@ -1,0 +1,181 @@
+"""The parts that experiments are made of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from agents import Random, Uniform
+from compress_env.envs.pruning import PruningEnv
+from experiments import throughput
+from experiments.algorithms import LEARNERS, check_algorithm, make_learner
+from experiments.figures import pareto_front
+from experiments.report import format_markdown
+from experiments.run_folder import RunFolder, replacing
+from experiments.search import (
+    Episode,
+    EpisodeLog,
+    best_episode,
+    replay,
+    run_learner,
+    run_policy,
+)
+from tests.fakes import PlainNet, make_data, seeded
+
+EPISODE = Episode(
+    index=0,
+    layers=("a", "b"),
+    actions=(0.5, -1.0),
+    values=(0.25, 0.75),
+    accuracy=0.9,
+    reward=-0.1,
+    cost=10.0,
+    dense_macs=10,
+    dense_params=5,
+    sparse_macs=10,
+    sparse_params=5,
+    n_evaluations=1,
+    seconds=0.5,
+)
+
+
+def make_log(**options: Any) -> EpisodeLog:
+    env = PruningEnv(seeded(PlainNet), make_data(), finetune_steps=0, device="cpu", **options)
+    return EpisodeLog(env)
+
+
+class TestSearch:
+    def test_policy_is_run_for_as_many_evaluations(self) -> None:
+        log = make_log(reward_at="episode")
+        policy = Random(log.observation_space, log.action_space, seed=0)
+        run_policy(policy, log, n_episodes=50, n_evaluations=7)
+        assert log.episodes[-1].n_evaluations == 7
+        assert all(e.n_evaluations < 7 for e in log.episodes[:-1])
+
+    def test_learner_is_run_for_as_many_episodes(self) -> None:
+        log = make_log()
+        agent = make_learner("q_critic_ppo", log, n_steps=15, seed=0)
+        run_learner(agent, log, 5)
+        assert [e.index for e in log.episodes] == [0, 1, 2, 3, 4]
+        assert all(len(e.actions) == 3 for e in log.episodes)
+
+    def test_failed_episodes_count_and_are_told_apart(self) -> None:
+        scores = iter([0.5, 0.5, float("nan")] + [0.5] * 100)
+        log = make_log(scorer=lambda _: next(scores))
+        run_learner(make_learner("q_critic_ppo", log, n_steps=12, seed=0), log, 4)
+        assert len(log.episodes) == 4
+        failed = log.episodes[0]
+        assert failed.accuracy is None and failed.error is not None
+        assert len(failed.values) == 2
+        assert best_episode(log.episodes, by_accuracy=True).index > 0
+
+    def test_replay_gives_the_network_again(self) -> None:
+        log = make_log()
+        run_policy(Random(log.observation_space, log.action_space, 1), log, n_episodes=2)
+        env = log.unwrapped
+        assert isinstance(env, PruningEnv)
+        replay(env, log.episodes[0])
+        assert env.task.score(env.compressed_model()) == log.episodes[0].accuracy
+
+    def test_uniform_prunes_every_layer_alike_and_meets_the_budget(self) -> None:
+        log = make_log(flops_budget=0.4)
+        env = log.unwrapped
+        assert isinstance(env, PruningEnv)
+        run_policy(Uniform(env.uniform_value()), log, n_episodes=1)
+        (episode,) = log.episodes
+        assert episode.cost <= 0.4 * env.unpruned.cost_high
+        counts = np.array([d.n_channels for d in env._decisions])
+        np.testing.assert_allclose(episode.values, env.uniform_value(), atol=1.0 / counts.min())
+        assert np.ptp(episode.values) < 0.2
+
+    def test_best_is_by_accuracy_then_cost_or_by_reward(self) -> None:
+        cheap = replace(EPISODE, index=1, cost=5.0, reward=-0.2)
+        failed = replace(EPISODE, index=2, accuracy=None, reward=1.0)
+        worse = replace(EPISODE, index=3, accuracy=0.8, cost=1.0, reward=-0.05)
+        episodes = [EPISODE, cheap, failed, worse]
+        assert best_episode(episodes, by_accuracy=True) is cheap
+        assert best_episode(episodes, by_accuracy=False) is worse
+        with pytest.raises(RuntimeError, match="no episode finished"):
+            best_episode([failed], by_accuracy=True)
+
+    def test_row_has_a_column_per_layer(self) -> None:
+        row = EPISODE.row()
+        assert (row["value:a"], row["value:b"], row["actions"]) == (0.25, 0.75, "0.5 -1")
+        assert "layers" not in row
+
+
+class TestAlgorithms:
+    def test_unknown_name_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="unknown algorithm 'x'; valid: q_critic_ppo, ppo"):
+            check_algorithm("x")
+
+    @pytest.mark.parametrize("name", LEARNERS)
+    def test_same_seed_same_search(self, name: str) -> None:
+        actions = []
+        for _ in range(2):
+            log = make_log()
+            run_learner(make_learner(name, log, n_steps=18, seed=4), log, 6)
+            actions.append([episode.actions for episode in log.episodes])
+        assert actions[0] == actions[1]
+        assert len(set(actions[0])) > 1
+
+
+def test_pareto_front_by_hand() -> None:
+    costs = [3.0, 1.0, 2.0, 2.0, 4.0]
+    accuracies = [0.9, 0.5, 0.7, 0.6, 0.9]
+    assert pareto_front(costs, accuracies).tolist() == [1, 2, 0]
+
+
+def test_markdown_table() -> None:
+    assert format_markdown(("a", "b"), [("x", "1")]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+
+
+@dataclass(frozen=True)
+class Settings:
+    name: str = "x"
+
+
+class TestRunFolder:
+    def test_config_tells_how_to_repeat_the_run(self, tmp_path: Path) -> None:
+        RunFolder(tmp_path / "run", Settings())
+        config = json.loads((tmp_path / "run" / "config.json").read_text())
+        assert config["name"] == "x"
+        assert config["command"].startswith("python -m")
+        assert config["versions"]["torch"]
+
+    def test_failed_write_leaves_the_old_file_and_nothing_else(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("old")
+        with pytest.raises(RuntimeError, match="broken"), replacing(tmp_path / "a.txt") as path:
+            path.write_text("half")
+            raise RuntimeError("broken")
+        assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+        assert (tmp_path / "a.txt").read_text() == "old"
+
+    def test_folder_that_cannot_be_made_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(ValueError, match="cannot write to"):
+            RunFolder(tmp_path / "file" / "run", Settings())
+
+
+class TestThroughput:
+    def test_times_every_step_of_every_method(self, tmp_path: Path) -> None:
+        config = throughput.Config(
+            dataset="digits", steps=4, finetune_steps=1, out=tmp_path / "out"
+        )
+        medians = throughput.run(config, Console(file=StringIO()))
+        assert medians.index.tolist() == ["magnitude", "channel"]
+        assert medians["statistics"]["channel"] > 0
+        assert medians["statistics"]["magnitude"] == 0
+        np.testing.assert_allclose(medians["ratio"], medians["step"] / medians["bare"])
+        assert "| channel |" in (tmp_path / "out" / "throughput.md").read_text()
+
+    def test_no_steps_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="steps must be at least 1"):
+            throughput.run(throughput.Config(steps=0), Console(file=StringIO()))

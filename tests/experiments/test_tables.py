@@ -1,0 +1,78 @@
+"""Means over seeds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import tables
+from experiments.tables import mean_interval, read_runs, summarize
+
+SETTINGS = {
+    "model": "lenet5",
+    "dataset": "digits",
+    "algo": "ppo",
+    "method": "channel",
+    "flops_budget": 0.2,
+    "size_budget": 0.05,
+    "episodes": 10,
+}
+
+
+def write_run(folder: Path, seed: int, errors: tuple[float, ...], **changes: object) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(SETTINGS | {"seed": seed} | changes))
+    names = ["baseline", "uniform", "random", "ppo"]
+    rows = [
+        {"network": n, "test_error": e, "macs": 0.5, "params": 0.5, "size": 0.1, "n_evaluations": 3}
+        for n, e in zip(names, errors, strict=True)
+    ]
+    pd.DataFrame(rows).to_csv(folder / "table.csv", index=False)
+    return folder
+
+
+def test_interval_by_hand() -> None:
+    # n = 3, s = 1, t = 4.303
+    mean, half = mean_interval([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert half == pytest.approx(4.3027 / np.sqrt(3), rel=1e-4)
+    assert np.isnan(mean_interval([1.0])[1])
+
+
+def test_summary_compares_the_agent_seed_by_seed(tmp_path: Path) -> None:
+    runs = (
+        write_run(tmp_path / "a", 0, (0.01, 0.05, 0.03, 0.02)),
+        write_run(tmp_path / "b", 1, (0.01, 0.07, 0.05, 0.04)),
+    )
+    text = summarize(read_runs(runs))
+    assert "Mean over 2 seeds" in text
+    assert "| baseline | 1.00 | 50.00 | 50.00 | 10.00 | 3 |" in text
+    assert "| ppo | 3.00 ± 12.71 |" in text
+    assert "ppo minus uniform: -3.00 points" in text
+    assert "ppo minus random: -1.00 ± 0.00 points" in text
+
+
+@pytest.mark.parametrize(
+    ("seed", "changes", "message"),
+    [(0, {}, "a seed of its own"), (1, {"episodes": 99}, "must agree in model")],
+    ids=["same seed", "other settings"],
+)
+def test_runs_that_cannot_be_averaged_are_refused(
+    tmp_path: Path, seed: int, changes: dict[str, object], message: str
+) -> None:
+    first = write_run(tmp_path / "a", 0, (0.0,) * 4)
+    second = write_run(tmp_path / "b", seed, (0.0,) * 4, **changes)
+    with pytest.raises(ValueError, match=message):
+        read_runs((first, second))
+
+
+def test_folder_without_a_table_ends_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tables", "--runs", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"error: .* is not a finished run"):
+        tables.main()
