@@ -15,11 +15,12 @@ from agents import QCriticPPO
 
 __all__ = ["LEARNERS", "POLICIES", "check_algorithm", "make_learner"]
 
+LOG_STD = -0.5  # a standard deviation of 1 would put a third of the first actions on the bounds
 Builder = Callable[[gym.Env[Any, Any], int, int], BaseAlgorithm]
 
 
 def _q_critic_ppo(env: gym.Env[Any, Any], n_steps: int, seed: int) -> BaseAlgorithm:
-    return QCriticPPO("MlpPolicy", env, seed=seed, device="cpu")
+    return QCriticPPO("MlpPolicy", env, gamma=1.0, seed=seed, device="cpu")
 
 
 def _ppo(env: gym.Env[Any, Any], n_steps: int, seed: int) -> BaseAlgorithm:
@@ -33,11 +34,20 @@ def _ppo(env: gym.Env[Any, Any], n_steps: int, seed: int) -> BaseAlgorithm:
         learning_rate=1e-3,
         seed=seed,
         device="cpu",
+        policy_kwargs={"log_std_init": LOG_STD},
     )
 
 
 def _a2c(env: gym.Env[Any, Any], n_steps: int, seed: int) -> BaseAlgorithm:
-    return A2C("MlpPolicy", env, n_steps=5, gamma=1.0, seed=seed, device="cpu")
+    return A2C(
+        "MlpPolicy",
+        env,
+        n_steps=5,
+        gamma=1.0,
+        seed=seed,
+        device="cpu",
+        policy_kwargs={"log_std_init": LOG_STD},
+    )
 
 
 def _off_policy(agent: Callable[..., BaseAlgorithm], noise: float | None) -> Builder:

@@ -22,13 +22,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from agents import Random, Uniform
-from compress_env.envs.base import LayerwiseCompressionEnv
+from compress_env.envs.base import LayerwiseCompressionEnv, RewardAt
 from compress_env.envs.pruning import PruningEnv, PruningMethod
 from compress_env.envs.quantization import QuantizationEnv
 from compress_env.models import save_checkpoint
 from compress_env.quantization.packing import pack, save_packed
 from compress_env.task import derive_generator
-from experiments.algorithms import LEARNERS, check_algorithm, make_learner
+from experiments.algorithms import check_algorithm, make_learner
 from experiments.figures import draw_layers, draw_rewards, draw_tradeoff
 from experiments.report import Row, format_report, print_rows
 from experiments.run_folder import RunFolder
@@ -62,15 +62,19 @@ class Config:
     """Agent: q_critic_ppo, ppo, a2c, ddpg, td3, sac, random or uniform."""
     method: PruningMethod = "channel"
     """How channels are selected."""
-    flops_budget: float = 0.2
+    flops_budget: float = 0.15
     """Highest multiply-accumulates after pruning, a fraction of the unpruned network's."""
     size_budget: float = 0.05
     """Highest size after quantization, a fraction of the unpruned network's float32 size."""
-    episodes: int = 100
+    reward: str = "err"
+    """Reward: err, flops, amc_flops or amc_params."""
+    reward_at: RewardAt = "episode"
+    """Score, and reward, after every layer or once at the end: one evaluation an episode."""
+    episodes: int = 150
     """Episodes of the agent in each of the two stages."""
     finetune_steps: int = 10
     """Minibatches of fine-tuning after each layer."""
-    final_finetune_steps: int = 400
+    final_finetune_steps: int = 1000
     """Minibatches of fine-tuning after each stage, learning rate annealed."""
     seed: int = 0
     """Seed of the task and of the agent."""
@@ -134,7 +138,8 @@ class Job:
             method=config.method,
             flops_budget=config.flops_budget,
             finetune_steps=config.finetune_steps,
-            reward_at="episode",
+            reward=config.reward,
+            reward_at=config.reward_at,
             seed=config.seed,
         )
         self.task = self.pruning_env.task
@@ -159,7 +164,8 @@ class Job:
             device=self.task.device,
             size_budget=min(1.0, self.size_budget_bytes / len(pack(pruning.model))),
             finetune_steps=self.config.finetune_steps,
-            reward_at="episode",
+            reward=self.config.reward,
+            reward_at=self.config.reward_at,
             seed=self.config.seed,
         )
         quantization = self._stage(f"{name}: bits", quantization_env, algorithm, limits[1])
@@ -169,7 +175,6 @@ class Job:
         self, label: str, env: LayerwiseCompressionEnv, algorithm: str, n_evaluations: int | None
     ) -> Stage:
         """Search, apply the best episode again, and fine-tune its network."""
-        env.forget_evaluations()
         episodes = self._search(label, env, algorithm, n_evaluations)
         best = best_episode(episodes, by_accuracy=True)
         replay(env, best)
@@ -182,21 +187,21 @@ class Job:
     def _search(
         self, label: str, env: LayerwiseCompressionEnv, algorithm: str, n_evaluations: int | None
     ) -> list[Episode]:
-        n_episodes = 1 if algorithm == "uniform" else self.config.episodes
-        with self._progress(label, n_evaluations or n_episodes) as advance:
+        env.forget_evaluations()
+        total = 1 if algorithm == "uniform" else n_evaluations or self.config.episodes
+        with self._progress(label, total) as advance:
             log = EpisodeLog(env, advance)
-            if algorithm in LEARNERS:
-                n_steps = n_episodes * len(env.walk)
-                agent = make_learner(algorithm, log, n_steps=n_steps, seed=self.config.seed)
-                run_learner(agent, log, n_episodes)
-            else:
-                policy = (
-                    Uniform(env.uniform_value() / env.value_scale)
-                    if algorithm == "uniform"
-                    else Random(env.observation_space, env.action_space, self.config.seed)
-                )
-                limit = n_episodes if n_evaluations is None else 10 * n_evaluations
+            if algorithm == "uniform":
+                run_policy(Uniform(env.uniform_value() / env.value_scale), log, n_episodes=1)
+            elif algorithm == "random":
+                policy = Random(env.observation_space, env.action_space, self.config.seed)
+                # A random sequence repeats another now and then: allow for many that do.
+                limit = 10 * n_evaluations if n_evaluations else self.config.episodes
                 run_policy(policy, log, n_episodes=limit, n_evaluations=n_evaluations)
+            else:
+                n_steps = self.config.episodes * len(env.walk)
+                agent = make_learner(algorithm, log, n_steps=n_steps, seed=self.config.seed)
+                run_learner(agent, log, self.config.episodes)
         return log.episodes
 
     @contextmanager

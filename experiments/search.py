@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.type_aliases import PolicyPredictor
 
-from agents.baselines import Predictor
 from compress_env.envs.base import LayerwiseCompressionEnv
 
 __all__ = [
@@ -152,7 +152,7 @@ def run_learner(agent: BaseAlgorithm, log: EpisodeLog, n_episodes: int) -> None:
 
 
 def run_policy(
-    policy: Predictor, log: EpisodeLog, *, n_episodes: int, n_evaluations: int | None = None
+    policy: PolicyPredictor, log: EpisodeLog, *, n_episodes: int, n_evaluations: int | None = None
 ) -> None:
     """Let a policy that does not learn act for `n_episodes`, or until `n_evaluations` are spent."""
     for _ in range(n_episodes):

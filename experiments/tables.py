@@ -28,7 +28,17 @@ COLUMNS = {
     "params": "parameters %",
     "size": "size %",
 }
-ALIKE = ("model", "dataset", "algo", "method", "flops_budget", "size_budget", "episodes")
+ALIKE = (
+    "model",
+    "dataset",
+    "algo",
+    "method",
+    "flops_budget",
+    "size_budget",
+    "reward",
+    "reward_at",
+    "episodes",
+)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from compress_env.layers import (
 from compress_env.rewards import Reward, RewardInput, get_reward, lower_bound
 from compress_env.task import CompressionTask, FinetuneConfig, Scorer, derive_generator
 
-__all__ = ["LayerState", "LayerwiseCompressionEnv", "TaskOptions"]
+__all__ = ["LayerState", "LayerwiseCompressionEnv", "RewardAt", "TaskOptions"]
 
 Action = NDArray[np.float32]
 Observation = NDArray[np.float32]

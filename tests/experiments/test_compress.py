@@ -81,6 +81,7 @@ def test_every_episode_is_recorded(finished: tuple[Path, list[Row], str]) -> Non
         "pruning": [0, 1, 2],
         "quantization": [0, 1, 2],
     }
+    assert (table["search"] == "uniform").sum() == 2
     pruning = agent[agent["stage"] == "pruning"]
     rates = pruning[["value:conv2", "value:fc1", "value:fc2", "value:fc3"]]
     assert rates.notna().all(axis=None) and ((rates >= 0) & (rates < 1)).all(axis=None)

@@ -19,6 +19,8 @@ SETTINGS = {
     "method": "channel",
     "flops_budget": 0.2,
     "size_budget": 0.05,
+    "reward": "err",
+    "reward_at": "episode",
     "episodes": 10,
 }
 

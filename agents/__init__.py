@@ -1,0 +1,6 @@
+"""Stable-Baselines3 algorithms and baselines for expensive sequential decision problems."""
+
+from agents.baselines import Random, Uniform
+from agents.q_critic_ppo import QCriticPPO
+
+__all__ = ["QCriticPPO", "Random", "Uniform"]

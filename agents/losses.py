@@ -1,0 +1,179 @@
+"""Losses and targets of the agents: pure functions of tensors.
+
+Shapes: B states, K sampled actions per state, D action dimensions.
+"""
+
+import torch as th
+from torch.nn import functional as F
+
+__all__ = [
+    "clip_fraction",
+    "clipped_surrogate_loss",
+    "q_loss",
+    "regularized_action",
+    "scale_to_unit_rms",
+    "td_target",
+]
+
+
+def clipped_surrogate_loss(
+    advantages: th.Tensor,
+    log_prob: th.Tensor,
+    old_log_prob: th.Tensor,
+    clip_range: float,
+) -> th.Tensor:
+    """Return the negated clipped surrogate ``-E[min(rho A, clip(rho, 1 - c, 1 + c) A)]``.
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347), equation 7; used with a Q-critic by
+    Zhan, Lin & Cao 2021 (arXiv 1912.02254).
+
+    Args:
+        advantages: A, any shape, float; no gradient should flow through it.
+        log_prob: log-probabilities in nats of the same actions under the policy being trained.
+        old_log_prob: those under the prior policy; ``rho = exp(log_prob - old_log_prob)``.
+        clip_range: c, above 0; ``math.inf`` switches the clipping off.
+
+    Returns:
+        A scalar to minimise.
+
+    Raises:
+        ValueError: if the shapes differ or ``clip_range`` is not above 0.
+    """
+    _check_same_shape(advantages=advantages, log_prob=log_prob, old_log_prob=old_log_prob)
+    _check_clip_range(clip_range)
+    ratio = th.exp(log_prob - old_log_prob)
+    clipped = th.clamp(ratio, 1.0 - clip_range, 1.0 + clip_range)
+    return -th.min(ratio * advantages, clipped * advantages).mean()
+
+
+def clip_fraction(log_prob: th.Tensor, old_log_prob: th.Tensor, clip_range: float) -> float:
+    """Return the share of ratios further than ``clip_range`` from 1, in [0, 1].
+
+    Args:
+        log_prob: log-probabilities in nats under the policy being trained, any shape.
+        old_log_prob: log-probabilities of the same actions under the prior policy, same shape.
+        clip_range: c, above 0.
+
+    Raises:
+        ValueError: if the shapes differ or ``clip_range`` is not above 0.
+    """
+    _check_same_shape(log_prob=log_prob, old_log_prob=old_log_prob)
+    _check_clip_range(clip_range)
+    ratio = th.exp(log_prob - old_log_prob)
+    return float((th.abs(ratio - 1.0) > clip_range).float().mean().item())
+
+
+def regularized_action(
+    actions: th.Tensor,
+    noise: th.Tensor,
+    noise_clip: float,
+    low: th.Tensor,
+    high: th.Tensor,
+) -> th.Tensor:
+    """Return the target action ``clip(pi'(s') + clip(noise, -c', c'), low, high)``.
+
+    Source: target policy regularization of Zhan, Lin & Cao 2021 (arXiv 1912.02254); the form is
+    that of Fujimoto et al. 2018 (arXiv 1802.09477), equation 14.
+
+    Args:
+        actions: pi'(s'), the target policy's mean, (B, D), in the units of the action space.
+        noise: a draw of N(0, sigma), (B, D), relative to half the width of the action space
+            **(ours)**: the same numbers for every Box, and the usual ones for bounds -1 and 1.
+        noise_clip: c', at least 0, relative likewise.
+        low: lower bounds of the action space, (D,).
+        high: upper bounds of the action space, (D,).
+
+    Returns:
+        The actions, (B, D), inside the bounds.
+
+    Raises:
+        ValueError: if the shapes disagree or ``noise_clip`` is negative.
+    """
+    _check_same_shape(actions=actions, noise=noise)
+    _check_same_shape(low=low, high=high)
+    if actions.shape[-1:] != low.shape:
+        raise ValueError(
+            f"bounds must have shape {tuple(actions.shape[-1:])}, got {tuple(low.shape)}"
+        )
+    if not noise_clip >= 0.0:
+        raise ValueError(f"noise_clip must be at least 0, got {noise_clip}")
+    half_width = (high - low) / 2.0
+    return th.clamp(actions + half_width * th.clamp(noise, -noise_clip, noise_clip), low, high)
+
+
+def td_target(
+    rewards: th.Tensor, dones: th.Tensor, next_q_values: th.Tensor, discounts: th.Tensor
+) -> th.Tensor:
+    """Return ``y = r + gamma (1 - done) Q'(s', a')``.
+
+    Source: Zhan, Lin & Cao 2021 (arXiv 1912.02254), with a' from `regularized_action`. Over n steps
+    **(ours)** r is the discounted sum of n rewards, s' the state after them and the discount
+    gamma^n.
+
+    Args:
+        rewards: r, (B, 1).
+        dones: 1 where the episode *terminated*, 0 elsewhere and where it was truncated, (B, 1).
+        next_q_values: Q'(s', a') of the target critic, (B, 1).
+        discounts: gamma, or gamma^n, in [0, 1], (B, 1).
+
+    Returns:
+        y, (B, 1).
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _check_same_shape(
+        rewards=rewards, dones=dones, next_q_values=next_q_values, discounts=discounts
+    )
+    return rewards + discounts * (1.0 - dones) * next_q_values
+
+
+def q_loss(q_values: th.Tensor, targets: th.Tensor) -> th.Tensor:
+    """Return the critic's loss ``mean((y - Q(s, a))^2)``.
+
+    Source: Zhan, Lin & Cao 2021 (arXiv 1912.02254).
+
+    Args:
+        q_values: Q(s, a), (B, 1).
+        targets: y, (B, 1), without gradient.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: if the shapes differ; broadcasting (B,) against (B, 1) would be silent.
+    """
+    _check_same_shape(q_values=q_values, targets=targets)
+    return F.mse_loss(q_values, targets)
+
+
+def scale_to_unit_rms(advantages: th.Tensor, epsilon: float = 1e-8) -> th.Tensor:
+    """Divide by the root mean square **(ours)**.
+
+    Unlike the usual standardisation nothing is subtracted, so no advantage changes its sign and
+    ``Q(s, a)`` used as its own advantage stays free of any baseline.
+
+    Args:
+        advantages: any shape, float.
+        epsilon: added to the root mean square, above 0.
+
+    Returns:
+        A tensor of the same shape.
+
+    Raises:
+        ValueError: if ``epsilon`` is not above 0.
+    """
+    if not epsilon > 0.0:
+        raise ValueError(f"epsilon must be above 0, got {epsilon}")
+    return advantages / (advantages.square().mean().sqrt() + epsilon)
+
+
+def _check_same_shape(**tensors: th.Tensor) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"shapes must be the same, got {shapes}")
+
+
+def _check_clip_range(clip_range: float) -> None:
+    if not clip_range > 0.0:
+        raise ValueError(f"clip_range must be above 0, got {clip_range}")

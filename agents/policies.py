@@ -1,0 +1,279 @@
+"""Policies: a Gaussian actor with a bounded mean, a Q-critic, and the targets of both.
+
+Shapes: B observations, D action dimensions (the product of the action space's shape). Actions
+are in the units of the action space everywhere; only inside the critic are they mapped to [-1, 1].
+"""
+
+from copy import deepcopy
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel, ContinuousCritic
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    FlattenExtractor,
+    create_mlp,
+    get_actor_critic_arch,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+__all__ = ["GaussianActor", "MlpPolicy", "QCriticPolicy", "check_spaces"]
+
+_HIDDEN_UNITS = 64
+
+
+class GaussianActor(BaseModel):
+    """``N(low + (high - low) * sigmoid(net(s)), (std * (high - low) / 2)^2)``.
+
+    The standard deviation does not depend on the state. ``log_std`` is relative to half the width
+    of the action space **(ours)**, so that one initial value suits every Box.
+
+    Args:
+        observation_space: observations that ``features_extractor`` accepts.
+        action_space: a Box with finite bounds, any shape.
+        net_arch: hidden layers' units.
+        features_extractor: turns an observation into ``features_dim`` numbers.
+        features_dim: length of the features.
+        activation_fn: activation of the hidden layers.
+        log_std_init: initial natural logarithm of the relative standard deviation.
+        normalize_images: divide image observations by 255.
+    """
+
+    features_extractor: BaseFeaturesExtractor
+    low: th.Tensor
+    high: th.Tensor
+    half_width: th.Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        log_std_init: float = -0.5,
+        normalize_images: bool = True,
+    ) -> None:
+        """Build the network; the class's docstring lists the arguments."""
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor=features_extractor,
+            normalize_images=normalize_images,
+        )
+        action_dim = get_action_dim(action_space)
+        self.net = nn.Sequential(*create_mlp(features_dim, action_dim, net_arch, activation_fn))
+        self.log_std = nn.Parameter(th.full((action_dim,), float(log_std_init)))
+        # action_space.shape -> (D,)
+        self.register_buffer("low", th.as_tensor(action_space.low.reshape(-1)).float())
+        self.register_buffer("high", th.as_tensor(action_space.high.reshape(-1)).float())
+        self.register_buffer("half_width", (self.high - self.low) / 2.0)
+
+    def forward(self, obs: PyTorchObs) -> th.Tensor:
+        """Return the mean actions, (B, D), strictly inside the bounds."""
+        features = self.extract_features(obs, self.features_extractor)
+        return self.low + 2.0 * self.half_width * th.sigmoid(self.net(features))
+
+    def distribution(self, obs: PyTorchObs) -> DiagGaussianDistribution:
+        """Return the Gaussian over unclipped actions."""
+        gaussian = DiagGaussianDistribution(self.low.numel())
+        return gaussian.proba_distribution(self(obs), self.log_std + th.log(self.half_width))
+
+
+class QCriticPolicy(ActorCriticPolicy):
+    """Actor, critic Q(s, a) and a slowly following copy of each.
+
+    The actor samples from an unbounded Gaussian; what an environment executes, and what every
+    critic call sees, is that sample clipped to the bounds.
+
+    Args:
+        observation_space: Box, Discrete, MultiDiscrete or MultiBinary.
+        action_space: a Box with finite bounds, any shape.
+        lr_schedule: learning rate as a function of the remaining progress (1 to 0).
+        net_arch: hidden units, one list for both networks or
+            ``dict(pi=[...], qf=[...])``; None is one hidden layer of 64 in each.
+        activation_fn: activation of the hidden layers of both networks.
+        log_std_init: initial log standard deviation, relative to half the action space's width.
+        use_sde: must be False; accepted because Stable-Baselines3 passes it.
+        features_extractor_class: built once for the actor and once for the critic.
+        features_extractor_kwargs: its arguments.
+        normalize_images: divide image observations by 255.
+        optimizer_class: built once for the actor and once for the critic.
+        optimizer_kwargs: its arguments, learning rate excluded.
+
+    Raises:
+        ValueError: if a space is not supported, or with ``use_sde=True``.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        log_std_init: float = -0.5,
+        use_sde: bool = False,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """Build all four networks; the class's docstring lists the arguments."""
+        check_spaces(observation_space, action_space)
+        if use_sde:
+            raise ValueError("use_sde must be False: the actor's noise is a plain Gaussian")
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=[_HIDDEN_UNITS] if net_arch is None else net_arch,
+            activation_fn=activation_fn,
+            log_std_init=log_std_init,
+            features_extractor_class=features_extractor_class,
+            features_extractor_kwargs=features_extractor_kwargs,
+            share_features_extractor=False,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self.actor = self._make_actor()
+        self.critic = self._make_critic()
+        self.actor_target = deepcopy(self.actor).requires_grad_(False)
+        self.critic_target = deepcopy(self.critic).requires_grad_(False)
+        for module in (self.actor, self.critic):
+            module.optimizer = self.optimizer_class(
+                module.parameters(),
+                lr=lr_schedule(1),  # type: ignore[call-arg]
+                **self.optimizer_kwargs,
+            )
+        self.set_training_mode(False)
+
+    def _make_actor(self) -> GaussianActor:
+        net_arch, _ = get_actor_critic_arch(self.net_arch)
+        actor = GaussianActor(
+            self.observation_space,
+            cast(spaces.Box, self.action_space),
+            net_arch,
+            self.pi_features_extractor,
+            self.pi_features_extractor.features_dim,
+            self.activation_fn,
+            self.log_std_init,
+            self.normalize_images,
+        )
+        # A small last layer starts the mean near the middle of the box for every observation.
+        actor.net[-1].apply(partial(self.init_weights, gain=0.01))
+        return actor
+
+    def _make_critic(self) -> ContinuousCritic:
+        _, net_arch = get_actor_critic_arch(self.net_arch)
+        return ContinuousCritic(
+            self.observation_space,
+            cast(spaces.Box, self.action_space),
+            net_arch,
+            self.vf_features_extractor,
+            self.vf_features_extractor.features_dim,
+            self.activation_fn,
+            self.normalize_images,
+            n_critics=1,
+            share_features_extractor=False,
+        )
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        inherited = super()._get_constructor_parameters()
+        for name in ("squash_output", "full_std", "use_expln", "ortho_init"):
+            del inherited[name]
+        return inherited
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Put actor and critic into training or evaluation mode; the targets never train."""
+        self.train(mode)
+        self.actor_target.train(False)
+        self.critic_target.train(False)
+
+    def get_distribution(self, obs: PyTorchObs) -> DiagGaussianDistribution:
+        """Return the actor's Gaussian over unclipped actions."""
+        return self.actor.distribution(obs)
+
+    def action_std(self) -> th.Tensor:
+        """Return the actor's standard deviation, (D,), in the units of the action space."""
+        return self.actor.log_std.exp() * self.actor.half_width
+
+    def q_values(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """Return Q(s, clip(a)), (B, 1), for actions (B, D)."""
+        return self._q(self.critic, obs, actions)
+
+    def target_q_values(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """Return Q'(s, clip(a)), (B, 1), for actions (B, D)."""
+        return self._q(self.critic_target, obs, actions)
+
+    def _q(self, critic: ContinuousCritic, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """Clip the actions to the bounds, map them onto [-1, 1] and judge them, (B, 1)."""
+        executed = th.clamp(actions, self.actor.low, self.actor.high)
+        unit = (executed - self.actor.low) / self.actor.half_width - 1.0
+        values: tuple[th.Tensor, ...] = critic(obs, unit)
+        return values[0]
+
+    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        """Return Q(s, pi(s)), (B, 1), the value of the mean action."""
+        return self.q_values(obs, self.actor(obs))
+
+    def forward(
+        self, obs: th.Tensor, deterministic: bool = False
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """Return unclipped actions (B, *shape), Q(s, pi(s)) (B, 1) and log-probabilities (B,)."""
+        gaussian = self.get_distribution(obs)
+        actions = gaussian.get_actions(deterministic=deterministic)
+        log_prob = gaussian.log_prob(actions)
+        # (B, D) -> (B, *shape)
+        shaped = actions.reshape((-1, *cast(spaces.Box, self.action_space).shape))
+        return shaped, self.predict_values(obs), log_prob
+
+    def evaluate_actions(
+        self, obs: PyTorchObs, actions: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+        """Return Q(s, pi(s)) (B, 1), log-probabilities (B,) and entropies (B,), in nats.
+
+        Args:
+            obs: B observations.
+            actions: (B, D), unclipped: the log-probability of a clipped action is that of
+                another event.
+        """
+        gaussian = self.get_distribution(obs)
+        return self.predict_values(obs), gaussian.log_prob(actions), gaussian.entropy()
+
+
+MlpPolicy = QCriticPolicy
+
+
+def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """Raise unless observations are arrays and a bounded mean can be mapped onto the actions.
+
+    Args:
+        observation_space: anything but a Dict.
+        action_space: a Box whose bounds are finite, low below high in every dimension.
+
+    Raises:
+        ValueError: if either space is something else.
+    """
+    if isinstance(observation_space, spaces.Dict):
+        raise ValueError(
+            "Dict observations are not supported, flatten them with "
+            f"gymnasium.wrappers.FlattenObservation; got {observation_space}"
+        )
+    if not isinstance(action_space, spaces.Box):
+        raise ValueError(f"action_space must be a Box with finite bounds, got {action_space}")
+    if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
+        raise ValueError(f"the bounds of action_space must be finite, got {action_space}")
+    if not (action_space.low < action_space.high).all():
+        raise ValueError(f"action_space needs low < high in every dimension, got {action_space}")

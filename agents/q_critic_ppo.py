@@ -1,0 +1,497 @@
+"""PPO with a Q-critic, for tasks in which every environment step is expensive.
+
+Shapes: B states of a minibatch, K actions sampled per state, D action dimensions.
+"""
+
+import io
+import pathlib
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, cast, get_args
+
+import numpy as np
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.buffers import NStepReplayBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BaseModel, BasePolicy
+from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
+from stable_baselines3.common.type_aliases import (
+    GymEnv,
+    MaybeCallback,
+    ReplayBufferSamples,
+    Schedule,
+)
+from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from agents.losses import (
+    clip_fraction,
+    clipped_surrogate_loss,
+    q_loss,
+    regularized_action,
+    scale_to_unit_rms,
+    td_target,
+)
+from agents.policies import MlpPolicy, QCriticPolicy, check_spaces
+
+__all__ = ["Advantage", "QCriticPPO"]
+
+Advantage: TypeAlias = Literal["q", "q_baseline"]
+
+_LOWEST = {
+    "n_steps": 1,
+    "buffer_size": 1,
+    "batch_size": 1,
+    "n_epochs": 1,
+    "n_action_samples": 1,
+    "target_steps": 1,
+    "learning_starts": 0,
+    "gradient_steps": 0,
+    "ent_coef": 0,
+    "target_policy_noise": 0,
+    "target_noise_clip": 0,
+}
+"""Smallest value of each argument that is only bounded from below."""
+
+
+class _PriorActions(NamedTuple):
+    """Actions sampled from the prior policy; M = K * B, action k of state b in row k * B + b."""
+
+    observations: th.Tensor
+    """(M, *observation shape)"""
+    actions: th.Tensor
+    """(M, D), unclipped"""
+    log_prob: th.Tensor
+    """(M,), under the prior policy, in nats"""
+    advantages: th.Tensor
+    """(M,)"""
+
+
+class QCriticPPO(PPO):
+    """Proximal policy optimisation whose advantages come from Q(s, a), not from returns.
+
+    Source: Zhan, Lin & Cao 2021 (arXiv 1912.02254). Its four points:
+
+    1. *Computational constraint.* One update per environment step (``n_steps=1``), with N
+       environments in parallel, on sampled Q-values and without multi-step advantages such as
+       GAE's. Transitions go into a replay buffer, so an expensive step is used many times.
+    2. *PPO-clip* against the prior policy; ``advantage`` and ``clip_range`` choose the form.
+    3. *Smoothed updates.* Target actor and target critic follow with Polyak coefficient ``tau``;
+       ``tau=1`` switches the smoothing off.
+    4. *Target policy regularization.* ``y = r + gamma (1 - done) Q'(s', clip(pi'(s') +
+       clip(N(0, sigma), -c', c')))``, pi' being the target actor's mean;
+       ``target_policy_noise=0`` switches it off. ``target_steps=1`` is this equation; by default
+       r is the discounted sum of the replayed rewards up to ``target_steps`` steps ahead or the
+       end of the episode, and s' the state after them **(ours)**.
+
+    Why several steps: where an observation does not tell all about earlier decisions, a reward at
+    the end cannot reach them through Q'(s', a') alone, as s' looks the same whatever they were.
+    The sum of rewards does; its price is that the replayed later actions are of older policies.
+
+    **What one update does (ours, where the paper is silent).** With ``n_steps=1`` and one
+    environment the rollout is a single state, too little for a policy gradient. Each of the
+    ``gradient_steps`` rounds of an update therefore draws one minibatch from the replay buffer and
+
+    - takes one step on the critic's loss ``mean((y - Q(s, a))^2)``;
+    - samples ``n_action_samples`` fresh actions per state from the *target* actor, which is the
+      prior policy of the ratio, with the log-probability that it gives them, and takes
+      ``n_epochs`` steps on the clipped surrogate over these pairs;
+    - moves both targets by ``tau``.
+
+    As the actions come from the prior policy itself, the ratio needs no further correction for
+    replayed data, and stored log-probabilities, stale after a few updates, are not needed. With
+    ``tau=1`` the prior policy is the one at the start of the round, as in ordinary PPO.
+
+    **Clipped actions.** An environment executes the Gaussian sample clipped to the action space;
+    the replay buffer stores this executed action. Likewise the critic sees every sampled action
+    clipped, whereas both log-probabilities of the ratio are those of the *unclipped* sample. The
+    surrogate is then an unbiased estimate for the policy "sample, then clip", and a Gaussian
+    density is never evaluated at a clipped point, where it would not be that of the event.
+
+    **Advantage.** ``"q"`` is Q(s, a) (the paper); ``"q_baseline"`` is Q(s, a) - Q(s, pi(s)), pi
+    being the prior policy's mean **(ours)**. ``normalize_advantage`` divides by the root mean
+    square and subtracts nothing, so that it does not add a baseline to ``"q"``.
+
+    **Ends of episodes.** A terminated transition has no value after it; a truncated one
+    (``info["TimeLimit.truncated"]``) is bootstrapped from its real last observation.
+
+    Logged: ``train/q_loss``, ``train/q_mean``, ``train/policy_loss``, ``train/clip_fraction``
+    (share of ratios outside the clip range), ``train/target_action_shift`` (mean absolute
+    difference between the regularised target action and pi'(s'), in action units), ``train/std``,
+    ``train/learning_rate``, ``train/actor_learning_rate``, ``train/n_updates`` (rounds).
+
+    The defaults are for budgets of 100 to 300 short episodes whose steps cost much more than the
+    few milliseconds of an update.
+
+    Args:
+        policy: ``"MlpPolicy"`` or a subclass of `agents.policies.QCriticPolicy`.
+        env: an environment, or the id of a registered one, whose action space is a Box with
+            finite bounds.
+        learning_rate: of the critic; a number, or a function of the remaining progress (1 to 0).
+        n_steps: steps in each environment per update.
+        buffer_size: transitions kept, over all environments.
+        learning_starts: steps with uniformly random actions and no update, over all environments.
+        batch_size: states per minibatch.
+        gradient_steps: rounds per update, see above.
+        n_epochs: actor steps per round.
+        n_action_samples: actions per state in the surrogate, K.
+        target_steps: rewards summed in a critic target, at most, see point 4.
+        actor_learning_rate: of the actor, likewise; None for the critic's. An actor as fast as its
+            critic runs after the errors of the first episodes into the corners of the box.
+        tau: Polyak coefficient in (0, 1].
+        gamma: discount factor in [0, 1].
+        advantage: ``"q"`` or ``"q_baseline"``.
+        normalize_advantage: scale the advantages of a minibatch to a root mean square of 1.
+        clip_range: c of the clipped surrogate, or a function of the remaining progress;
+            ``math.inf`` switches the clipping off.
+        target_policy_noise: sigma, relative to half the width of the action space.
+        target_noise_clip: c', relative likewise.
+        ent_coef: weight of the entropy bonus.
+        max_grad_norm: gradients of either network are scaled down to this norm.
+        stats_window_size: episodes averaged in ``rollout/``.
+        tensorboard_log: folder for TensorBoard, or None.
+        policy_kwargs: arguments of the policy (``net_arch``, ``log_std_init``, ...).
+        verbose: 0 silent, 1 information, 2 debugging.
+        seed: of every pseudo-random generator; same seed, same weights on CPU.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+        _init_setup_model: build the networks now.
+
+    Raises:
+        ValueError: if an argument is outside its range or a space is not supported.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MlpPolicy}
+    policy: QCriticPolicy
+
+    def __init__(
+        self,
+        policy: str | type[QCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-3,
+        n_steps: int = 1,
+        buffer_size: int = 100_000,
+        learning_starts: int = 50,
+        batch_size: int = 256,
+        gradient_steps: int = 2,
+        n_epochs: int = 1,
+        n_action_samples: int = 8,
+        target_steps: int = 10,
+        actor_learning_rate: float | Schedule | None = 1e-3,
+        tau: float = 0.01,
+        gamma: float = 0.99,
+        advantage: Advantage = "q_baseline",
+        normalize_advantage: bool = True,
+        clip_range: float | Schedule = 0.2,
+        target_policy_noise: float = 0.2,
+        target_noise_clip: float = 0.5,
+        ent_coef: float = 0.0,
+        max_grad_norm: float = 0.5,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        """Check the arguments, which the class's docstring lists, and build the networks."""
+        if env is not None:  # `load` passes None
+            env = maybe_make_env(env, verbose)
+            check_spaces(env.observation_space, env.action_space)
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=1,  # PPO's checks are about its rollout buffer, which is not used here
+            n_epochs=n_epochs,
+            gamma=gamma,
+            clip_range=clip_range,
+            normalize_advantage=False,
+            ent_coef=ent_coef,
+            max_grad_norm=max_grad_norm,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self.buffer_size = buffer_size
+        self.learning_starts = learning_starts
+        self.batch_size = batch_size
+        self.target_steps = target_steps
+        self.actor_learning_rate = actor_learning_rate
+        self.gradient_steps = gradient_steps
+        self.n_action_samples = n_action_samples
+        self.tau = tau
+        self.advantage = advantage
+        self.normalize_advantage = normalize_advantage
+        self.target_policy_noise = target_policy_noise
+        self.target_noise_clip = target_noise_clip
+        self.replay_buffer: NStepReplayBuffer | None = None
+        self._check_arguments()
+        if _init_setup_model:
+            self._setup_model()
+
+    def _check_arguments(self) -> None:
+        names = get_args(Advantage)
+        if self.advantage not in names:
+            raise ValueError(f"advantage must be one of {names}, got {self.advantage!r}")
+        for name, lowest in _LOWEST.items():
+            if not getattr(self, name) >= lowest:
+                raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
+        if not 0.0 < self.tau <= 1.0:
+            raise ValueError(f"tau must be in (0, 1], got {self.tau}")
+        if not 0.0 <= self.gamma <= 1.0:
+            raise ValueError(f"gamma must be in [0, 1], got {self.gamma}")
+        if not self.max_grad_norm > 0.0:
+            raise ValueError(f"max_grad_norm must be above 0, got {self.max_grad_norm}")
+        if isinstance(self.clip_range, float | int) and not self.clip_range > 0.0:
+            raise ValueError(f"clip_range must be above 0, got {self.clip_range}")
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        rate = self.actor_learning_rate
+        self.actor_lr_schedule = self.lr_schedule if rate is None else FloatSchedule(rate)
+        if self.replay_buffer is None:
+            self.replay_buffer = NStepReplayBuffer(
+                self.buffer_size,
+                self.observation_space,
+                self.action_space,
+                device=self.device,
+                n_envs=self.n_envs,
+                n_steps=self.target_steps,
+                gamma=self.gamma,
+            )
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """Step the environments and store each transition, also one at which a callback stops.
+
+        Args:
+            env: the training environments.
+            callback: called after each step, and before and after the rollout.
+            rollout_buffer: not used; a parameter of the parent class.
+            n_rollout_steps: steps in each environment.
+
+        Returns:
+            False if a callback asked to stop.
+        """
+        self.policy.set_training_mode(False)
+        callback.on_rollout_start()
+        for _ in range(n_rollout_steps):
+            actions = self._sample_actions(env.num_envs)
+            new_obs, rewards, dones, infos = env.step(actions)
+            assert isinstance(new_obs, np.ndarray)  # Dict observations are rejected at construction
+            self.num_timesteps += env.num_envs
+            self._store_transition(actions, new_obs, rewards, dones, infos)
+            self._update_info_buffer(infos, dones)
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+        callback.on_rollout_end()
+        return True
+
+    def _sample_actions(self, n_envs: int) -> np.ndarray:
+        """Return the actions to execute, inside the bounds, (n_envs, *action shape)."""
+        if self.num_timesteps < self.learning_starts:
+            return np.stack([self.action_space.sample() for _ in range(n_envs)])
+        assert self._last_obs is not None
+        actions, _ = self.policy.predict(self._last_obs, deterministic=False)
+        return actions
+
+    def _store_transition(
+        self,
+        actions: np.ndarray,
+        new_obs: np.ndarray,
+        rewards: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """Add one unnormalised transition per environment and advance the last observation."""
+        assert self.replay_buffer is not None
+        normalizer = self._vec_normalize_env
+        obs, raw_obs, raw_rewards = self._last_obs, new_obs, rewards
+        if normalizer is not None:
+            obs = self._last_original_obs
+            raw_obs = cast(np.ndarray, normalizer.get_original_obs())
+            raw_rewards = normalizer.get_original_reward()
+        assert isinstance(obs, np.ndarray)
+        next_obs = raw_obs.copy()
+        # A vectorised environment has already reset: what it returns is the next episode's start.
+        for i in np.flatnonzero(dones):
+            terminal = infos[i]["terminal_observation"]
+            next_obs[i] = terminal if normalizer is None else normalizer.unnormalize_obs(terminal)
+        self.replay_buffer.add(obs, next_obs, actions, raw_rewards, dones, infos)
+        self._last_obs, self._last_original_obs = new_obs, raw_obs
+        self._last_episode_starts = dones
+
+    def train(self) -> None:
+        """Run ``gradient_steps`` rounds of critic, actor and target updates."""
+        assert self.replay_buffer is not None
+        if self.num_timesteps <= self.learning_starts or self.gradient_steps == 0:
+            return
+        self.policy.set_training_mode(True)
+        self._update_learning_rates()
+        for _ in range(self.gradient_steps):
+            batch = self.replay_buffer.sample(self.batch_size, env=self._vec_normalize_env)
+            self._update_critic(batch)
+            self._update_actor(batch.observations)
+            self._update_targets()
+        self._n_updates += self.gradient_steps
+        self.logger.record("train/std", self.policy.action_std().mean().item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _update_learning_rates(self) -> None:
+        self._update_learning_rate(self.policy.critic.optimizer)
+        rate = self.actor_lr_schedule(self._current_progress_remaining)
+        update_learning_rate(self.policy.actor.optimizer, rate)
+        self.logger.record("train/actor_learning_rate", rate)
+
+    def _update_critic(self, batch: ReplayBufferSamples) -> None:
+        targets = self._q_targets(batch)
+        q_values = self.policy.q_values(batch.observations, batch.actions)
+        loss = q_loss(q_values, targets)
+        self._step(self.policy.critic, loss)
+        self.logger.record("train/q_loss", loss.item())
+        self.logger.record("train/q_mean", q_values.mean().item())
+
+    @th.no_grad()
+    def _q_targets(self, batch: ReplayBufferSamples) -> th.Tensor:
+        """Return y, (B, 1)."""
+        actor = self.policy.actor_target
+        mean = actor(batch.next_observations)
+        noise = self.target_policy_noise * th.randn_like(mean)
+        actions = regularized_action(mean, noise, self.target_noise_clip, actor.low, actor.high)
+        next_q_values = self.policy.target_q_values(batch.next_observations, actions)
+        self.logger.record("train/target_action_shift", (actions - mean).abs().mean().item())
+        assert batch.discounts is not None
+        return td_target(batch.rewards, batch.dones, next_q_values, batch.discounts)
+
+    def _update_actor(self, observations: th.Tensor) -> None:
+        assert callable(self.clip_range)  # a schedule since `_setup_model`
+        clip_range = self.clip_range(self._current_progress_remaining)
+        prior = self._sample_prior(observations)
+        for _ in range(self.n_epochs):
+            distribution = self.policy.get_distribution(prior.observations)
+            log_prob = distribution.log_prob(prior.actions)
+            loss = clipped_surrogate_loss(prior.advantages, log_prob, prior.log_prob, clip_range)
+            entropy = distribution.entropy()
+            assert entropy is not None
+            self._step(self.policy.actor, loss - self.ent_coef * entropy.mean())
+        fraction = clip_fraction(log_prob.detach(), prior.log_prob, clip_range)
+        self.logger.record("train/policy_loss", loss.item())
+        self.logger.record("train/clip_fraction", fraction)
+
+    @th.no_grad()
+    def _sample_prior(self, observations: th.Tensor) -> _PriorActions:
+        """Sample K actions per state from the target actor and judge them with the critic."""
+        # (B, ...) -> (K * B, ...)
+        repeated = observations.repeat((self.n_action_samples,) + (1,) * (observations.ndim - 1))
+        distribution = self.policy.actor_target.distribution(repeated)
+        actions = distribution.sample()
+        # (K * B, 1) -> (K * B,)
+        advantages = self.policy.q_values(repeated, actions).squeeze(1)
+        if self.advantage == "q_baseline":
+            mean = distribution.mode()[: len(observations)]
+            # (B, 1) -> (B,) -> (K * B,)
+            baseline = self.policy.q_values(observations, mean).squeeze(1)
+            advantages = advantages - baseline.repeat(self.n_action_samples)
+        if self.normalize_advantage:
+            advantages = scale_to_unit_rms(advantages)
+        return _PriorActions(repeated, actions, distribution.log_prob(actions), advantages)
+
+    def _step(self, network: BaseModel, loss: th.Tensor) -> None:
+        """Take one optimiser step on a network's own parameters."""
+        network.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(network.parameters(), self.max_grad_norm)
+        network.optimizer.step()
+
+    def _update_targets(self) -> None:
+        policy = self.policy
+        polyak_update(policy.actor.parameters(), policy.actor_target.parameters(), self.tau)
+        polyak_update(policy.critic.parameters(), policy.critic_target.parameters(), self.tau)
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 100,
+        tb_log_name: str = "QCriticPPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Train for ``total_timesteps`` environment steps, over all environments.
+
+        Args:
+            total_timesteps: steps; with ``reset_num_timesteps=False``, further steps.
+            callback: called after each step.
+            log_interval: updates between two dumps of the log; an update is as short as a step.
+            tb_log_name: name of the run for TensorBoard.
+            reset_num_timesteps: start counting anew, and reset the environments.
+            progress_bar: show one; needs tqdm and rich.
+
+        Returns:
+            The agent itself.
+        """
+        return super().learn(
+            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+        )
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps or self._last_obs is None:  # the environments will be reset
+            assert self.replay_buffer is not None
+            _truncate_last_episode(self.replay_buffer)
+        return super()._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """Save the replay buffer, which `save` leaves out, as a pickle file at ``path``."""
+        assert self.replay_buffer is not None
+        save_to_pkl(path, self.replay_buffer, self.verbose)
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """Replace the replay buffer by a saved one. Unpickling runs code: trust the file.
+
+        Args:
+            path: a file, or where to read one.
+
+        Raises:
+            ValueError: if the file holds something else, or was saved with another number of
+                environments.
+        """
+        loaded = load_from_pkl(path, self.verbose)
+        if not isinstance(loaded, NStepReplayBuffer):
+            raise ValueError(f"expected an NStepReplayBuffer, got {type(loaded).__name__}")
+        if loaded.n_envs != self.n_envs:
+            raise ValueError(f"expected a buffer of {self.n_envs} envs, got {loaded.n_envs}")
+        loaded.device, loaded.n_steps, loaded.gamma = self.device, self.target_steps, self.gamma
+        _truncate_last_episode(loaded)
+        self.replay_buffer = loaded
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.actor.optimizer", "policy.critic.optimizer"], []
+
+
+def _truncate_last_episode(buffer: NStepReplayBuffer) -> None:
+    """Keep targets over several steps from running into an episode that does not follow."""
+    if buffer.size() > 0:
+        last = buffer.pos - 1
+        buffer.timeouts[last] = np.maximum(buffer.timeouts[last], 1.0 - buffer.dones[last])
