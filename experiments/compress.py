@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from agents import Random, Uniform
-from compress_env.envs.base import LayerwiseCompressionEnv, RewardAt
+from compress_env.envs.base import LayerwiseCompressionEnv, RewardAt, TaskOptions
 from compress_env.envs.pruning import PruningEnv, PruningMethod
 from compress_env.envs.quantization import QuantizationEnv
 from compress_env.models import save_checkpoint
@@ -64,7 +64,7 @@ class Config:
     """How channels are selected."""
     flops_budget: float = 0.15
     """Highest multiply-accumulates after pruning, a fraction of the unpruned network's."""
-    size_budget: float = 0.05
+    size_budget: float = 0.03
     """Highest size after quantization, a fraction of the unpruned network's float32 size."""
     reward: str = "err"
     """Reward: err, flops, amc_flops or amc_params."""
@@ -143,8 +143,14 @@ class Job:
             seed=config.seed,
         )
         self.task = self.pruning_env.task
-        unpruned = QuantizationEnv(self.task.model, self.task.data, size_budget=config.size_budget)
-        self.size_budget_bytes = unpruned.budget_bytes
+        self.size_budget_bytes = config.size_budget * len(pack(self.task.model))
+        smallest = QuantizationEnv(self.pruning_env.smallest_model(), self.task.data)
+        lowest = smallest.unpruned.cost_low / len(pack(self.task.model))
+        if not lowest <= config.size_budget <= 1.0:
+            raise ValueError(
+                f"size_budget must be in [{lowest:.4f}, 1]: the most pruned network at 1 bit "
+                f"reaches {lowest:.4f} of the float32 size, got {config.size_budget}"
+            )
 
     def compress(
         self, name: str, algorithm: str, n_evaluations: tuple[int, int] | None
@@ -158,18 +164,25 @@ class Job:
         """
         limits = n_evaluations or (None, None)
         pruning = self._stage(f"{name}: pruning", self.pruning_env, algorithm, limits[0])
-        quantization_env = QuantizationEnv(
-            pruning.model,
-            self.task.data,
-            device=self.task.device,
-            size_budget=min(1.0, self.size_budget_bytes / len(pack(pruning.model))),
-            finetune_steps=self.config.finetune_steps,
-            reward=self.config.reward,
-            reward_at=self.config.reward_at,
-            seed=self.config.seed,
-        )
+        quantization_env = self._quantization_env(name, pruning.model)
         quantization = self._stage(f"{name}: bits", quantization_env, algorithm, limits[1])
         return Contender(name, pruning, quantization)
+
+    def _quantization_env(self, name: str, model: nn.Module) -> QuantizationEnv:
+        """Make the environment of stage 2; its budget is the nearest that the network can meet."""
+        options: TaskOptions = {
+            "device": self.task.device,
+            "finetune_steps": self.config.finetune_steps,
+            "reward": self.config.reward,
+            "reward_at": self.config.reward_at,
+            "seed": self.config.seed,
+        }
+        free = QuantizationEnv(model, self.task.data, **options).unpruned
+        budget, lowest = self.size_budget_bytes / free.cost_high, free.cost_low / free.cost_high
+        if budget < lowest:
+            self.console.print(f"{name}: too little was pruned for the size budget, even at 1 bit")
+        size_budget = min(1.0, max(budget, lowest))
+        return QuantizationEnv(model, self.task.data, size_budget=size_budget, **options)
 
     def _stage(
         self, label: str, env: LayerwiseCompressionEnv, algorithm: str, n_evaluations: int | None
@@ -317,6 +330,7 @@ def _score(job: Job, folder: RunFolder, contenders: list[Contender]) -> list[Row
             params=params / full.params,
             size_bytes=size,
             size=size / full_size,
+            within_budget=not stages or size <= job.size_budget_bytes,
             n_evaluations=sum(s.episodes[-1].n_evaluations for s in stages),
             seconds=sum(e.seconds for s in stages for e in s.episodes),
         )

@@ -21,6 +21,9 @@ def draw_rewards(rewards: Mapping[str, Sequence[float]], title: str) -> Figure:
     axes = figure.subplots()
     for number, (name, values) in enumerate(rewards.items()):
         color = f"C{number}"
+        if len(values) == 1:
+            axes.axhline(values[0], color=color, linestyle="--", label=f"{name}, its only episode")
+            continue
         axes.plot(values, ".", color=color, alpha=0.3, markersize=4)
         axes.plot(_running_mean(values), color=color, label=f"{name}, mean of last {WINDOW}")
     axes.set(xlabel="episode", ylabel="reward", title=title)
@@ -47,7 +50,7 @@ def draw_layers(chosen: dict[str, Episode], ylabel: str, title: str) -> Figure:
         axes.bar(places, episode.values, width, label=name)
     axes.set_xticks(range(len(layers)), layers)
     axes.set(xlabel="layer", ylabel=ylabel, title=title)
-    axes.legend()
+    figure.legend(loc="outside right upper")
     return figure
 
 
@@ -58,7 +61,8 @@ def draw_tradeoff(episodes: Mapping[str, Sequence[Episode]], xlabel: str, title:
     finished = [e for search in episodes.values() for e in search if e.accuracy is not None]
     for name, search in episodes.items():
         points = [(e.cost, e.accuracy) for e in search if e.accuracy is not None]
-        axes.plot(*zip(*points, strict=True), ".", alpha=0.5, label=name)
+        style = {"marker": ".", "alpha": 0.5} if len(points) > 1 else {"marker": "s"}
+        axes.plot(*zip(*points, strict=True), linestyle="none", label=name, **style)
     costs = np.array([e.cost for e in finished])
     accuracies = np.array([e.accuracy for e in finished], np.float64)
     front = pareto_front(costs, accuracies)

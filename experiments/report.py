@@ -31,6 +31,8 @@ class Row(NamedTuple):
     """Bytes of the file on disk."""
     size: float
     """Bytes, a fraction of the baseline's float32 file."""
+    within_budget: bool
+    """Whether the file is within the size budget."""
     n_evaluations: int
     """Networks evaluated on the validation images, both stages together."""
     seconds: float
@@ -43,7 +45,7 @@ class Row(NamedTuple):
             self.network,
             *(f"{100 * p:.2f}" for p in percents),
             f"{self.size_bytes:,}",
-            f"{100 * self.size:.2f}",
+            f"{100 * self.size:.2f}" + ("" if self.within_budget else " (over)"),
             str(self.n_evaluations),
         )
 
@@ -82,7 +84,8 @@ def format_report(config: Any, rows: list[Row], skipped: dict[str, str]) -> str:
             "",
             "Errors are on the test images, which no search has seen. Sizes are bytes on disk:",
             "float32 safetensors for the baseline, bit-packed safetensors for the others.",
-            "The best episode of each search was chosen by validation accuracy.",
+            "The best episode of each search was chosen by validation accuracy. A size is (over)",
+            "the budget if so little was pruned that even 1 bit everywhere does not meet it.",
             "",
             "![reward](reward-pruning.png) ![reward](reward-quantization.png)",
             "![layers](layers-pruning.png) ![layers](layers-quantization.png)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Literal, Unpack, get_args
 
 import numpy as np
@@ -175,6 +176,17 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
 
         sizes = [group.n_channels for group in self._groups]
         return smallest_rate_within(sizes, self.max_pruning_rate, fits, self.channel_round)
+
+    def smallest_model(self) -> nn.Module:
+        """Return the network with every layer at `max_pruning_rate`; for its size, not its skill.
+
+        Channels go by their number, and nothing is fine-tuned.
+        """
+        model = copy.deepcopy(self.task.model)
+        channels = LiveChannels(model)
+        for group, kept in zip(self._groups, self._kept([], self.max_pruning_rate), strict=True):
+            channels.remove(group, np.arange(kept, group.n_channels))
+        return model
 
     def _kept(self, decided: list[int], rate: float) -> list[int]:
         """Complete a list of kept channels, one a group, as if later groups got `rate`."""
