@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from compress_env.data import DataBundle, make_data_bundle
+from compress_env.data import DataBundle, ImageSource, make_data_bundle
 
 DATA_ROOT = Path(os.environ.get("COMPRESS_ENV_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -90,3 +90,27 @@ def seeded(build: type[nn.Module], seed: int = 0) -> nn.Module:
                 nn.init.normal_(module.running_mean)
                 nn.init.uniform_(module.running_var, 0.5, 1.5)
     return model.eval()
+
+
+def gradient_images(n: int = 6, channels: int = 1, side: int = 4) -> Tensor:
+    count = n * channels * side * side
+    return (torch.arange(count) % 256).to(torch.uint8).reshape(n, channels, side, side)
+
+
+def read_all(
+    source: ImageSource, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    return next(iter(source.batches([torch.arange(len(source))], generator=generator)))
+
+
+def set_sizes(bundle: DataBundle) -> tuple[int, int, int, int]:
+    return (
+        len(bundle.train),
+        len(bundle.calibration),
+        len(bundle.validation),
+        len(bundle.test),
+    )
+
+
+def image_set(source: ImageSource) -> set[bytes]:
+    return {image.numpy().tobytes() for image in read_all(source)[0]}

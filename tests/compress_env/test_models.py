@@ -1,10 +1,8 @@
 """Tests of the named networks, their recipes and the cached baselines."""
 
 import logging
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,19 +20,14 @@ from compress_env.models import (
     load_baseline,
     save_checkpoint,
 )
+from tests.fakes import DATA_ROOT
 
 ROOT = Path(__file__).resolve().parents[2]
-REAL_DATA = Path(os.environ.get("COMPRESS_ENV_DATA", ROOT.parent / "shared" / "data"))
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPRESS_ENV_CACHE", str(tmp_path / "cache"))
-    # Threads that share a core with other work are far slower than none on networks this small.
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture
@@ -115,9 +108,9 @@ def test_the_digits_recipe_learns(digits: DataBundle) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not (REAL_DATA / "MNIST").is_dir(), reason="needs the MNIST files")
+@pytest.mark.skipif(not (DATA_ROOT / "MNIST").is_dir(), reason="needs the MNIST files")
 def test_the_mnist_recipe_learns() -> None:
-    data = load_data("mnist", data_root=REAL_DATA)
+    data = load_data("mnist", data_root=DATA_ROOT)
     assert _accuracy(load_baseline("lenet5", data), data) > 0.989
 
 
