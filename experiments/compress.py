@@ -74,8 +74,9 @@ class Config:
     """Episodes of the agent in each of the two stages."""
     finetune_steps: int = 10
     """Minibatches of fine-tuning after each layer."""
-    final_finetune_steps: int = 1000
-    """Minibatches of fine-tuning after each stage, learning rate annealed."""
+    final_finetune_steps: int | None = None
+    """Minibatches of fine-tuning after each stage, learning rate annealed; when not given, ten
+    passes over the training images and at least 1,000 minibatches."""
     seed: int = 0
     """Seed of the task and of the agent."""
     device: str = "auto"
@@ -92,7 +93,7 @@ class Config:
         check_algorithm(self.algo)
         if self.episodes < 1:
             raise ValueError(f"episodes must be at least 1, got {self.episodes}")
-        if self.final_finetune_steps < 0:
+        if self.final_finetune_steps is not None and self.final_finetune_steps < 0:
             raise ValueError(
                 f"final_finetune_steps must be 0 or more, got {self.final_finetune_steps}"
             )
@@ -144,7 +145,9 @@ class Job:
         )
         self.task = self.pruning_env.task
         self.size_budget_bytes = config.size_budget * len(pack(self.task.model))
-        smallest = QuantizationEnv(self.pruning_env.smallest_model(), self.task.data)
+        smallest = QuantizationEnv(
+            self.pruning_env.smallest_model(), self.task.data, device=self.task.device
+        )
         lowest = smallest.unpruned.cost_low / len(pack(self.task.model))
         if not lowest <= config.size_budget <= 1.0:
             raise ValueError(
@@ -193,9 +196,14 @@ class Job:
         replay(env, best)
         model = env.live_model()
         generator = derive_generator(self.config.seed, 2**31, 0)
-        self.task.finetune(model, self.config.final_finetune_steps, generator, anneal=True)
+        self.task.finetune(model, self._final_steps(), generator, anneal=True)
         self.task.reestimate_batch_norm(model, derive_generator(self.config.seed, 2**31, 1))
         return Stage(episodes, best, model, env)
+
+    def _final_steps(self) -> int:
+        if self.config.final_finetune_steps is not None:
+            return self.config.final_finetune_steps
+        return max(1000, 10 * len(self.task.data.train) // self.task.config.batch_size)
 
     def _search(
         self, label: str, env: LayerwiseCompressionEnv, algorithm: str, n_evaluations: int | None

@@ -177,6 +177,7 @@ def test_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
+@pytest.mark.timeout(300)  # it may be the first to train the baseline
 def test_main_job_on_mnist(mnist: Path, tmp_path: Path) -> None:
     settings = {"episodes": 1, "finetune_steps": 1, "final_finetune_steps": 20}
     config = Config(dataset="mnist", data_root=mnist, out=tmp_path / "out", **settings)  # type: ignore[arg-type]
