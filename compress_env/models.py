@@ -6,8 +6,7 @@ import json
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from compress_env.checkpoints import (
     write_to_cache,
 )
 from compress_env.data import DataBundle, ImageSource
+from compress_env.seeding import global_seed
 
 __all__ = [
     "MODELS",
@@ -152,7 +152,7 @@ def load_baseline(
     """
     device = torch.device(device)
     recipe = RECIPES.get((name, data.name))
-    with _seeded(0 if recipe is None else recipe.seed, device):
+    with global_seed(0 if recipe is None else recipe.seed, device):
         model = build_model(name, data.num_classes, data.image_shape)
         if checkpoint is not None:
             load_checkpoint(model, checkpoint)
@@ -226,18 +226,6 @@ def _train(
             raise RuntimeError(f"training diverged: the loss is {loss.item()}")
         if progress is not None:
             progress(epoch + 1, recipe.epochs)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed PyTorch's random state inside the block and restore it afterwards."""
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 def _digest(recipe: Recipe, data: DataBundle) -> str:

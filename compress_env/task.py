@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from compress_env.data import DataBundle, ImageSource, load_data
 from compress_env.finetune import evaluate, finetune, reestimate_batch_norm
 from compress_env.models import load_baseline, load_checkpoint
+from compress_env.seeding import global_seed
 
-__all__ = ["CompressionTask", "FinetuneConfig", "Scorer", "derive_generator", "select_device"]
+__all__ = ["CompressionTask", "FinetuneConfig", "Scorer", "select_device"]
 
 Split = Literal["train", "calibration", "validation", "test"]
 Scorer = Callable[[nn.Module], float]
@@ -69,12 +69,6 @@ def select_device(device: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} is not available: {reason}") from None
     return selected
-
-
-def derive_generator(*entropy: int) -> torch.Generator:
-    """Return a CPU generator seeded by a sequence of non-negative integers."""
-    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 class CompressionTask:
@@ -161,7 +155,7 @@ class CompressionTask:
         Args:
             model: The network.
             n_steps: Minibatches; 0 leaves the network alone.
-            generator: Draws minibatches and augmentation.
+            generator: Draws minibatches and augmentation; its seed is that of dropout.
             anneal: Whether the learning rate falls to 0 along a cosine; constant otherwise.
 
         Raises:
@@ -169,14 +163,16 @@ class CompressionTask:
         """
         if n_steps == 0:
             return
-        finetune(
-            model,
-            self.train_batches(n_steps, generator),
-            learning_rate=self.config.learning_rate,
-            momentum=self.config.momentum,
-            weight_decay=self.config.weight_decay,
-            anneal_steps=n_steps if anneal else None,
-        )
+        batches = self.train_batches(n_steps, generator)
+        with global_seed(generator.initial_seed(), self.device):  # dropout draws from there
+            finetune(
+                model,
+                batches,
+                learning_rate=self.config.learning_rate,
+                momentum=self.config.momentum,
+                weight_decay=self.config.weight_decay,
+                anneal_steps=n_steps if anneal else None,
+            )
 
     def reestimate_batch_norm(self, model: nn.Module, generator: torch.Generator) -> None:
         """Estimate the running statistics of every batch-norm from training images, in place."""

@@ -27,7 +27,7 @@ from compress_env.envs.pruning import PruningEnv, PruningMethod
 from compress_env.envs.quantization import QuantizationEnv
 from compress_env.models import save_checkpoint
 from compress_env.quantization.packing import pack, save_packed
-from compress_env.task import derive_generator
+from compress_env.seeding import derive_generator
 from experiments.algorithms import check_algorithm, make_learner
 from experiments.figures import draw_layers, draw_rewards, draw_tradeoff
 from experiments.report import Row, format_report, print_rows

@@ -54,7 +54,8 @@ def print_rows(console: Console, rows: list[Row]) -> None:
     """Print the final table."""
     table = Table(title="Final networks")
     for number, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if number == 0 else "right")
+        first = number == 0
+        table.add_column(heading, justify="left" if first else "right", no_wrap=first)
     for row in rows:
         table.add_row(*row.cells())
     console.print(table)

@@ -22,7 +22,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from compress_env.envs.pruning import PruningEnv, PruningMethod
-from compress_env.task import CompressionTask, derive_generator
+from compress_env.seeding import derive_generator
+from compress_env.task import CompressionTask
 from experiments.report import format_markdown
 from experiments.run_folder import RunFolder
 

@@ -29,7 +29,8 @@ from compress_env.layers import (
     sparse_params,
 )
 from compress_env.rewards import Reward, RewardInput, get_reward, lower_bound
-from compress_env.task import CompressionTask, FinetuneConfig, Scorer, derive_generator
+from compress_env.seeding import derive_generator
+from compress_env.task import CompressionTask, FinetuneConfig, Scorer
 
 __all__ = ["LayerState", "LayerwiseCompressionEnv", "RewardAt", "TaskOptions"]
 

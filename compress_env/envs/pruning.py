@@ -236,7 +236,11 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
                 self._channels.remove(group, gone)
         if statistics is not None:
             with self._timed("reconstruction"):
-                fitted = reconstruct(statistics, stay.nonzero().flatten())
+                columns_left = stay.nonzero().flatten()
+                fitted = reconstruct(statistics, columns_left)
+                # Inputs that are always zero say nothing of their weights, which stay as they are.
+                silent = statistics.gram.diagonal()[columns_left] == 0
+                fitted = torch.where(silent, weight[:, columns_left].double(), fitted)
                 layer.weight.data.copy_(fitted.reshape(layer.weight.shape))
 
     def _statistics(self, name: str) -> LayerStatistics | None:

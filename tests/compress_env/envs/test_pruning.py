@@ -12,10 +12,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from compress_env.data import make_data_bundle
 from compress_env.envs.pruning import PruningEnv
-from compress_env.layers import dense_macs
+from compress_env.layers import compute_layers, dense_macs
 from compress_env.task import FinetuneConfig
 from tests.fakes import BranchedNet, PlainNet, ShapedNet, make_data, seeded
 
@@ -122,6 +124,23 @@ def test_lasso_and_least_squares_beat_magnitude_before_finetuning(build: type[nn
     assert errors["channel"] < 0.8 * errors["magnitude"]
 
 
+def test_weights_of_silent_inputs_are_left_alone() -> None:
+    """Half of every image is black: those inputs of the linear layer are always zero."""
+    images = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images[..., :4] = 0.0
+    pairs = TensorDataset(images, torch.arange(60) % 3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        conv, linear = nn.Conv2d(1, 4, 1, bias=False), nn.Linear(256, 3)
+    model = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), linear)
+    env = PruningEnv(model, make_data_bundle(pairs, pairs), method="channel", **QUICK)
+    act(env, [0.0])
+    weight = compute_layers(env.live_model())["3"].weight.unflatten(1, (-1, 8, 8))
+    assert weight[..., :4].all()
+    assert torch.isin(weight[..., :4], linear.weight).all()
+    assert not torch.isin(weight[..., 4:], linear.weight).any()
+
+
 def test_batch_norm_statistics_are_those_of_the_pruned_network() -> None:
     env = PruningEnv(seeded(BranchedNet), data(), method="magnitude", **QUICK)
     act(env, [0.0] * len(env.walk))
@@ -183,6 +202,20 @@ def test_transition_noise_draws_a_new_seed_at_each_reset() -> None:
 
     assert torch.equal(final_weights(0), final_weights(0))
     assert not torch.equal(final_weights(0), final_weights(None))
+
+
+def test_dropout_is_replayed_too() -> None:
+    model = nn.Sequential(seeded(PlainNet).get_submodule("conv1"), nn.Flatten(), nn.Dropout(0.5))
+    model.append(nn.Linear(256, 3))
+    env = PruningEnv(model, data(), finetune_steps=3, device="cpu")
+    weights = []
+    for _ in range(2):
+        torch.rand(7)
+        state = torch.get_rng_state()
+        act(env, [0.0])
+        assert torch.equal(torch.get_rng_state(), state)
+        weights.append(env.compressed_model().get_submodule("3").weight)
+    assert torch.equal(*weights)  # type: ignore[arg-type]
 
 
 class TestFailures:

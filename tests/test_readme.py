@@ -1,0 +1,83 @@
+"""What the README says works as it stands."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from compress_env.envs.base import LayerwiseCompressionEnv
+from tests.fakes import PlainNet, seeded
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_training_an_agent() -> None:
+    names: dict[str, Any] = {}
+    exec(SNIPPETS[0], names)
+    assert isinstance(names["small"], nn.Module)
+    full = names["env"].unwrapped.unpruned.macs
+    assert names["info"]["dense_macs"] <= 0.15 * full
+    n_params = sum(p.numel() for p in names["small"].parameters())
+    assert n_params == names["info"]["dense_params"] < 61_706
+
+
+def test_own_network_and_data() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def images(n: int) -> torch.Tensor:
+        return torch.rand(n, 1, 8, 8, generator=generator)
+
+    names: dict[str, Any] = {
+        "train_images": images(60),
+        "train_labels": torch.arange(60) % 3,
+        "test_images": images(30),
+        "test_labels": torch.arange(30) % 3,
+        "trained_module": seeded(PlainNet),
+    }
+    exec(SNIPPETS[1], names)
+    env = names["env"]
+    env.reset(seed=0)
+    info = env.step(np.zeros(1, np.float32))[-1]
+    assert 0.0 <= info["accuracy"] <= 1.0
+
+
+def test_table_of_environments_is_complete_and_true() -> None:
+    rows = re.findall(r"\| `(compress_env/[\w-]+)` \|.*\| (.*) \|", README)
+    ids = {name for name in gym.registry if name.startswith("compress_env/")}
+    assert {name for name, _ in rows} == ids
+    for name, budget in rows:
+        kwargs = gym.spec(name).kwargs
+        fraction = kwargs.get("flops_budget", kwargs.get("size_budget"))
+        percent = re.match(r"([\d.]+) %", budget)
+        assert (None if percent is None else float(percent[1]) / 100) == pytest.approx(fraction)
+
+
+def test_arguments_of_the_environments_are_documented() -> None:
+    for name in ("Pruning", "Quantization"):
+        made = gym.make(f"compress_env/{name}-v0").unwrapped
+        assert isinstance(made, LayerwiseCompressionEnv)
+        named = set(re.findall(r"\| `(\w+)` \|", type(made).__doc__ or ""))
+        accepted = set(type(made).__init__.__annotations__) - {"options", "return"}
+        assert accepted <= named
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    command = "pip install -e '.[test]' && pytest"
+    assert f"```bash\n{command}\n```" in README
+    assert "pip install -e . && python -m experiments.compress" in README
+    assert "README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_extras_are_those_the_readme_names() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(project["optional-dependencies"]) == {"test", "contrib", "export", "dev"}
