@@ -81,13 +81,15 @@ class QCriticPPO(PPO):
        ``tau=1`` switches the smoothing off.
     4. *Target policy regularization.* ``y = r + gamma (1 - done) Q'(s', clip(pi'(s') +
        clip(N(0, sigma), -c', c')))``, pi' being the target actor's mean;
-       ``target_policy_noise=0`` switches it off. ``target_steps=1`` is this equation; by default
-       r is the discounted sum of the replayed rewards up to ``target_steps`` steps ahead or the
-       end of the episode, and s' the state after them **(ours)**.
+       ``target_policy_noise=0`` switches it off. With ``target_steps`` above 1 **(ours)** r is
+       the discounted sum of the replayed rewards up to so many steps ahead or the end of the
+       episode, and s' the state after them.
 
-    Why several steps: where an observation does not tell all about earlier decisions, a reward at
-    the end cannot reach them through Q'(s', a') alone, as s' looks the same whatever they were.
-    The sum of rewards does; its price is that the replayed later actions are of older policies.
+    When to raise ``target_steps``: where an observation does not tell all about earlier decisions,
+    a reward at the end cannot reach them through Q'(s', a') alone, as s' looks the same whatever
+    they were. The sum of rewards does. Its price: the replayed later actions are of older
+    policies, and in episodes no longer than ``target_steps`` every target is the plain return, so
+    that points 3 and 4 do nothing for the critic.
 
     **What one update does (ours, where the paper is silent).** With ``n_steps=1`` and one
     environment the rollout is a single state, too little for a policy gradient. Each of the
@@ -176,7 +178,7 @@ class QCriticPPO(PPO):
         gradient_steps: int = 2,
         n_epochs: int = 1,
         n_action_samples: int = 8,
-        target_steps: int = 10,
+        target_steps: int = 1,
         actor_learning_rate: float | Schedule | None = 1e-3,
         tau: float = 0.01,
         gamma: float = 0.99,

@@ -14,6 +14,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
+from compress_env.files import replacing
+
 __all__ = ["cache_dir", "cache_lock", "load_checkpoint", "save_checkpoint", "write_to_cache"]
 
 _logger = logging.getLogger(__name__)
@@ -55,7 +57,8 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> None:
     # Clones, because safetensors refuses tensors that share memory.
     weights = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
     content = safetensors.torch.save(weights)
-    _write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(content)
 
 
 def cache_dir() -> Path:
@@ -95,20 +98,10 @@ def write_to_cache(path: Path, write: Callable[[Path], object]) -> None:
         write: Writes it to the temporary path that it is given.
     """
     try:
-        _write_atomically(path, write)
+        with replacing(path) as temporary:
+            write(temporary)
     except OSError as error:
         _logger.warning("could not write to the cache: %s", error)
-
-
-def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        if temporary.is_file():
-            temporary.unlink()
-        raise
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -31,7 +31,8 @@ def finetune(
 ) -> None:
     """Train `model` by SGD on the cross-entropy of the given minibatches, in place.
 
-    Weights of convolutions and linear layers that are zero stay zero: the zeros are the mask.
+    Frozen parameters (`requires_grad=False`) stay as they are. Weights of convolutions and linear
+    layers that are zero stay zero: the zeros are the mask.
 
     Args:
         model: Network with logits (b, classes) as output.
@@ -43,10 +44,12 @@ def finetune(
             constant when None.
 
     Raises:
-        FloatingPointError: If the loss of any minibatch was not finite.
+        FloatingPointError: If the loss of any minibatch or a weight after them is not finite.
     """
-    masks = zero_masks(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        return
+    masks = zero_masks(model)
     optimizer = torch.optim.SGD(
         parameters, learning_rate, momentum=momentum, weight_decay=weight_decay
     )
@@ -63,8 +66,9 @@ def finetune(
             schedule.step()
         losses.append(loss.detach())
     model.eval()
-    if losses and not bool(torch.isfinite(torch.stack(losses)).all()):
-        raise FloatingPointError("loss is not finite")
+    finite = [torch.isfinite(x).all() for x in (*losses, *parameters)]
+    if not bool(torch.stack(finite).all()):
+        raise FloatingPointError("loss or weights are not finite")
 
 
 def zero_masks(model: nn.Module) -> list[tuple[Tensor, Tensor]]:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +29,7 @@ __all__ = [
 ]
 
 FLOAT_BYTES = 4
-SLACK = 1e-6  # a rate that went through float32 still rounds as it did in float64
+SLACK = 1e-4  # a rate that went through float32 still rounds as it did in float64
 LAYER_TYPES = (nn.Conv2d, nn.Linear)
 
 
@@ -104,7 +103,7 @@ def layer_table(model: nn.Module, image: Tensor) -> tuple[Layer, ...]:
     calls: dict[str, list[int]] = {}
 
     def record(name: str, output: Tensor) -> None:
-        channels = output.shape[1] if output.dim() == 4 else output.shape[-1]
+        channels = output.shape[1 if isinstance(layers[name], nn.Conv2d) else -1]
         calls.setdefault(name, []).append(output.numel() // (output.shape[0] * channels))
 
     layers = compute_layers(model)
@@ -171,12 +170,17 @@ def round_channels(n_channels: int, pruning_rate: float, channel_round: int = 1)
     Args:
         n_channels: Channels before pruning, at least 1.
         pruning_rate: Fraction removed, in [0, 1].
-        channel_round: The count is rounded to the nearest multiple of this, half down.
+        channel_round: The count is rounded, half down, to the nearest multiple of this that is
+            below `n_channels`, or to `n_channels` itself.
 
     Returns:
-        A count in 1..n_channels; it never grows with the rate.
+        A count in 1..n_channels; it never grows with the rate, and rate 0 removes nothing.
     """
-    multiples = math.ceil((1.0 - pruning_rate) * n_channels / channel_round - 0.5 - SLACK)
+    wanted = (1.0 - pruning_rate) * n_channels - SLACK
+    largest_multiple = n_channels // channel_round * channel_round
+    if wanted > (largest_multiple + n_channels) / 2:
+        return n_channels
+    multiples = math.ceil(wanted / channel_round - 0.5)
     return min(n_channels, max(1, multiples) * channel_round)
 
 
@@ -196,14 +200,20 @@ def smallest_rate_within(
         meets: Whether a rate meets the budget; once true it stays true for higher rates.
         channel_round: As in `round_channels`.
     """
-    counts = {n: (np.arange(n // channel_round + 1) + 0.5) * channel_round for n in sizes}
-    grid = {float(1.0 - kept / n) for n in sizes for kept in counts[n]}
+    grid = {1.0 - count / n for n in set(sizes) for count in _turning_points(n, channel_round)}
     rates = sorted({0.0, highest} | {rate for rate in grid if 0.0 < rate < highest})
     low, high = 0, len(rates) - 1
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if meets(rates[middle]) else (middle + 1, high)
     return rates[low]
+
+
+def _turning_points(n_channels: int, channel_round: int) -> list[float]:
+    """Return the counts at which `round_channels` turns from one multiple to the next."""
+    n_multiples = n_channels // channel_round
+    between = [(m + 0.5) * channel_round for m in range(1, n_multiples)]
+    return [*between, (n_multiples * channel_round + n_channels) / 2]
 
 
 def largest_bits_within(lowest: int, highest: int, meets: Callable[[float], bool]) -> int:

@@ -82,5 +82,15 @@ def get_reward(reward: str | Reward) -> Reward:
 
 
 def lower_bound(reward: Reward, unpruned: RewardInput) -> float:
-    """Reward of a failed step: that of the uncompressed network with no image right (ours)."""
-    return float(reward(unpruned._replace(accuracy=0.0, cost=unpruned.cost_high)))
+    """Reward of a failed step: that of the uncompressed network with no image right (ours).
+
+    Raises:
+        ValueError: If the reward is not finite there.
+    """
+    try:
+        bound = float(reward(unpruned._replace(accuracy=0.0, cost=unpruned.cost_high)))
+    except (ArithmeticError, ValueError) as error:
+        raise ValueError(f"the reward must be finite at accuracy 0: {error}") from None
+    if not math.isfinite(bound):
+        raise ValueError(f"the reward must be finite at accuracy 0, got {bound}")
+    return bound

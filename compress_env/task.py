@@ -52,6 +52,9 @@ class FinetuneConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0.0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        for name in ("momentum", "weight_decay"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
 
 def select_device(device: str | torch.device) -> torch.device:
@@ -107,9 +110,14 @@ class CompressionTask:
             scorer: Used instead of validation accuracy.
 
         Raises:
+            TypeError: If `model` or `data` is something else.
             ValueError: Unknown names, a network that does not fit the data, a bad checkpoint.
             FileNotFoundError: Missing data or checkpoint.
         """
+        if not isinstance(model, str | nn.Module):
+            raise TypeError(f"model must be a name or a module, got {model!r}")
+        if not isinstance(data, str | DataBundle):
+            raise TypeError(f"data must be a name or a DataBundle, got {type(data).__name__}")
         self.config = config or FinetuneConfig()
         self.device = select_device(device)
         if isinstance(data, str):
@@ -130,13 +138,16 @@ class CompressionTask:
         try:
             with torch.no_grad():
                 logits = self.model(self.example_image())
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             shape = self.data.image_shape
             raise ValueError(f"model cannot take images of shape {shape}: {reason}") from None
         if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"model must return logits of shape {expected}, got {got}")
+            raise ValueError(
+                f"model must return logits of shape {expected}, got {got}; "
+                "make_data_bundle(num_classes=) tells of classes without images"
+            )
 
     def example_image(self) -> Tensor:
         """Return the first calibration image, (1, C, H, W) float32 on the device."""
@@ -188,7 +199,7 @@ class CompressionTask:
         n_epochs = math.ceil(n_batches / per_epoch)
         order = [torch.randperm(len(source), generator=generator) for _ in range(n_epochs)]
         batches = [b for epoch in order for b in torch.split(epoch, size) if len(b) == size]
-        return source.batches(batches[:n_batches], generator=generator)
+        yield from source.batches(batches[:n_batches], generator=generator)
 
     def calibration_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Return all calibration images in their order."""

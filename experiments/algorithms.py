@@ -20,7 +20,8 @@ Builder = Callable[[gym.Env[Any, Any], int, int], BaseAlgorithm]
 
 
 def _q_critic_ppo(env: gym.Env[Any, Any], n_steps: int, seed: int) -> BaseAlgorithm:
-    return QCriticPPO("MlpPolicy", env, gamma=1.0, seed=seed, device="cpu")
+    # Rewards come at the end, after decisions that the observation does not tell: hence returns.
+    return QCriticPPO("MlpPolicy", env, gamma=1.0, target_steps=10, seed=seed, device="cpu")
 
 
 def _ppo(env: gym.Env[Any, Any], n_steps: int, seed: int) -> BaseAlgorithm:

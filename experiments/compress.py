@@ -22,12 +22,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from agents import Random, Uniform
+from compress_env.data import DataBundle, load_data
 from compress_env.envs.base import LayerwiseCompressionEnv, RewardAt, TaskOptions
 from compress_env.envs.pruning import PruningEnv, PruningMethod
 from compress_env.envs.quantization import QuantizationEnv
-from compress_env.models import save_checkpoint
+from compress_env.models import load_baseline, save_checkpoint
 from compress_env.quantization.packing import pack, save_packed
 from compress_env.seeding import derive_generator
+from compress_env.task import select_device
 from experiments.algorithms import check_algorithm, make_learner
 from experiments.figures import draw_layers, draw_rewards, draw_tradeoff
 from experiments.report import Row, format_report, print_rows
@@ -129,12 +131,10 @@ class Job:
         config.check()
         self.config = config
         self.console = console
+        data = load_data(config.dataset, data_root=config.data_root, download=config.download)
         self.pruning_env = PruningEnv(
-            config.model,
-            config.dataset,
-            data_root=config.data_root,
-            download=config.download,
-            checkpoint=config.checkpoint,
+            self._baseline(data),
+            data,
             device=config.device,
             method=config.method,
             flops_budget=config.flops_budget,
@@ -153,6 +153,23 @@ class Job:
             raise ValueError(
                 f"size_budget must be in [{lowest:.4f}, 1]: the most pruned network at 1 bit "
                 f"reaches {lowest:.4f} of the float32 size, got {config.size_budget}"
+            )
+
+    def _baseline(self, data: DataBundle) -> nn.Module:
+        """Load the network, or train it by its recipe, with a bar."""
+        device = select_device(self.config.device)
+        with Progress(console=self.console, disable=not self.console.is_terminal) as progress:
+            bar = progress.add_task("baseline", visible=False)
+
+            def advance(done: int, total: int) -> None:
+                progress.update(bar, completed=done, total=total, visible=True)
+
+            return load_baseline(
+                self.config.model,
+                data.to(device),
+                checkpoint=self.config.checkpoint,
+                device=device,
+                progress=advance,
             )
 
     def compress(
@@ -377,7 +394,7 @@ def main() -> None:
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     try:
         run(tyro.cli(Config, description=__doc__), Console())
-    except (ValueError, FileNotFoundError, OSError) as error:
+    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -28,17 +28,8 @@ COLUMNS = {
     "params": "parameters %",
     "size": "size %",
 }
-ALIKE = (
-    "model",
-    "dataset",
-    "algo",
-    "method",
-    "flops_budget",
-    "size_budget",
-    "reward",
-    "reward_at",
-    "episodes",
-)
+FREE = {"seed", "out", "data_root", "download", "device"}
+FREE |= {"command", "date", "versions", "git_revision", "hardware"}
 
 
 @dataclass(frozen=True)
@@ -61,15 +52,18 @@ def read_runs(folders: tuple[Path, ...]) -> pd.DataFrame:
     for folder in folders:
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            table = pd.read_csv(folder / "table.csv")
-        except (OSError, ValueError) as error:
+            table = pd.read_csv(folder / "table.csv").assign(seed=config["seed"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{str(folder)!r} is not a finished run: {error}") from None
-        tables.append(table.assign(seed=config["seed"]))
-        settings.append({key: config[key] for key in ALIKE})
+        tables.append(table)
+        settings.append({key: value for key, value in config.items() if key not in FREE})
     if not tables:
         raise ValueError("expected at least one run folder, got none")
-    if any(s != settings[0] for s in settings):
-        raise ValueError(f"the runs must agree in {', '.join(ALIKE)}")
+    for other in settings[1:]:
+        for key in sorted(settings[0].keys() | other.keys()):
+            mine, theirs = settings[0].get(key), other.get(key)
+            if mine != theirs:
+                raise ValueError(f"the runs must agree in {key}, got {mine!r} and {theirs!r}")
     seeds = [int(table["seed"].iloc[0]) for table in tables]
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"every run needs a seed of its own, got {seeds}")

@@ -50,6 +50,8 @@ class Config:
     """Named data set."""
     data_root: Path | None = None
     """Folder of the data set's files."""
+    download: bool = False
+    """Download the data set when it is missing."""
     checkpoint: Path | None = None
     """Weights of the network; trained by recipe when there is one."""
     methods: tuple[PruningMethod, ...] = ("magnitude", "channel")
@@ -99,6 +101,7 @@ def time_method(config: Config, method: PruningMethod) -> list[dict[str, Any]]:
         config.model,
         config.dataset,
         data_root=config.data_root,
+        download=config.download,
         checkpoint=config.checkpoint,
         device=config.device,
         method=method,
@@ -109,13 +112,14 @@ def time_method(config: Config, method: PruningMethod) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     done = True
     for number in range(-len(env.walk), config.steps):  # the first episode warms up
+        t = number % len(env.walk)
         if done:
             env.reset()
         start = perf_counter()
         _, _, done, _, info = env.step(env.action_space.sample())
         _synchronize(env.task.device)
         step_s = perf_counter() - start
-        generator = derive_generator(config.seed, number + len(env.walk))
+        generator = derive_generator(config.seed, t, 0)  # the minibatches of that very step
         bare_s = bare_loop(env.compressed_model(), env.task, config.finetune_steps, generator)
         if number >= 0:
             phases = {f"{name}_s": env.step_seconds.get(name, 0.0) for name in PHASES}
@@ -149,10 +153,10 @@ def run(config: Config, console: Console) -> pd.DataFrame:
     """
     if config.steps < 1:
         raise ValueError(f"steps must be at least 1, got {config.steps}")
-    rows = [row for method in config.methods for row in time_method(config, method)]
-    medians = summarize(rows)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = RunFolder(config.out or Path("runs") / f"throughput-{stamp}", config)
+    rows = [row for method in config.methods for row in time_method(config, method)]
+    medians = summarize(rows)
     folder.write_rows("steps.csv", rows)
     headings = ("method", *medians.columns)
     lines = [
@@ -171,7 +175,7 @@ def main() -> None:
     """Run from the command line; a wrong setting ends it with one line."""
     try:
         run(tyro.cli(Config, description=__doc__), Console())
-    except (ValueError, FileNotFoundError, OSError) as error:
+    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
         sys.exit(f"error: {error}")
 
 

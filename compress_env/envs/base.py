@@ -101,7 +101,7 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
             earlier rewards are 0.
         seed: The task's seed: minibatch order and sampled positions. Independent of
             `reset(seed=...)`.
-        transition_noise: Draw a new task seed at each `reset` instead.
+        transition_noise: Draw a new seed of the minibatches at each `reset` instead.
         render_mode: None, `"ansi"` or `"rgb_array"`.
     """
 
@@ -205,7 +205,7 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         try:
             accuracy = self._transition(value)
         except (FloatingPointError, torch.OutOfMemoryError) as failure:
-            return self._fail(layer, failure)
+            return self._fail(layer, value, failure)
         reward, terms = self._get_reward(accuracy)
         self._history.append(LayerDecision(layer, self._executed_value, accuracy, terms["cost"]))
         self._t += 1
@@ -325,14 +325,15 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
             return self.task.score(self._live)
 
     def _fail(
-        self, layer: str, failure: Exception
+        self, layer: str, value: float, failure: Exception
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """End the episode with the reward's lower bound."""
         self._ended = True
         self._live = copy.deepcopy(self.task.model)  # the failed one may not even run
-        reason = str(failure).splitlines()[0]
+        reason = next(iter(str(failure).splitlines()), "no reason given")
         info = self._get_info() | {
             "layer": layer,
+            self.value_name: value,
             "accuracy": None,
             "reward_terms": {"reward": self._reward_low},
             "error": f"{type(failure).__name__}: {reason}",
@@ -407,12 +408,13 @@ def _check_arguments(
     render_mode: str | None,
     metadata: dict[str, Any],
 ) -> None:
-    if finetune_steps < 0:
-        raise ValueError(f"finetune_steps must be 0 or more, got {finetune_steps}")
+    for name, value in (("finetune_steps", finetune_steps), ("seed", seed)):
+        if not isinstance(value, int):
+            raise TypeError(f"{name} must be an int, got {value!r}")
+        if value < 0:
+            raise ValueError(f"{name} must be 0 or more, got {value}")
     if reward_at not in ("layer", "episode"):
         raise ValueError(f"unknown reward_at {reward_at!r}; valid: layer, episode")
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
     modes = metadata["render_modes"]
     if render_mode is not None and render_mode not in modes:
         raise ValueError(f"unknown render_mode {render_mode!r}; valid: None, {', '.join(modes)}")

@@ -227,11 +227,14 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         statistics = self._statistics(name)
         columns = [self._columns(name, group, weight.shape[1]) for group in groups]
         stay = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
+        pruned_weight = weight.clone()
         for group, group_columns, n_keep in zip(groups, columns, kept, strict=True):
             with self._timed("selection"):
-                keep = self._select(statistics, weight, group_columns, n_keep)
+                keep = self._select(statistics, pruned_weight, group_columns, n_keep)
             gone = np.setdiff1d(np.arange(group.n_channels), keep)
-            stay[group_columns[torch.from_numpy(gone)].flatten()] = False
+            gone_columns = group_columns[torch.from_numpy(gone)].flatten()
+            stay[gone_columns] = False
+            pruned_weight[:, gone_columns] = 0.0
             with self._timed("surgery"):
                 self._channels.remove(group, gone)
         if statistics is not None:
@@ -247,9 +250,11 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         if self._calibration is None:
             return None
         with self._timed("statistics"):
-            return self._calibration.statistics(
-                self._live, name, self._channels.positions(name, "out")
-            )
+            alive = self._channels.positions(name, "out")
+            statistics = self._calibration.statistics(self._live, name, alive)
+        if not bool(torch.isfinite(statistics.gram.diagonal()).all()):
+            raise FloatingPointError(f"inputs of {name!r} are not finite")
+        return statistics
 
     def _select(
         self,

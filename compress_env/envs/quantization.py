@@ -11,7 +11,13 @@ from torch import nn
 
 from compress_env.data import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
-from compress_env.layers import FLOAT_BYTES, compute_layers, largest_bits_within, quantized_bytes
+from compress_env.layers import (
+    FLOAT_BYTES,
+    Layer,
+    compute_layers,
+    largest_bits_within,
+    quantized_bytes,
+)
 from compress_env.quantization.fake_quant import MAX_BITS, attach, bake, bits_of
 from compress_env.quantization.packing import pack
 
@@ -114,7 +120,7 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
             raise ValueError("model has no Conv2d or Linear layer to quantize")
         self.min_bits = min_bits
         self._saved_bytes = [
-            [FLOAT_BYTES * layer.n_weights - quantized_bytes(layer, bits) for bits in BITS]
+            [FLOAT_BYTES * layer.n_weights - self._layer_bytes(layer, bits) for bits in BITS]
             for layer in self.table
         ]
         self._full_bytes, self._record_bytes = self._file_bytes()
@@ -130,6 +136,12 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
         """
         saved = sum(by_bits[b - 1] for by_bits, b in zip(self._saved_bytes, bits, strict=False))
         return self._full_bytes - saved + round(self._record_bytes * len(bits))
+
+    def _layer_bytes(self, layer: Layer, bits: int) -> int:
+        """Bytes of a layer; zeros from pruning need a third level, hence two bits."""
+        weight = compute_layers(self.task.model)[layer.name].weight
+        has_zeros = bool((weight == 0).any())
+        return quantized_bytes(layer, 2 if bits == 1 and has_zeros else bits)
 
     def _file_bytes(self) -> tuple[int, float]:
         """Return the bytes of the float32 file, and what a quantized layer adds to the header."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,6 @@ from torch import Tensor, nn
 __all__ = [
     "LayerStatistics",
     "PatchSampler",
-    "accumulate",
-    "collect_inputs",
     "collect_responses",
     "collect_statistics",
     "sample_patches",
@@ -27,7 +25,6 @@ __all__ = [
 ]
 
 PrunableLayer: TypeAlias = nn.Conv2d | nn.Linear
-_T = TypeVar("_T")
 
 
 class LayerStatistics(NamedTuple):
@@ -92,29 +89,6 @@ class PatchSampler:
             self._drawn[n_outputs] = torch.stack(rows)
         return self._drawn[n_outputs]
 
-    def draw(
-        self, model: nn.Module, layer_names: Sequence[str], example: Tensor
-    ) -> dict[str, Tensor]:
-        """Return the positions of several layers, whose output sizes one forward pass tells.
-
-        Args:
-            model: The network; it is run in evaluation mode and left as it was.
-            layer_names: Names of ``Conv2d`` and ``Linear`` modules, as in ``named_modules``.
-            example: Images of the shape that the layers will see, (b, C, height, width).
-
-        Returns:
-            For each name its positions, as from :meth:`positions`.
-
-        Raises:
-            ValueError: If a name is not a layer that the forward pass reaches.
-        """
-        layers = {name: _layer(model, name) for name in layer_names}
-
-        def take(name: str, output: Tensor) -> Tensor:
-            return self.positions(_n_output_positions(layers[name], output))
-
-        return _observe(model, layers, example, take)
-
 
 def sample_patches(inputs: Tensor, layer: PrunableLayer, positions: Tensor) -> Tensor:
     """Gather the flattened inputs of the sampled outputs, without unfolding the others.
@@ -169,29 +143,6 @@ def sample_responses(outputs: Tensor, layer: PrunableLayer, positions: Tensor) -
     return rows if layer.bias is None else rows - layer.bias.detach()
 
 
-def collect_inputs(
-    model: nn.Module, layer_name: str, batches: Iterable[Tensor], positions: Tensor
-) -> Tensor:
-    """Run the model up to one layer and return the sampled inputs of that layer.
-
-    The model is run in evaluation mode without gradients, and left as it was.
-
-    Args:
-        model: The network.
-        layer_name: Name of a ``Conv2d`` or ``Linear``, as in ``named_modules``.
-        batches: Image batches, each (b, C, height, width), on the model's device; together as many
-            images as ``positions`` has rows.
-        positions: Flat output positions of the layer, shape (n_images, p), int64.
-
-    Returns:
-        X, shape (n_images * p, D).
-
-    Raises:
-        ValueError: If the layer does not exist or is not reached, or the numbers of images differ.
-    """
-    return torch.cat(list(_input_rows(model, layer_name, batches, positions)))
-
-
 def collect_responses(
     model: nn.Module,
     layer_names: Sequence[str],
@@ -205,7 +156,8 @@ def collect_responses(
     Args:
         model: The network, usually the unpruned one.
         layer_names: Names of ``Conv2d`` and ``Linear`` modules, as in ``named_modules``.
-        batches: Image batches, as for :func:`collect_inputs`.
+        batches: Image batches, each (b, C, height, width), on the model's device; together as many
+            images as each of ``positions`` has rows.
         positions: For each layer its flat output positions, shape (n_images, p), int64.
 
     Returns:
@@ -231,22 +183,6 @@ def collect_responses(
     return {name: torch.cat(parts) for name, parts in rows.items()}
 
 
-def accumulate(inputs: Iterable[Tensor], responses: Iterable[Tensor]) -> LayerStatistics:
-    """Sum the statistics of sampled rows, batch by batch, in float64.
-
-    Args:
-        inputs: Batches of X, each (rows, D).
-        responses: Batches of Y, each (rows, N), as many and as long as those of ``inputs``.
-
-    Returns:
-        The statistics, on the device of the rows.
-
-    Raises:
-        ValueError: If there is no batch, or the batches do not match.
-    """
-    return _accumulate_pairs(zip(inputs, responses, strict=True))
-
-
 def collect_statistics(
     model: nn.Module,
     layer_name: str,
@@ -257,13 +193,13 @@ def collect_statistics(
 ) -> LayerStatistics:
     """Return the statistics of the live layer's inputs and the unpruned layer's responses.
 
-    Equal to ``accumulate`` over ``collect_inputs`` and the responses, but no more than one batch
-    of inputs is held at a time.
+    The model is run up to the layer in evaluation mode without gradients, and left as it was. The
+    sums are made batch by batch in float64, so that no more than one batch of inputs is held.
 
     Args:
         model: The live, partly pruned network.
         layer_name: Name of a ``Conv2d`` or ``Linear``, as in ``named_modules``.
-        batches: Image batches, as for :func:`collect_inputs`.
+        batches: Image batches, as for :func:`collect_responses`.
         positions: Flat output positions of the layer, shape (n_images, p), int64.
         responses: Y of the unpruned network at the same places, shape (n_images * p, N).
         out_channels: Indices of the output channels that the live layer still has, in its order;
@@ -273,12 +209,28 @@ def collect_statistics(
         The statistics, on the model's device.
 
     Raises:
-        ValueError: If the layer does not exist or is not reached, or the numbers of rows differ.
+        ValueError: If the layer does not exist or is not reached, there is no position, or the
+            numbers of images or rows differ.
     """
+    layer = _layer(model, layer_name)
+    _check_rows(responses, positions)
     if out_channels is not None:
         responses = responses[:, out_channels.to(responses.device)]
-    inputs = _input_rows(model, layer_name, batches, positions)
-    return _accumulate_pairs(_pair_rows(inputs, responses))
+    # (n_images * p, N) -> (n_images, p, N)
+    by_image = responses.reshape(*positions.shape, responses.shape[1])
+    total: LayerStatistics | None = None
+    start = 0
+    for batch in batches:
+        places = slice(start, start + len(batch))
+        inputs = _run_until_input(model, layer, layer_name, batch)
+        x = sample_patches(inputs, layer, positions[places])
+        y = by_image[places].flatten(0, 1)
+        part = _statistics_of(x.double(), y.to(x.device).double())
+        total = part if total is None else _add(total, part)
+        start += len(batch)
+    _check_all_used(start, positions)
+    assert total is not None  # there is a position, hence an image
+    return total
 
 
 class _AllSeenError(Exception):
@@ -289,13 +241,13 @@ def _observe(
     model: nn.Module,
     layers: dict[str, PrunableLayer],
     batch: Tensor,
-    take: Callable[[str, Tensor], _T],
-) -> dict[str, _T]:
+    take: Callable[[str, Tensor], Tensor],
+) -> dict[str, Tensor]:
     """Return what `take` makes of each layer's first output, ending the pass after the last one.
 
     The output is taken as soon as it is there, since a later in-place activation would change it.
     """
-    taken: dict[str, _T] = {}
+    taken: dict[str, Tensor] = {}
 
     def record(name: str, output: Tensor) -> None:
         if name not in taken:
@@ -351,41 +303,9 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _input_rows(
-    model: nn.Module, layer_name: str, batches: Iterable[Tensor], positions: Tensor
-) -> Iterator[Tensor]:
-    """Yield X batch by batch."""
-    layer = _layer(model, layer_name)
-    start = 0
-    for batch in batches:
-        inputs = _run_until_input(model, layer, layer_name, batch)
-        yield sample_patches(inputs, layer, positions[start : start + len(batch)])
-        start += len(batch)
-    _check_all_used(start, positions)
-
-
-def _pair_rows(inputs: Iterable[Tensor], responses: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each batch of X with its rows of Y."""
-    start = 0
-    for x in inputs:
-        yield x, responses[start : start + len(x)].to(x.device)
-        start += len(x)
-    if start != len(responses):
-        raise ValueError(f"expected {start} rows of responses, got {len(responses)}")
-
-
-def _accumulate_pairs(pairs: Iterable[tuple[Tensor, Tensor]]) -> LayerStatistics:
-    """Sum ``X^T X``, ``X^T Y`` and the number of rows over the batches."""
-    total: LayerStatistics | None = None
-    for x, y in pairs:
-        if len(x) != len(y):
-            raise ValueError(f"expected as many responses as inputs, got {len(y)} and {len(x)}")
-        x64 = x.double()
-        part = LayerStatistics(x64.T @ x64, x64.T @ y.double(), len(x))
-        total = part if total is None else _add(total, part)
-    if total is None:
-        raise ValueError("expected at least one batch, got none")
-    return total
+def _statistics_of(x: Tensor, y: Tensor) -> LayerStatistics:
+    """Return the statistics of one batch of rows."""
+    return LayerStatistics(x.T @ x, x.T @ y, len(x))
 
 
 def _add(left: LayerStatistics, right: LayerStatistics) -> LayerStatistics:
@@ -460,12 +380,6 @@ def _padding(layer: nn.Conv2d, axis: int) -> tuple[int, int]:
     return layer.padding[axis], layer.padding[axis]
 
 
-def _n_output_positions(layer: PrunableLayer, output: Tensor) -> int:
-    """Return L, the number of output positions per image."""
-    places = output.shape[2:] if isinstance(layer, nn.Conv2d) else output.shape[1:-1]
-    return places.numel()
-
-
 def _layer(model: nn.Module, name: str) -> PrunableLayer:
     """Look a layer up by name."""
     module = dict(model.named_modules()).get(name)
@@ -486,6 +400,13 @@ def _check_batch(features: Tensor, positions: Tensor) -> None:
         raise ValueError(
             f"expected positions for {len(features)} images, got them for {len(positions)}"
         )
+
+
+def _check_rows(responses: Tensor, positions: Tensor) -> None:
+    if not positions.numel():
+        raise ValueError("expected at least one position, got none")
+    if len(responses) != positions.numel():
+        raise ValueError(f"expected {positions.numel()} rows of responses, got {len(responses)}")
 
 
 def _check_all_used(n_images: int, positions: Tensor) -> None:

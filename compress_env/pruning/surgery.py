@@ -105,8 +105,12 @@ class LiveChannels:
         for member in group.members:
             alive = self.alive(member)
             gone = np.isin(alive, member.positions[np.asarray(channels, np.int64)])
+            module = self.model.get_submodule(member.module)
+            frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
             with torch.no_grad():
-                member.prune(self.model.get_submodule(member.module), np.flatnonzero(gone).tolist())
+                member.prune(module, np.flatnonzero(gone).tolist())
+            for name in frozen:  # Torch-Pruning makes new parameters
+                module.get_parameter(name).requires_grad_(False)
             self._alive[member.module, member.side] = alive[~gone]
 
 
@@ -140,9 +144,12 @@ def find_walk(model: nn.Module, image: Tensor) -> Walk:
     decided: dict[str, list[ChannelGroup]] = {}
     skipped: dict[str, str] = {}
     for group in _channel_groups(model, image):
+        if not group.consumers:
+            continue  # the logits
         readers = [m.module for m in group.consumers if m.module in layers]
         if not readers:
-            continue  # the logits
+            skipped[group.consumers[0].module] = "it is neither a Conv2d nor a Linear"
+            continue
         first = min(readers, key=order.index)
         reason = _refuse(group, layers) or _check_group(model, image, group)
         if reason:
@@ -152,6 +159,8 @@ def find_walk(model: nn.Module, image: Tensor) -> Walk:
     if not decided:
         reasons = "; ".join(f"{name}: {why}" for name, why in skipped.items())
         raise ValueError(f"model has no prunable layer ({reasons or 'no hidden channels'})")
+    for name in skipped.keys() & decided.keys():
+        skipped[name] = f"some of its inputs stay: {skipped[name]}"
     first_readers = sorted(decided, key=order.index)
     decisions = (Decision(layers[name], tuple(decided[name])) for name in first_readers)
     return Walk(tuple(decisions), skipped)
@@ -211,20 +220,22 @@ def _refuse(group: ChannelGroup, layers: dict[str, Layer]) -> str | None:
 
 
 def _check_group(model: nn.Module, image: Tensor, group: ChannelGroup) -> str | None:
-    """Prune one channel on a copy, run it, and compare with the channel zeroed.
+    """Prune one channel on a copy, run it on noise, and compare with the channel zeroed.
 
     Returns:
         None when shapes and values agree, otherwise the reason.
     """
     if group.n_channels < 2:
         return "it has a single channel"
-    channel = [group.n_channels - 1]
+    channel = [_strongest_channel(model, group)]
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, *image.shape[1:], generator=generator).to(image)
     pruned, zeroed = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
     try:
         LiveChannels(pruned).remove(group, channel)
         zero_channels(zeroed, group, channel)
         with torch.no_grad():
-            got, wanted = pruned(image), zeroed(image)
+            got, wanted = pruned(noise), zeroed(noise)
     except Exception as error:  # any failure of foreign forward code is the answer itself
         return f"removing a channel breaks the network ({type(error).__name__})"
     if got.shape != wanted.shape:
@@ -232,6 +243,14 @@ def _check_group(model: nn.Module, image: Tensor, group: ChannelGroup) -> str | 
     if not torch.allclose(got, wanted, rtol=0.0, atol=TOLERANCE * float(1 + wanted.abs().max())):
         return "removing a channel is not the same as zeroing it"
     return None
+
+
+def _strongest_channel(model: nn.Module, group: ChannelGroup) -> int:
+    """Return the channel that its producer answers with most, bias and weights together."""
+    producer = model.get_submodule(group.members[0].module)
+    strength = sum(p.detach().flatten(1).norm(dim=1) for p in producer.parameters() if p.dim() > 1)
+    bias = getattr(producer, "bias", None)
+    return int((strength if bias is None else strength + bias.detach()).argmax())
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ __all__ = [
     "bits_of",
     "dequantize",
     "is_quantized",
+    "largest_integer",
     "optimal_clip",
     "quantize_to_integers",
     "quantizer_of",
@@ -49,6 +50,15 @@ class _Fit(NamedTuple):
     """The best point itself, shape (N,)."""
 
 
+def largest_integer(bits: int) -> int:
+    """Return Q, the largest integer that stands for a weight: 2^(bits-1) - 1, and 1 at one bit.
+
+    Args:
+        bits: Bits per weight, 1..8.
+    """
+    return max((1 << (bits - 1)) - 1, 1)
+
+
 def optimal_clip(weight: Tensor, bits: int) -> Tensor:
     """Return, per output channel, the clip that minimises the squared quantization error.
 
@@ -71,7 +81,7 @@ def optimal_clip(weight: Tensor, bits: int) -> Tensor:
     if not torch.isfinite(weight).all():
         raise ValueError("expected finite weights, got some that are not")
     magnitude = weight.detach().abs()
-    largest = magnitude.amax(dim=1).clamp_min(_MIN_SCALE * _largest_integer(bits))
+    largest = magnitude.amax(dim=1).clamp_min(_MIN_SCALE * largest_integer(bits))
     if bits == 1:
         return largest
     # The zeros of a pruned channel are exact at every scale.
@@ -96,7 +106,7 @@ def quantize_to_integers(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     _check_bits(bits)
     if bits == 1:
         return weight.detach().sign().to(torch.int8)
-    largest = _largest_integer(bits)
+    largest = largest_integer(bits)
     # Multiplied by the inverse, as torch.fake_quantize_per_channel_affine does.
     integers = (weight.detach() * _per_channel(scale.reciprocal(), weight)).round()
     return integers.clamp(-largest, largest).to(torch.int8)
@@ -143,7 +153,7 @@ class FakeQuantize(nn.Module):
         # (N, ...) -> (N, D)
         flat = weight.detach().flatten(1)
         clip = optimal_clip(flat, bits)
-        scale = _mean_magnitude(flat) if bits == 1 else clip / _largest_integer(bits)
+        scale = _mean_magnitude(flat) if bits == 1 else clip / largest_integer(bits)
         self.bits = bits
         self.register_buffer("clip", clip)
         self.register_buffer("scale", scale.clamp_min(_MIN_SCALE))
@@ -154,7 +164,7 @@ class FakeQuantize(nn.Module):
         if self.bits == 1:
             quantized: Tensor = _SignQuantize.apply(weight, self.scale, self.clip)
             return quantized
-        largest = _largest_integer(self.bits)
+        largest = largest_integer(self.bits)
         return torch.fake_quantize_per_channel_affine(
             weight, self.scale, self.zero_point, 0, -largest, largest
         )
@@ -246,7 +256,7 @@ def _detach(layer: nn.Module, keep_quantized: bool) -> None:
 
 def _search(magnitude: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
     """Search coarsely in low..high, then finely around the best, then refine; return clips."""
-    largest = _largest_integer(bits)
+    largest = largest_integer(bits)
     n_points = min(max(_GRID_WORK // max(magnitude.numel(), 1), _MIN_GRID), _MAX_GRID)
     n_coarse = n_points // 4
     coarse = _grid_fit(magnitude, low, high, largest, n_coarse)
@@ -300,10 +310,6 @@ def _least_squares(magnitude: Tensor, scales: Tensor, largest: int) -> tuple[Ten
 def _mean_magnitude(weight: Tensor) -> Tensor:
     """Return the mean magnitude of the non-zero weights of each channel, shape (N,)."""
     return weight.abs().sum(dim=1) / (weight != 0).sum(dim=1).clamp_min(1)
-
-
-def _largest_integer(bits: int) -> int:
-    return max((1 << (bits - 1)) - 1, 1)
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:

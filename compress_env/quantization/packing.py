@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import uuid
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,14 +21,16 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from compress_env.files import replacing
 from compress_env.quantization.fake_quant import (
     MAX_BITS,
     dequantize,
+    largest_integer,
     quantize_to_integers,
     quantizer_of,
 )
 
-__all__ = ["load_into", "load_packed", "read_metadata", "save_packed"]
+__all__ = ["load_into", "load_packed", "pack", "save_packed"]
 
 StrPath: TypeAlias = str | os.PathLike[str]
 ByteArray: TypeAlias = NDArray[np.uint8]
@@ -48,7 +49,7 @@ class _PackedWeight(NamedTuple):
     """Shape of the weight, (N, ...)."""
 
 
-def save_packed(path: StrPath, model: nn.Module, metadata: dict[str, str] | None = None) -> int:
+def save_packed(path: StrPath, model: nn.Module) -> int:
     """Write a model, with its quantized weights packed, into a single file.
 
     The file appears complete or not at all: it is written beside its place and then moved there.
@@ -57,34 +58,26 @@ def save_packed(path: StrPath, model: nn.Module, metadata: dict[str, str] | None
         path: File to write; an existing one is replaced.
         model: The model; weights quantized by ``fake_quant.attach`` are packed at their bits.
             One-bit weights among which there are zeros take two bits each.
-        metadata: Text to keep in the header, for :func:`read_metadata`.
 
     Returns:
         Size of the file in bytes.
 
     Raises:
         OSError: If the file cannot be written.
-        TypeError: If a key or value of ``metadata`` is not a string.
     """
-    _write_atomically(Path(path), pack(model, metadata))
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(pack(model))
     return os.path.getsize(path)
 
 
-def pack(model: nn.Module, metadata: dict[str, str] | None = None) -> bytes:
+def pack(model: nn.Module) -> bytes:
     """Return what :func:`save_packed` writes.
 
     Args:
         model: As there.
-        metadata: As there.
-
-    Raises:
-        TypeError: If a key or value of ``metadata`` is not a string.
     """
-    metadata = metadata or {}
-    if not all(isinstance(text, str) for item in metadata.items() for text in item):
-        raise TypeError(f"expected metadata to map strings to strings, got {metadata!r}")
     tensors, records = _pack_model(model)
-    header = {"version": _VERSION, "weights": records, "metadata": metadata}
+    header = {"version": _VERSION, "weights": records}
     text = {_HEADER_KEY: json.dumps(header, sort_keys=True)}
     return safetensors.torch.save(tensors, text)
 
@@ -107,26 +100,6 @@ def load_packed(path: StrPath) -> dict[str, Tensor]:
     try:
         return _unpack_model(data)
     except (SafetensorError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise _damaged(path, error) from error
-
-
-def read_metadata(path: StrPath) -> dict[str, str]:
-    """Return the metadata that a packed file was written with.
-
-    Args:
-        path: A file that :func:`save_packed` wrote.
-
-    Returns:
-        The metadata, empty if none was given.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, or is not a packed network.
-    """
-    data = Path(path).read_bytes()
-    try:
-        return {str(key): str(text) for key, text in _read_header(data)["metadata"].items()}
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
 
 
@@ -183,14 +156,14 @@ def _pack_weight(integers: NDArray[np.int8], bits: int) -> tuple[ByteArray, _Pac
     if bits == 1 and not integers.all():
         bits = 2
     flat = integers.reshape(-1).astype(np.int16)
-    values = (flat > 0) if bits == 1 else flat + _largest_integer(bits)
+    values = (flat > 0) if bits == 1 else flat + largest_integer(bits)
     return _pack_bits(values.astype(np.uint8), bits), _PackedWeight(bits, integers.shape)
 
 
 def _unpack_weight(packed: ByteArray, record: _PackedWeight) -> NDArray[np.int8]:
     """Return the integers, in their shape."""
     values = _unpack_bits(packed, record.bits, math.prod(record.shape)).astype(np.int16)
-    largest = _largest_integer(record.bits)
+    largest = largest_integer(record.bits)
     integers = 2 * values - 1 if record.bits == 1 else values - largest
     if (integers > largest).any():
         raise ValueError(f"an integer exceeds {largest}")
@@ -247,24 +220,10 @@ def _checked_record(raw: dict[str, Any]) -> _PackedWeight:
     return record
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
-    """Write a file beside its place and move it there, leaving nothing behind on failure."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _damaged(path: StrPath, error: Exception) -> ValueError:
     """Return the one-line error for a file that cannot be read."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return ValueError(f"{os.fspath(path)} is damaged or not a packed network: {reason}")
-
-
-def _largest_integer(bits: int) -> int:
-    return max((1 << (bits - 1)) - 1, 1)
 
 
 def _check_names(expected: set[str], got: set[str]) -> None:

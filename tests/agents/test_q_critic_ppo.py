@@ -36,9 +36,9 @@ def vectorized(n_envs: int, **kwargs: Any) -> DummyVecEnv:
     return DummyVecEnv([lambda: Monitor(TargetEnv(**kwargs)) for _ in range(n_envs)])
 
 
-def greedy_return(agent: QCriticPPO) -> float:
+def greedy_return(agent: QCriticPPO, n_steps: int = 2) -> float:
     returns, _ = evaluate_policy(
-        agent, Monitor(TargetEnv(n_steps=2)), n_eval_episodes=1, return_episode_rewards=True
+        agent, Monitor(TargetEnv(n_steps=n_steps)), n_eval_episodes=1, return_episode_rewards=True
     )
     assert isinstance(returns, list)
     return returns[0]
@@ -53,12 +53,17 @@ def observations(n: int = 5) -> th.Tensor:
 
 
 @pytest.mark.parametrize("n_envs", [1, 2], ids=["1 env", "2 envs"])
-@pytest.mark.parametrize("gamma", [0.99, 1.0], ids=["discounted", "undiscounted"])
-def test_learns_in_500_steps(n_envs: int, gamma: float) -> None:
+@pytest.mark.parametrize(
+    ("n_steps", "target_steps", "gamma"),
+    [(1, 1, 0.99), (2, 10, 0.99), (2, 10, 1.0)],
+    ids=["one-step targets", "returns, discounted", "returns, undiscounted"],
+)
+def test_learns_in_500_steps(n_envs: int, n_steps: int, target_steps: int, gamma: float) -> None:
+    env = vectorized(n_envs, n_steps=n_steps)
     agent = QCriticPPO(
-        "MlpPolicy", vectorized(n_envs, n_steps=2), gamma=gamma, seed=0, device="cpu"
+        "MlpPolicy", env, target_steps=target_steps, gamma=gamma, seed=0, device="cpu"
     )
-    before, after = greedy_return(agent), greedy_return(agent.learn(500))
+    before, after = greedy_return(agent, n_steps), greedy_return(agent.learn(500), n_steps)
     assert before < 0.8 and after > 0.9
 
 
@@ -190,7 +195,9 @@ def test_targets_sum_rewards_over_target_steps(target_steps: int) -> None:
 
 
 def test_targets_stop_at_an_interrupted_episode() -> None:
-    agent = make_agent(TargetEnv(n_steps=3), gamma=0.5, target_policy_noise=0.0).learn(5)
+    agent = make_agent(
+        TargetEnv(n_steps=3), gamma=0.5, target_policy_noise=0.0, target_steps=10
+    ).learn(5)
     agent.learn(4)  # resets in the middle of the second episode
     buffer = agent.replay_buffer
     assert buffer is not None

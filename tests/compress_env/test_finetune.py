@@ -42,8 +42,20 @@ def test_annealed_steps_move_less() -> None:
 
 def test_loss_that_is_not_finite_raises() -> None:
     model = seeded(BranchedNet)
-    with pytest.raises(FloatingPointError, match="loss is not finite"):
+    with pytest.raises(FloatingPointError, match="loss or weights are not finite"):
         finetune(model, batches(4), learning_rate=1e30)
+
+
+def test_weights_that_the_last_step_blew_up_raise() -> None:
+    with pytest.raises(FloatingPointError, match="loss or weights are not finite"):
+        finetune(seeded(BranchedNet), batches(1), learning_rate=float("inf"))
+
+
+def test_frozen_parameters_stay() -> None:
+    model = seeded(PlainNet).requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    finetune(model, batches(1), learning_rate=0.1)
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
 
 
 def test_zeros_stay_zero_also_with_momentum_and_decay() -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import Permute
 
 from compress_env.layers import (
     dense_macs,
@@ -60,6 +61,12 @@ def test_layer_called_twice_is_counted_twice() -> None:
     assert [(x.n_calls, x.positions, x.macs) for x in table] == [(2, 2, 18)]
 
 
+def test_linear_layers_on_channels_last_images_count_every_place() -> None:
+    model = nn.Sequential(Permute([0, 2, 3, 1]), nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 5))
+    table = layer_table(model, torch.zeros(2, 6, 8, 8))
+    assert [(x.positions, x.macs) for x in table] == [(64, 64 * 60), (64, 64 * 50)]
+
+
 def test_sparse_counts_leave_out_zeros() -> None:
     layer = nn.Conv2d(1, 2, 3)
     model = nn.Sequential(layer)
@@ -92,7 +99,9 @@ def test_quantized_bytes_by_hand() -> None:
         (10, 0.26, 1, 7),
         (64, 0.5, 8, 32),
         (64, 0.9, 8, 8),
-        (20, 0.0, 8, 16),
+        (20, 0.0, 8, 20),
+        (20, 0.09, 8, 20),
+        (20, 0.11, 8, 16),
         (3, 0.5, 8, 3),
     ],
 )

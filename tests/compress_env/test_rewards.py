@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from compress_env.rewards import REWARDS, RewardInput, get_reward, lower_bound
+from compress_env.rewards import REWARDS, Reward, RewardInput, get_reward, lower_bound
 
 INPUT = RewardInput(accuracy=0.9, cost=40.0, cost_low=20.0, cost_high=100.0, macs=1000, params=50)
 
@@ -36,6 +36,12 @@ def test_lower_bound_is_below_every_outcome(name: str) -> None:
         for p in (5, 50)
     ]
     assert bound == min(outcomes)
+
+
+@pytest.mark.parametrize("reward", [lambda x: math.log(x.accuracy), lambda x: -math.inf])
+def test_reward_without_a_lower_bound_is_refused(reward: Reward) -> None:
+    with pytest.raises(ValueError, match="must be finite at accuracy 0"):
+        lower_bound(reward, INPUT)
 
 
 def test_callable_is_taken_as_it_is() -> None:

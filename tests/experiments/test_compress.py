@@ -13,7 +13,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from compress_env.data import load_data
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
 from compress_env.models import build_model, load_checkpoint
@@ -59,7 +58,7 @@ def test_table_compares_four_networks_within_the_budgets(
     default = Config()
     for row in others:
         assert row.macs <= default.flops_budget
-        assert row.size <= default.size_budget * 1.001 or not row.within_budget
+        assert row.size <= default.size_budget * 1.001 or f"{row.network}: too little" in text
         path = out / f"network-{row.network}.safetensors"
         assert row.size_bytes == path.stat().st_size
         assert row.network in text
@@ -183,4 +182,4 @@ def test_main_job_on_mnist(mnist: Path, tmp_path: Path) -> None:
     config = Config(dataset="mnist", data_root=mnist, out=tmp_path / "out", **settings)  # type: ignore[arg-type]
     rows = run(config, Console(file=StringIO()))
     assert rows[0].test_error < 0.015
-    assert load_data("mnist", data_root=mnist).image_shape == (1, 28, 28)
+    assert all(row.macs <= config.flops_budget for row in rows[1:])

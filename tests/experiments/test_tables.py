@@ -60,7 +60,7 @@ def test_summary_compares_the_agent_seed_by_seed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("seed", "changes", "message"),
-    [(0, {}, "a seed of its own"), (1, {"episodes": 99}, "must agree in model")],
+    [(0, {}, "a seed of its own"), (1, {"episodes": 99}, "must agree in episodes, got 10 and 99")],
     ids=["same seed", "other settings"],
 )
 def test_runs_that_cannot_be_averaged_are_refused(

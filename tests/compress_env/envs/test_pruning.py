@@ -252,6 +252,32 @@ class TestFailures:
         assert again[0][1] == results[0][1]
         assert "error" not in again[-1][-1]
 
+    @pytest.mark.parametrize("reward_at", ["layer", "episode"])
+    @pytest.mark.parametrize("rate", [1e15, 1e25, 1e38])
+    def test_any_divergence_ends_the_episode(self, rate: float, reward_at: Any) -> None:
+        env = PruningEnv(
+            seeded(PlainNet),
+            data(),
+            finetune_steps=1,
+            finetune_config=FinetuneConfig(learning_rate=rate),
+            reward_at=reward_at,
+            device="cpu",
+        )
+        env.reset()
+        done = False
+        while not done:
+            _, reward, done, _, info = env.step(np.zeros(1, np.float32))
+        assert "error" in info or np.isfinite(float(reward))
+
+    def test_failure_without_a_message(self) -> None:
+        def scorer(model: nn.Module) -> float:
+            raise FloatingPointError
+
+        env = PruningEnv(seeded(PlainNet), data(), scorer=scorer, **QUICK)
+        info = act(env, [0.0])[0][-1]
+        assert info["error"] == "FloatingPointError: no reason given"
+        assert info["pruning_rate"] == pytest.approx(0.475)
+
     def test_scorer_that_returns_nan_is_a_failure(self) -> None:
         env = PruningEnv(seeded(PlainNet), data(), scorer=lambda _: float("nan"), **QUICK)
         assert "the scorer returned nan" in act(env, [0.0])[0][-1]["error"]
@@ -312,6 +338,28 @@ def test_bad_input_is_refused_in_one_line(options: dict[str, Any], message: str)
     with pytest.raises(ValueError, match=message) as caught:
         PruningEnv(**options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": None}, "seed must be an int, got None"),
+        ({"finetune_steps": 2.5}, "finetune_steps must be an int, got 2.5"),
+        ({"model": PlainNet}, "model must be a name or a module"),
+        ({"data": (1, 2)}, "data must be a name or a DataBundle, got tuple"),
+        ({"reward": 3}, "reward must be a name or a callable, got int"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_wrong_types_are_refused(options: dict[str, Any], message: str) -> None:
+    options = {"model": seeded(PlainNet), "data": data(), "device": "cpu"} | options
+    with pytest.raises(TypeError, match=message):
+        PruningEnv(**options)
+
+
+def test_negative_momentum_is_refused() -> None:
+    with pytest.raises(ValueError, match="momentum must be 0 or more, got -1"):
+        FinetuneConfig(momentum=-1)
 
 
 def test_model_without_a_prunable_layer_is_refused() -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
 from compress_env.layers import compute_layers
-from compress_env.quantization.packing import load_into, load_packed, save_packed
+from compress_env.quantization.packing import load_into, load_packed, pack, save_packed
 from tests.fakes import BranchedNet, PlainNet, make_data, seeded
 
 QUICK: dict[str, Any] = {"finetune_steps": 0, "device": "cpu"}
@@ -59,6 +59,20 @@ def test_predicted_bytes_are_those_of_the_packed_file(tmp_path: Path) -> None:
     assert info["size_bytes"] == pytest.approx(size, rel=0.02)
     full = save_packed(tmp_path / "float.safetensors", env.task.model)
     assert env.unpruned.cost_high == full
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 2**16), zeros=st.booleans())
+def test_file_is_never_larger_than_predicted(seed: int, zeros: bool) -> None:
+    model = seeded(BranchedNet)
+    if zeros:
+        with torch.no_grad():
+            compute_layers(model)["merge"].weight[0] = 0.0
+    env = QuantizationEnv(model, data(), **QUICK)
+    bits = np.random.default_rng(seed).integers(1, 4, len(env.walk)).tolist()
+    info = act(env, actions_for(env, bits))[-1][-1]
+    size = len(pack(env.live_model()))
+    assert 0 <= info["size_bytes"] - size <= 24
 
 
 def test_walk_is_every_layer_in_execution_order() -> None:

@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compress_env.pruning.reconstruction import reconstruct
-from compress_env.pruning.statistics import accumulate
+from compress_env.pruning.statistics import LayerStatistics
+
+
+def gather(x: Tensor, y: Tensor) -> LayerStatistics:
+    """The statistics of explicit rows, written out."""
+    return LayerStatistics(x.double().T @ x.double(), x.double().T @ y.double(), len(x))
 
 
 def make_rows(seed: int, n_rows: int = 80, n_inputs: int = 12) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,7 +31,7 @@ def make_rows(seed: int, n_rows: int = 80, n_inputs: int = 12) -> tuple[Tensor, 
 def test_weights_equal_least_squares_on_the_rows(seed: int) -> None:
     x, _, y = make_rows(seed)
     columns = torch.tensor([7, 0, 3, 11])
-    weight = reconstruct(accumulate([x], [y]), columns, ridge=1e-12)
+    weight = reconstruct(gather(x, y), columns, ridge=1e-12)
     expected = np.linalg.lstsq(x[:, columns].numpy(), y.numpy(), rcond=None)[0].T
     assert weight.shape == (5, 4) and weight.dtype == torch.float64
     np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-6, atol=1e-8)
@@ -34,7 +39,7 @@ def test_weights_equal_least_squares_on_the_rows(seed: int) -> None:
 
 def test_the_ridge_is_relative_to_the_mean_diagonal() -> None:
     x, _, y = make_rows(0)
-    weight = reconstruct(accumulate([x], [y]), torch.arange(12), ridge=0.1)
+    weight = reconstruct(gather(x, y), torch.arange(12), ridge=0.1)
     gram = (x.T @ x).numpy()
     eps = 0.1 * np.trace(gram) / 12
     expected = np.linalg.solve(gram + eps * np.eye(12), (x.T @ y).numpy()).T
@@ -48,7 +53,7 @@ def test_the_error_does_not_exceed_that_of_the_old_weights(
 ) -> None:
     x, weight, y = make_rows(seed, n_rows)
     columns = torch.randperm(12, generator=torch.Generator().manual_seed(seed))[:n_kept]
-    fitted = reconstruct(accumulate([x], [y]), columns, ridge=1e-9)
+    fitted = reconstruct(gather(x, y), columns, ridge=1e-9)
     before = (y - x[:, columns] @ weight[:, columns].T).square().sum()
     after = (y - x[:, columns] @ fitted.T).square().sum()
     assert float(after) <= float(before) + 1e-6 * float(y.square().sum())
@@ -56,7 +61,7 @@ def test_the_error_does_not_exceed_that_of_the_old_weights(
 
 def test_all_columns_give_back_the_exact_weights() -> None:
     x, weight, y = make_rows(1)
-    fitted = reconstruct(accumulate([x], [y]), torch.arange(12), ridge=1e-12)
+    fitted = reconstruct(gather(x, y), torch.arange(12), ridge=1e-12)
     torch.testing.assert_close(fitted, weight, rtol=1e-6, atol=1e-6)
 
 
@@ -64,15 +69,15 @@ def test_equal_and_dead_inputs_are_finite() -> None:
     x, _, y = make_rows(2)
     x[:, 1] = x[:, 0]
     x[:, 2] = 0
-    fitted = reconstruct(accumulate([x], [y]), torch.arange(4))
+    fitted = reconstruct(gather(x, y), torch.arange(4))
     torch.testing.assert_close(fitted[:, 0], fitted[:, 1], rtol=1e-3, atol=1e-6)
     assert not fitted[:, 2].any()
-    nothing = reconstruct(accumulate([x * 0], [y]), torch.arange(4))
+    nothing = reconstruct(gather(x * 0, y), torch.arange(4))
     assert nothing.tolist() == torch.zeros(5, 4).tolist()
 
 
 def test_the_ridge_rises_tenfold_until_the_matrix_is_positive_definite() -> None:
-    statistics = accumulate([make_rows(3)[0]], [make_rows(3)[2]])
+    statistics = gather(make_rows(3)[0], make_rows(3)[2])
     mean = statistics.gram.diagonal().mean()
     lowest = torch.linalg.eigvalsh(statistics.gram)[0]
     identity = torch.eye(12, dtype=torch.float64)
@@ -92,11 +97,11 @@ def test_reconstruct_rejects_bad_arguments(columns: list[int], ridge: float, mes
     x, _, y = make_rows(0)
     chosen = torch.tensor(columns, dtype=torch.int64)
     with pytest.raises(ValueError, match=message):
-        reconstruct(accumulate([x], [y]), chosen, ridge)
+        reconstruct(gather(x, y), chosen, ridge)
 
 
 def test_reconstruct_rejects_statistics_that_are_not_finite() -> None:
     x, _, y = make_rows(0)
     x[0, 0] = float("inf")
     with pytest.raises(ValueError, match="finite statistics"):
-        reconstruct(accumulate([x], [y]), torch.arange(3))
+        reconstruct(gather(x, y), torch.arange(3))

@@ -15,7 +15,12 @@ from sklearn.linear_model import Lasso, lars_path
 from torch import Tensor
 
 from compress_env.pruning.selection import magnitude_scores, select_by_lasso, select_by_magnitude
-from compress_env.pruning.statistics import LayerStatistics, accumulate
+from compress_env.pruning.statistics import LayerStatistics
+
+
+def gather(x: Tensor, y: Tensor) -> LayerStatistics:
+    """The statistics of explicit rows, written out."""
+    return LayerStatistics(x.double().T @ x.double(), x.double().T @ y.double(), len(x))
 
 
 def make_problem(
@@ -57,7 +62,7 @@ def test_support_equals_that_of_lasso_on_explicit_features(seed: int) -> None:
     x, weight, y = make_problem(seed)
     columns = plain_columns(8, 3)
     features = explicit_features(x, weight, columns)
-    statistics = accumulate(torch.split(x, 25), torch.split(y, 25))
+    statistics = gather(x, y)
     for n_keep in range(1, 8):
         kept = select_by_lasso(statistics, weight, columns, n_keep)
         assert kept.tolist() == lasso_support(features, y.flatten().numpy(), n_keep)
@@ -71,7 +76,7 @@ def test_columns_outside_the_candidates_count_as_kept(seed: int) -> None:
     target = y - x[:, certain] @ weight[:, certain].T
     features = explicit_features(x, weight, columns)
     for n_keep in (1, 2, 3):
-        kept = select_by_lasso(accumulate([x], [y]), weight, columns, n_keep)
+        kept = select_by_lasso(gather(x, y), weight, columns, n_keep)
         assert kept.tolist() == lasso_support(features, target.flatten().numpy(), n_keep)
 
 
@@ -84,7 +89,7 @@ def test_a_path_on_which_channels_leave_again_is_followed() -> None:
         first = int(np.argmax(sizes == 10))
         if sizes[first] == 10 and first > 10:
             break
-    kept = select_by_lasso(accumulate([x], [y]), weight, plain_columns(12, 1), 10)
+    kept = select_by_lasso(gather(x, y), weight, plain_columns(12, 1), 10)
     assert kept.tolist() == np.flatnonzero(coefficients[:, first]).tolist()
 
 
@@ -93,7 +98,7 @@ def test_the_channels_that_matter_are_found() -> None:
     x = torch.randn(200, 20, generator=generator)
     weight = torch.full((2, 20), 0.01)
     weight[:, [3, 11, 17]] = 1.0
-    kept = select_by_lasso(accumulate([x], [x @ weight.T]), weight, plain_columns(20, 1), 3)
+    kept = select_by_lasso(gather(x, x @ weight.T), weight, plain_columns(20, 1), 3)
     assert kept.tolist() == [3, 11, 17]
     assert kept.dtype == torch.int64
 
@@ -103,9 +108,9 @@ def test_the_channels_that_matter_are_found() -> None:
 def test_selection_does_not_depend_on_the_units(seed: int, factor: float) -> None:
     x, weight, y = make_problem(seed)
     columns = plain_columns(8, 3)
-    expected = select_by_lasso(accumulate([x], [y]), weight, columns, 5).tolist()
+    expected = select_by_lasso(gather(x, y), weight, columns, 5).tolist()
     for a, b, c in ((factor, 1.0, 1.0), (1.0, factor, 1.0), (1.0, 1.0, factor)):
-        statistics = accumulate([x * a], [y * b])
+        statistics = gather(x * a, y * b)
         assert select_by_lasso(statistics, weight * c, columns, 5).tolist() == expected
 
 
@@ -114,9 +119,9 @@ def test_dead_channels_go_first(dead: str) -> None:
     x, weight, y = make_problem(0)
     columns = plain_columns(8, 3)
     (x if dead == "input" else weight)[:, columns[[0, 5]].flatten()] = 0
-    kept = select_by_lasso(accumulate([x], [y]), weight, columns, 6)
+    kept = select_by_lasso(gather(x, y), weight, columns, 6)
     assert kept.tolist() == [1, 2, 3, 4, 6, 7]
-    filled = select_by_lasso(accumulate([x], [y]), weight, columns, 7)
+    filled = select_by_lasso(gather(x, y), weight, columns, 7)
     assert filled.tolist() == [0, 1, 2, 3, 4, 6, 7]
 
 
@@ -132,7 +137,7 @@ def test_without_any_signal_the_lowest_indices_stay(energy: float) -> None:
 def test_equal_channels_are_completed_to_the_number_asked_for(n_keep: int) -> None:
     x = torch.randn(50, 1, generator=torch.Generator().manual_seed(0)).expand(-1, 6)
     weight = torch.ones(2, 6)
-    kept = select_by_lasso(accumulate([x], [x @ weight.T]), weight, plain_columns(6, 1), n_keep)
+    kept = select_by_lasso(gather(x, x @ weight.T), weight, plain_columns(6, 1), n_keep)
     assert kept.tolist() == sorted(set(kept.tolist()))
     assert len(kept) == n_keep
 
@@ -141,7 +146,7 @@ def test_the_fill_prefers_the_strongest_normalised_correlation() -> None:
     # Channels e1, e1 - e2, e2 and 0.1 (e1 + e2): the path ends at {0, 2}, which span the others.
     x = torch.tensor([[1.0, 1.0, 0.0, 0.1], [0.0, -1.0, 1.0, 0.1]])
     y = torch.tensor([[2.0], [1.0]])
-    kept = select_by_lasso(accumulate([x], [y]), torch.ones(1, 4), plain_columns(4, 1), 3)
+    kept = select_by_lasso(gather(x, y), torch.ones(1, 4), plain_columns(4, 1), 3)
     assert kept.tolist() == [0, 2, 3]
 
 
@@ -151,7 +156,7 @@ def test_nearly_equal_channels_are_kept_once_and_without_a_warning(seed: int) ->
     x = torch.randn(30, 12, generator=generator).double()
     x[:, 6:] = x[:, :6] + 1e-8 * x[:, 6:]
     weight = torch.randn(3, 6, generator=generator).double().repeat(1, 2)
-    statistics = accumulate([x], [x @ weight.T])
+    statistics = gather(x, x @ weight.T)
     kept = select_by_lasso(statistics, weight, plain_columns(12, 1), 6).tolist()
     assert {channel % 6 for channel in kept} == set(range(6))
     assert len(select_by_lasso(statistics, weight, plain_columns(12, 1), 10)) == 10
@@ -173,7 +178,7 @@ def test_exactly_the_number_asked_for_whatever_the_data(
     x[:, :n_duplicates] = x[:, -1:]
     n_keep = data.draw(st.integers(1, n_channels))
     columns = plain_columns(n_channels, n_columns)
-    kept = select_by_lasso(accumulate([x], [y]), weight, columns, n_keep).tolist()
+    kept = select_by_lasso(gather(x, y), weight, columns, n_keep).tolist()
     assert len(kept) == n_keep
     assert kept == sorted(set(kept))
     assert 0 <= kept[0] and kept[-1] < n_channels
@@ -181,7 +186,7 @@ def test_exactly_the_number_asked_for_whatever_the_data(
 
 def test_lasso_rejects_what_is_not_finite_or_does_not_fit() -> None:
     x, weight, y = make_problem(0)
-    statistics, columns = accumulate([x], [y]), plain_columns(8, 3)
+    statistics, columns = gather(x, y), plain_columns(8, 3)
     broken = weight.clone()
     broken[0, 0] = float("nan")
     with pytest.raises(ValueError, match="not in weight"):
@@ -199,7 +204,7 @@ def test_selection_rejects_an_impossible_count(n_keep: int) -> None:
     x, weight, y = make_problem(0)
     columns = plain_columns(8, 3)
     with pytest.raises(ValueError, match=rf"expected n_keep in 1\.\.8, got {n_keep}"):
-        select_by_lasso(accumulate([x], [y]), weight, columns, n_keep)
+        select_by_lasso(gather(x, y), weight, columns, n_keep)
     with pytest.raises(ValueError, match=rf"expected n_keep in 1\.\.8, got {n_keep}"):
         select_by_magnitude(weight, columns, n_keep)
 
@@ -207,7 +212,7 @@ def test_selection_rejects_an_impossible_count(n_keep: int) -> None:
 def test_everything_stays_when_everything_is_asked_for() -> None:
     x, weight, y = make_problem(0)
     columns = plain_columns(8, 3)
-    assert select_by_lasso(accumulate([x], [y]), weight, columns, 8).tolist() == list(range(8))
+    assert select_by_lasso(gather(x, y), weight, columns, 8).tolist() == list(range(8))
     assert select_by_magnitude(weight, columns, 8).tolist() == list(range(8))
 
 
@@ -230,7 +235,7 @@ def test_a_wide_layer_takes_a_fraction_of_a_second() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2000, 512, generator=generator).relu()
     weight = torch.randn(512, 512, generator=generator)
-    statistics, columns = accumulate([x], [x @ weight.T]), plain_columns(512, 1)
+    statistics, columns = gather(x, x @ weight.T), plain_columns(512, 1)
 
     def seconds() -> float:
         start = time.perf_counter()

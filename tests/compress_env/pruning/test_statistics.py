@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compress_env.pruning.statistics import (
+    LayerStatistics,
     PatchSampler,
-    accumulate,
-    collect_inputs,
     collect_responses,
     collect_statistics,
     sample_patches,
     sample_responses,
 )
 
-NAMES = ["conv1", "conv2", "fc1", "fc2"]
+N_OUTPUTS = {"conv1": 64, "conv2": 9, "fc1": 1, "fc2": 1}  # of SmallNet, per image
+NAMES = list(N_OUTPUTS)
 
 
 class SmallNet(nn.Module):
@@ -58,6 +58,31 @@ def model() -> SmallNet:
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def draw_positions(n_positions: int) -> dict[str, Tensor]:
+    """Positions of every layer of SmallNet for ten images."""
+    sampler = PatchSampler(10, n_positions)
+    return {name: sampler.positions(n_outputs) for name, n_outputs in N_OUTPUTS.items()}
+
+
+def rows_by_hook(model: SmallNet, name: str, images: Tensor, positions: Tensor) -> Tensor:
+    """The sampled inputs of a layer in one complete evaluation pass over a copy of the model."""
+    model = copy.deepcopy(model).eval()
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    seen: list[Tensor] = []
+    layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(images)
+    return sample_patches(seen[0], layer, positions)
+
+
+def statistics_of_rows(x: Tensor, y: Tensor, sizes: list[int]) -> LayerStatistics:
+    """What is collected from a layer that is fed explicit rows, in batches of some sizes."""
+    positions = torch.zeros(len(x), 1, dtype=torch.int64)
+    model = nn.Sequential(nn.Linear(x.shape[1], 1))
+    return collect_statistics(model, "0", torch.split(x, sizes), positions, y)
 
 
 def rows_by_full_convolution(layer: nn.Conv2d, inputs: Tensor, positions: Tensor) -> Tensor:
@@ -159,13 +184,6 @@ def test_positions_differ_between_images_and_seeds() -> None:
     assert not torch.equal(positions, PatchSampler(5, 4, seed=1).positions(100))
 
 
-def test_draw_finds_the_output_sizes(model: SmallNet, images: Tensor) -> None:
-    positions = PatchSampler(10, 12).draw(model, NAMES, images[:1])
-    widths = {name: tensor.shape[1] for name, tensor in positions.items()}
-    assert widths == {"conv1": 12, "conv2": 9, "fc1": 1, "fc2": 1}
-    assert int(positions["conv1"].max()) > 9
-
-
 @pytest.mark.parametrize(
     ("n_images", "n_positions"), [(0, 1), (1, 0)], ids=["no image", "no position"]
 )
@@ -180,12 +198,17 @@ def test_sampler_rejects_empty_draws(n_images: int, n_positions: int) -> None:
 def test_collected_inputs_and_responses_belong_together(
     model: SmallNet, images: Tensor, name: str
 ) -> None:
-    positions = PatchSampler(10, 4).draw(model, NAMES, images)
-    inputs = collect_inputs(model, name, torch.split(images, 4), positions[name])
-    responses = collect_responses(model, NAMES, [images], positions)
+    positions = draw_positions(4)
+    responses = collect_responses(model, NAMES, [images], positions)[name]
+    statistics = collect_statistics(model, name, torch.split(images, 4), positions[name], responses)
     weight = model.get_submodule(name).weight
     assert isinstance(weight, Tensor)
-    torch.testing.assert_close(inputs @ weight.detach().flatten(1).T, responses[name])
+    inputs = rows_by_hook(model, name, images, positions[name])
+    torch.testing.assert_close(inputs @ weight.detach().flatten(1).T, responses)
+    x, y = inputs.double(), responses.double()
+    assert statistics.n_rows == len(x)
+    torch.testing.assert_close(statistics.gram, x.T @ x, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(statistics.cross, x.T @ y, rtol=1e-5, atol=1e-5)
 
 
 def test_responses_are_those_before_an_in_place_activation(images: Tensor) -> None:
@@ -203,25 +226,29 @@ def test_collecting_leaves_the_model_as_it_was(model: SmallNet, images: Tensor) 
     model.train()
     model.drop.eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    positions = PatchSampler(10, 2).draw(model, NAMES, images)
-    inputs = collect_inputs(model, "fc1", [images], positions["fc1"])
-    assert not inputs.requires_grad
+    positions = draw_positions(2)
+    responses = collect_responses(model, ["fc1"], [images], positions)["fc1"]
+    statistics = collect_statistics(model, "fc1", [images], positions["fc1"], responses)
+    assert not any(t.requires_grad for t in (responses, statistics.gram, statistics.cross))
     assert model.training and model.norm.training and not model.drop.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not model.fc1._forward_pre_hooks and not model.fc1._forward_hooks
 
 
 def test_the_forward_pass_ends_at_the_last_layer_asked_for(model: SmallNet, images: Tensor) -> None:
-    positions = PatchSampler(10, 2).draw(model, NAMES, images)
-    collect_inputs(model, "fc2", [images], positions["fc2"])
-    collect_responses(model, NAMES, [images], positions)
+    positions = draw_positions(2)
+    responses = collect_responses(model, NAMES, [images], positions)
+    collect_statistics(model, "fc2", [images], positions["fc2"], responses["fc2"])
     assert model.n_completed == 0
 
 
 def test_an_error_of_the_model_itself_is_not_swallowed(model: SmallNet) -> None:
+    images, positions = torch.ones(1, 2, 8, 8), torch.zeros(1, 1, dtype=torch.int64)
     with pytest.raises(RuntimeError):
-        collect_inputs(model, "fc1", [torch.ones(1, 2, 8, 8)], torch.zeros(1, 1).long())
-    assert not model.fc1._forward_pre_hooks
+        collect_statistics(model, "fc1", [images], positions, torch.ones(1, 6))
+    with pytest.raises(RuntimeError):
+        collect_responses(model, ["fc1"], [images], {"fc1": positions})
+    assert not model.fc1._forward_pre_hooks and not model.fc1._forward_hooks
 
 
 @pytest.mark.parametrize(
@@ -231,8 +258,9 @@ def test_an_error_of_the_model_itself_is_not_swallowed(model: SmallNet) -> None:
         ("norm", 10, "got BatchNorm2d"),
         ("spare", 10, r"did not reach \['spare'\]"),
         ("fc1", 11, "expected 11 images in the batches, got 10"),
+        ("fc1", 9, "positions for 10 images, got them for 9"),
     ],
-    ids=["unknown", "other kind", "unused", "too few images"],
+    ids=["unknown", "other kind", "unused", "too few images", "too many images"],
 )
 def test_collecting_names_what_is_wrong(
     model: SmallNet, images: Tensor, name: str, n_images: int, message: str
@@ -240,7 +268,7 @@ def test_collecting_names_what_is_wrong(
     model.add_module("spare", nn.Linear(1, 1))
     positions = torch.zeros(n_images, 1, dtype=torch.int64)
     with pytest.raises(ValueError, match=message):
-        collect_inputs(model, name, [images], positions)
+        collect_statistics(model, name, [images], positions, torch.ones(n_images, 6))
     with pytest.raises(ValueError, match=message):
         collect_responses(model, [name], [images], {name: positions})
 
@@ -257,7 +285,7 @@ def test_accumulated_batches_equal_one_batch(
     generator = torch.Generator().manual_seed(sum(sizes))
     x = torch.randn(sum(sizes), n_inputs, generator=generator)
     y = torch.randn(sum(sizes), n_outputs, generator=generator)
-    statistics = accumulate(torch.split(x, sizes), torch.split(y, sizes))
+    statistics = statistics_of_rows(x, y, sizes)
     assert statistics.n_rows == sum(sizes)
     assert statistics.gram.dtype == statistics.cross.dtype == torch.float64
     torch.testing.assert_close(statistics.gram, x.double().T @ x.double())
@@ -265,35 +293,37 @@ def test_accumulated_batches_equal_one_batch(
 
 
 def test_statistics_pick_the_live_output_channels(model: SmallNet, images: Tensor) -> None:
-    positions = PatchSampler(10, 3).draw(model, NAMES, images)
+    positions = draw_positions(3)
     responses = collect_responses(model, ["conv2"], [images], positions)["conv2"]
     live = torch.tensor([0, 2])
     batches = torch.split(images, 3)
     statistics = collect_statistics(model, "conv2", batches, positions["conv2"], responses, live)
-    rows = collect_inputs(model, "conv2", [images], positions["conv2"])
-    expected = accumulate([rows], [responses[:, live]])
+    rows = rows_by_hook(model, "conv2", images, positions["conv2"])
+    expected = statistics_of_rows(rows, responses[:, live], [30])
     assert statistics.n_rows == expected.n_rows == 30
     torch.testing.assert_close(statistics.gram, expected.gram)
     torch.testing.assert_close(statistics.cross, expected.cross)
 
 
 @pytest.mark.parametrize(
-    ("inputs", "responses", "message"),
+    ("n_images", "n_rows", "message"),
     [
-        ([], [], "at least one batch"),
-        ([torch.ones(2, 1)], [torch.ones(3, 1)], "as many responses as inputs, got 3 and 2"),
-        ([torch.ones(2, 1)], [], "shorter"),
+        (10, 31, "expected 30 rows of responses, got 31"),
+        (10, 29, "expected 30 rows of responses, got 29"),
+        (0, 30, "expected 10 images in the batches, got 0"),
     ],
-    ids=["empty", "rows", "batches"],
+    ids=["too many rows", "too few rows", "no batch"],
 )
-def test_accumulate_rejects_batches_that_do_not_match(
-    inputs: Iterable[Tensor], responses: Iterable[Tensor], message: str
+def test_statistics_reject_responses_and_images_that_do_not_match(
+    model: SmallNet, images: Tensor, n_images: int, n_rows: int, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
-        accumulate(inputs, responses)
-
-
-def test_statistics_reject_responses_of_another_size(model: SmallNet, images: Tensor) -> None:
     positions = PatchSampler(10, 3).positions(64)
-    with pytest.raises(ValueError, match="expected 30 rows of responses, got 31"):
-        collect_statistics(model, "conv1", [images], positions, torch.ones(31, 3))
+    batches = torch.split(images[:n_images], 4) if n_images else []
+    with pytest.raises(ValueError, match=message):
+        collect_statistics(model, "conv1", batches, positions, torch.ones(n_rows, 3))
+
+
+def test_statistics_reject_an_empty_draw(model: SmallNet) -> None:
+    positions = torch.zeros(0, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="at least one position"):
+        collect_statistics(model, "conv1", [], positions, torch.ones(0, 3))

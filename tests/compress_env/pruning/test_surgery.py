@@ -59,6 +59,35 @@ class SoftmaxNet(nn.Module):
         return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class UpsampledNet(nn.Module):
+    """A transposed convolution is first to read the second convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.next = nn.Conv2d(4, 4, 3, padding=1)
+        self.up = nn.ConvTranspose2d(4, 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(torch.relu(self.next(torch.relu(self.stem(x)))))
+        return x.mean((2, 3))
+
+
+class HalfSafeNet(nn.Module):
+    """Concatenates a branch that insists on its width and one that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(1, 4, 3, padding=1)
+        self.right = nn.Conv2d(1, 4, 3, padding=1)
+        self.merge = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left = self.left(x)
+        left = left / left.softmax(1).amax(1, keepdim=True)
+        return self.merge(torch.cat([left, self.right(x)], 1)).mean((2, 3))  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize("build", [PlainNet, BranchedNet])
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**16))
@@ -128,6 +157,7 @@ def test_removal_updates_what_is_left() -> None:
         (GroupedNet, "grouped", "is a grouped convolution"),
         (ShapedNet, "conv2", "removing a channel breaks the network"),
         (SoftmaxNet, "next", "removing a channel is not the same as zeroing it"),
+        (UpsampledNet, "up", "is neither a Conv2d nor a Linear"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else None,
 )
@@ -138,6 +168,30 @@ def test_unsafe_layers_are_skipped_with_the_reason(
     assert reason in walk.skipped[layer]
     assert layer not in [d.layer.name for d in walk.decisions]
     assert walk.decisions
+
+
+def test_channel_that_hides_its_coupling_does_not_mislead_the_check() -> None:
+    model = seeded(SoftmaxNet)
+    assert isinstance(model, SoftmaxNet)
+    with torch.no_grad():
+        model.stem.bias[-1] = -1e4  # type: ignore[index]
+    assert "next" in find_walk(model, IMAGE).skipped
+
+
+def test_layer_with_one_unsafe_input_is_pruned_for_the_other() -> None:
+    walk = find_walk(seeded(HalfSafeNet), IMAGE)
+    assert [[g.n_channels for g in d.groups] for d in walk.decisions] == [[4]]
+    assert walk.skipped["merge"].startswith("some of its inputs stay: ")
+
+
+def test_frozen_parameters_stay_frozen() -> None:
+    model = seeded(PlainNet)
+    assert isinstance(model, PlainNet)
+    model.conv1.requires_grad_(False)
+    walk = find_walk(model, IMAGE)
+    LiveChannels(model).remove(walk.decisions[0].groups[0], [0])
+    assert [p.requires_grad for p in model.conv1.parameters()] == [False, False]
+    assert model.conv2.weight.requires_grad
 
 
 def test_walk_leaves_the_model_alone_and_can_be_pickled() -> None:

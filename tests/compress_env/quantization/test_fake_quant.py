@@ -18,12 +18,17 @@ from compress_env.quantization.fake_quant import (
     bits_of,
     dequantize,
     is_quantized,
+    largest_integer,
     optimal_clip,
     quantize_to_integers,
     quantizer_of,
 )
 
 ALL_BITS = range(1, 9)
+
+
+def test_the_largest_integer_of_symmetric_levels() -> None:
+    assert [largest_integer(bits) for bits in ALL_BITS] == [1, 1, 3, 7, 15, 31, 63, 127]
 
 
 def random_weight(seed: int, *shape: int) -> Tensor:

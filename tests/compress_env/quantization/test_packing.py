@@ -21,7 +21,6 @@ from compress_env.quantization.packing import (
     _unpack_bits,
     load_into,
     load_packed,
-    read_metadata,
     save_packed,
 )
 
@@ -125,8 +124,8 @@ def test_a_weight_takes_its_bits_on_disk(tmp_path: Path, bits: int) -> None:
 
 
 def test_equal_models_give_equal_files(tmp_path: Path) -> None:
-    save_packed(tmp_path / "a", quantized_net((1, 2, 3)), {"b": "1", "a": "2"})
-    save_packed(tmp_path / "b", quantized_net((1, 2, 3)), {"a": "2", "b": "1"})
+    save_packed(tmp_path / "a", quantized_net((1, 2, 3)))
+    save_packed(tmp_path / "b", quantized_net((1, 2, 3)))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -143,15 +142,6 @@ def test_bit_packing_is_exact(bits: int, data: st.DataObject) -> None:
 def test_packing_puts_the_lowest_bit_first() -> None:
     values = np.array([0b001, 0b110, 0b101], dtype=np.uint8)
     assert _pack_bits(values, 3).tolist() == [0b01_110_001, 0b1]
-
-
-def test_metadata_comes_back(tmp_path: Path) -> None:
-    save_packed(tmp_path / "net", nn.Linear(2, 2), {"task": "digits", "note": "ü\n"})
-    assert read_metadata(tmp_path / "net") == {"task": "digits", "note": "ü\n"}
-    save_packed(tmp_path / "net", nn.Linear(2, 2))
-    assert read_metadata(tmp_path / "net") == {}
-    with pytest.raises(TypeError, match="strings to strings"):
-        save_packed(tmp_path / "net", nn.Linear(2, 2), {"task": 1})  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -205,8 +195,6 @@ def test_foreign_files_are_value_errors(tmp_path: Path) -> None:
     path.write_bytes(b"PK\x03\x04 not this format at all")
     with pytest.raises(ValueError, match="damaged or not a packed network"):
         load_packed(path)
-    with pytest.raises(ValueError, match="damaged or not a packed network"):
-        read_metadata(path)
     safetensors.torch.save_file({"w": torch.ones(2)}, path)
     with pytest.raises(ValueError, match="no 'compress_env' entry"):
         load_packed(path)
