@@ -11,7 +11,7 @@ from rich.table import Table
 
 __all__ = ["Row", "format_markdown", "format_report", "print_rows"]
 
-HEADINGS = ("network", "test error %", "MACs %", "parameters %", "size, bytes", "size %", "evals")
+HEADINGS = ("network", "test error %", "MACs %", "params %", "bytes", "size %", "evals")
 
 
 class Row(NamedTuple):

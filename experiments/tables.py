@@ -25,7 +25,7 @@ __all__ = ["Config", "main", "mean_interval", "read_runs", "summarize"]
 COLUMNS = {
     "test_error": "test error %",
     "macs": "MACs %",
-    "params": "parameters %",
+    "params": "params %",
     "size": "size %",
 }
 FREE = {"seed", "out", "data_root", "download", "device"}
