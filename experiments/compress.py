@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -213,9 +213,14 @@ class Job:
         replay(env, best)
         model = env.live_model()
         generator = derive_generator(self.config.seed, 2**31, 0)
-        self.task.finetune(model, self._final_steps(), generator, anneal=True)
+        with self._status(f"{label}: fine-tuning the best network"):
+            self.task.finetune(model, self._final_steps(), generator, anneal=True)
         self.task.reestimate_batch_norm(model, derive_generator(self.config.seed, 2**31, 1))
         return Stage(episodes, best, model, env)
+
+    def _status(self, text: str) -> AbstractContextManager[object]:
+        """Show a spinner on a terminal, and nothing elsewhere."""
+        return self.console.status(text) if self.console.is_terminal else nullcontext()
 
     def _final_steps(self) -> int:
         if self.config.final_finetune_steps is not None:
