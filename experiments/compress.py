@@ -64,7 +64,7 @@ class Config:
     """Agent: q_critic_ppo, ppo, a2c, ddpg, td3, sac, random or uniform."""
     method: PruningMethod = "channel"
     """How channels are selected."""
-    flops_budget: float = 0.15
+    flops_budget: float = 0.164
     """Highest multiply-accumulates after pruning, a fraction of the unpruned network's."""
     size_budget: float = 0.03
     """Highest size after quantization, a fraction of the unpruned network's float32 size."""
