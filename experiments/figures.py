@@ -70,7 +70,7 @@ def draw_tradeoff(episodes: Mapping[str, Sequence[Episode]], xlabel: str, title:
         costs[front], accuracies[front], "k-o", where="post", markersize=4, label="Pareto front"
     )
     axes.set(xlabel=xlabel, ylabel="validation accuracy", title=title)
-    axes.legend()
+    figure.legend(loc="outside right upper")
     return figure
 
 
