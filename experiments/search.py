@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from time import perf_counter
@@ -114,7 +115,7 @@ class EpisodeLog(gym.Wrapper[Observation, Action, Observation, Action]):
             layers=tuple(i["layer"] for i in done),
             actions=tuple(self._actions[: len(done)]),
             values=tuple(float(i[env.value_name]) for i in done),
-            accuracy=info["accuracy"],
+            accuracy=None if math.isnan(info["accuracy"]) else info["accuracy"],
             reward=self._reward,
             cost=info["reward_terms"].get("cost", float("nan")),
             dense_macs=info["dense_macs"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -191,7 +192,9 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
             action: (1,) float32 in [-1, 1], mapped affinely onto [`action_low`, `action_high`].
 
         Returns:
-            Observation (9,) float32, reward, terminated, truncated (always False) and info.
+            Observation (9,) float32, reward, terminated, truncated (always False) and info, with
+            `layer`, the executed `pruning_rate` or `bits`, `accuracy` (NaN where the network was
+            not scored), `reward_terms`, the live costs and `n_evaluations`.
 
         Raises:
             ValueError: If the action has the wrong shape, is not finite or is out of bounds.
@@ -213,7 +216,7 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         info = self._get_info() | {
             "layer": layer,
             self.value_name: self._executed_value,
-            "accuracy": accuracy,
+            "accuracy": math.nan if accuracy is None else accuracy,
             "reward_terms": terms,
         }
         return self._get_obs(), reward, self._ended, False, info
@@ -334,7 +337,7 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         info = self._get_info() | {
             "layer": layer,
             self.value_name: value,
-            "accuracy": None,
+            "accuracy": math.nan,
             "reward_terms": {"reward": self._reward_low},
             "error": f"{type(failure).__name__}: {reason}",
         }

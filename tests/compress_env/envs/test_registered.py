@@ -15,7 +15,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import compress_env
 from compress_env.envs.base import LayerState, LayerwiseCompressionEnv
-from tests.fakes import DATA_ROOT
+from tests.fakes import DATA_ROOT, PlainNet, make_data, seeded
 
 IDS = sorted(name for name in gym.registry if name.startswith("compress_env/"))
 HAS_MNIST = (DATA_ROOT / "MNIST" / "raw").is_dir()
@@ -98,6 +98,27 @@ def test_observations_are_fresh_arrays_in_the_space(env: gym.Env[Any, Any]) -> N
         np.testing.assert_array_equal(observation, copy)
     indices = [LayerState(*observation).index for observation in observations[:-1]]
     np.testing.assert_allclose(indices, np.linspace(0, 1, len(indices)), rtol=1e-6)
+
+
+def test_vector_environment_takes_scored_unscored_and_failed_steps() -> None:
+    scores = iter([0.5, 0.5, float("nan"), 0.5, 0.5, 0.5, 0.5])
+
+    def build() -> gym.Env[Any, Any]:
+        return gym.make(
+            "compress_env/Pruning-v0",
+            model=seeded(PlainNet),
+            data=make_data(),
+            finetune_steps=0,
+            scorer=lambda _: next(scores),
+        )
+
+    vector = gym.vector.SyncVectorEnv([build, build])
+    vector.reset(seed=0)
+    vector.step(np.zeros((2, 1), np.float32))
+    _, _, terminated, _, info = vector.step(np.zeros((2, 1), np.float32))
+    assert terminated.tolist() == [True, False]
+    np.testing.assert_array_equal(info["accuracy"], [np.nan, 0.5])
+    assert info["error"][0].startswith("FloatingPointError")
 
 
 @pytest.mark.parametrize(
