@@ -114,7 +114,7 @@ class EpisodeLog(gym.Wrapper[Observation, Action, Observation, Action]):
             index=len(self.episodes),
             layers=tuple(i["layer"] for i in done),
             actions=tuple(self._actions[: len(done)]),
-            values=tuple(float(i[env.value_name]) for i in done),
+            values=tuple(i[env.value_name] for i in done),
             accuracy=None if math.isnan(info["accuracy"]) else info["accuracy"],
             reward=self._reward,
             cost=info["reward_terms"].get("cost", float("nan")),
