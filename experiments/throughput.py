@@ -175,12 +175,11 @@ def run(config: Config, console: Console) -> pd.DataFrame:
     rows = [row for method in config.methods for row in time_method(config, method)]
     medians = summarize(rows)
     folder.write_rows("steps.csv", rows)
-    headings = ("method", *medians.columns)
     lines = [
-        (str(method), *(f"{value:.2f}" for value in values))
-        for method, values in zip(medians.index, np.asarray(medians), strict=True)
+        (str(phase), *(f"{value:.2f}" for value in values))
+        for phase, values in zip(medians.columns, np.asarray(medians).T, strict=True)
     ]
-    text = format_markdown(headings, lines)
+    text = format_markdown(("phase", *config.methods), lines)
     folder.write_text("throughput.md", f"Medians in milliseconds; ratio = step / bare.\n\n{text}\n")
     console.print(f"Medians over {config.steps} steps, in milliseconds:")
     console.print(medians.round(2).T.to_string())

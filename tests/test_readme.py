@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from compress_env.envs.base import LayerwiseCompressionEnv
+from experiments.tables import read_runs, summarize
 from tests.fakes import PlainNet, seeded
 
 ROOT = Path(__file__).parents[1]
@@ -60,6 +61,19 @@ def test_table_of_environments_is_complete_and_true() -> None:
         fraction = kwargs.get("flops_budget", kwargs.get("size_budget"))
         percent = re.match(r"([\d.]+) %", budget)
         assert (None if percent is None else float(percent[1]) / 100) == pytest.approx(fraction)
+
+
+@pytest.mark.parametrize("dataset", ["digits", "mnist"])
+def test_tables_over_seeds_are_those_of_the_stored_runs(dataset: str) -> None:
+    folders = tuple(sorted((ROOT / "results").glob(f"compress-{dataset}-seed*")))
+    assert len(folders) >= 3
+    assert summarize(read_runs(folders)).strip() in README
+
+
+def test_step_times_are_those_of_the_stored_run() -> None:
+    text = (ROOT / "results" / "throughput" / "throughput.md").read_text(encoding="utf-8")
+    table = text.split("\n\n", 1)[1].strip()
+    assert table.startswith("| phase |") and table in README
 
 
 def test_arguments_of_the_environments_are_documented() -> None:

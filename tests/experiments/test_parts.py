@@ -174,7 +174,7 @@ class TestThroughput:
         assert medians["statistics"]["channel"] > 0
         assert medians["statistics"]["magnitude"] == 0
         np.testing.assert_allclose(medians["ratio"], medians["step"] / medians["bare"])
-        assert "| channel |" in (tmp_path / "out" / "throughput.md").read_text()
+        assert "| phase | magnitude | channel |" in (tmp_path / "out" / "throughput.md").read_text()
 
     def test_no_steps_is_refused(self) -> None:
         with pytest.raises(ValueError, match="steps must be at least 1"):
