@@ -105,7 +105,8 @@ def summarize(rows: pd.DataFrame) -> str:
 
 def _format(values: ArrayLike) -> str:
     mean, half = mean_interval(values)
-    return f"{mean:.2f}" if np.isnan(half) or half == 0 else f"{mean:.2f} ± {half:.2f}"
+    shown = half >= 0.005  # neither NaN nor nothing
+    return f"{mean:.2f} ± {half:.2f}" if shown else f"{mean:.2f}"
 
 
 def main() -> None:
