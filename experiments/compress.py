@@ -209,7 +209,7 @@ class Job:
     ) -> Stage:
         """Search, apply the best episode again, and fine-tune its network."""
         episodes = self._search(label, env, algorithm, n_evaluations)
-        best = best_episode(episodes, by_accuracy=True)
+        best = best_episode(episodes)
         replay(env, best)
         model = env.live_model()
         generator = derive_generator(self.config.seed, 2**31, 0)

@@ -166,13 +166,10 @@ def run_policy(
             return
 
 
-def best_episode(episodes: list[Episode], *, by_accuracy: bool) -> Episode:
-    """Return the best finished episode.
+def best_episode(episodes: list[Episode]) -> Episode:
+    """Return the best finished episode: by validation accuracy, then lower cost, then the first.
 
-    Args:
-        episodes: What a search has seen.
-        by_accuracy: Rank by validation accuracy and then by lower cost (with a budget, that every
-            episode meets), otherwise by reward.
+    Every episode meets the budget, so that accuracy alone decides.
 
     Raises:
         RuntimeError: If every episode failed.
@@ -181,9 +178,7 @@ def best_episode(episodes: list[Episode], *, by_accuracy: bool) -> Episode:
     if not finished:
         reason = episodes[-1].error if episodes else "none was run"
         raise RuntimeError(f"no episode finished: {reason}")
-    if by_accuracy:
-        return max(finished, key=lambda e: (e.accuracy, -e.cost, -e.index))
-    return max(finished, key=lambda e: (e.reward, -e.index))
+    return max(finished, key=lambda e: (e.accuracy, -e.cost, -e.index))
 
 
 def replay(env: LayerwiseCompressionEnv, episode: Episode) -> None:

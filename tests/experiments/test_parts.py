@@ -74,7 +74,7 @@ class TestSearch:
         failed = log.episodes[0]
         assert failed.accuracy is None and failed.error is not None
         assert len(failed.values) == 2
-        assert best_episode(log.episodes, by_accuracy=True).index > 0
+        assert best_episode(log.episodes).index > 0
 
     def test_replay_gives_the_network_again(self) -> None:
         log = make_log()
@@ -95,15 +95,14 @@ class TestSearch:
         np.testing.assert_allclose(episode.values, env.uniform_value(), atol=1.0 / counts.min())
         assert np.ptp(episode.values) < 0.2
 
-    def test_best_is_by_accuracy_then_cost_or_by_reward(self) -> None:
+    def test_best_is_by_accuracy_then_cost(self) -> None:
         cheap = replace(EPISODE, index=1, cost=5.0, reward=-0.2)
         failed = replace(EPISODE, index=2, accuracy=None, reward=1.0)
         worse = replace(EPISODE, index=3, accuracy=0.8, cost=1.0, reward=-0.05)
         episodes = [EPISODE, cheap, failed, worse]
-        assert best_episode(episodes, by_accuracy=True) is cheap
-        assert best_episode(episodes, by_accuracy=False) is worse
+        assert best_episode(episodes) is cheap
         with pytest.raises(RuntimeError, match="no episode finished"):
-            best_episode([failed], by_accuracy=True)
+            best_episode([failed])
 
     def test_row_has_a_column_per_layer(self) -> None:
         row = EPISODE.row()
