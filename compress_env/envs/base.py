@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, NamedTuple, SupportsFloat, TypedDict
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -19,65 +19,34 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compress_env.data import DataBundle
-from compress_env.envs.rendering import draw_bars, format_table
-from compress_env.layers import (
-    Layer,
-    dense_macs,
-    dense_params,
-    describe_layer,
-    layer_table,
-    sparse_macs,
-    sparse_params,
+from compress_env.envs.options import (
+    SNAPSHOT_BYTES,
+    RewardAt,
+    StoreOption,
+    TaskOptions,
+    check_options,
+    open_store,
 )
+from compress_env.envs.rendering import draw_bars, format_table
+from compress_env.envs.state import (
+    LayerDecision,
+    LayerState,
+    describe_network,
+    scale_layer,
+    scales_of,
+)
+from compress_env.fingerprint import task_fingerprint
+from compress_env.layers import Layer, layer_table
 from compress_env.rewards import Reward, RewardInput, get_reward, lower_bound
 from compress_env.seeding import derive_generator
+from compress_env.snapshots import Network, PrefixNetworks
+from compress_env.store import Executed, Prefix, Transition
 from compress_env.task import CompressionTask, FinetuneConfig, Scorer
 
 __all__ = ["LayerState", "LayerwiseCompressionEnv", "RewardAt", "TaskOptions"]
 
 Action = NDArray[np.float32]
 Observation = NDArray[np.float32]
-RewardAt = Literal["layer", "episode"]
-
-
-class LayerState(NamedTuple):
-    """The layer about to be decided, each entry scaled into [0, 1]."""
-
-    index: float  # type: ignore[assignment]  # the field's name hides tuple.index
-    out_channels: float
-    in_channels: float
-    kernel_height: float
-    kernel_width: float
-    stride: float
-    action_low: float
-    action_high: float
-    flops: float
-
-
-class LayerDecision(NamedTuple):
-    """One row of an episode: what was decided for a layer and what came of it."""
-
-    layer: str
-    value: float
-    accuracy: float | None
-    cost: float
-
-
-class TaskOptions(TypedDict, total=False):
-    """Keywords of every environment, described at `LayerwiseCompressionEnv`."""
-
-    checkpoint: str | Path | None
-    data_root: str | Path | None
-    download: bool
-    device: str | torch.device
-    scorer: Scorer | None
-    finetune_steps: int
-    finetune_config: FinetuneConfig | None
-    reward: str | Reward
-    reward_at: RewardAt
-    seed: int
-    transition_noise: bool
-    render_mode: str | None
 
 
 class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
@@ -85,7 +54,8 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
 
     A step compresses one layer, fine-tunes for `finetune_steps` minibatches, estimates the running
     statistics of batch-norm layers anew and scores the network. It is a deterministic function of
-    (`seed`, the values executed so far), so an episode can be replayed bit for bit on CPU.
+    (`seed`, the values executed so far), so an episode can be replayed bit for bit on CPU, and a
+    step that `store` knows is not computed again.
 
     Args:
         model: A name in `compress_env.models.MODELS` or a trained module, which is copied.
@@ -93,8 +63,10 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         checkpoint: Weights for `model` (safetensors, or a plain `state_dict`).
         data_root: Where a named data set lies.
         download: Whether a missing data set may be downloaded.
-        device: `"auto"` (CUDA when there is one) or any PyTorch device.
-        scorer: Called with the network instead of measuring validation accuracy.
+        device: `"auto"` (CUDA when there is one), `"cuda:auto"` (another one in each worker
+            process) or any PyTorch device.
+        scorer: Called with the network instead of measuring validation accuracy. Results are
+            stored only if it has an attribute `fingerprint`, a string that names what it does.
         finetune_steps: Minibatches of fine-tuning after each layer, 0 or more.
         finetune_config: Batch size, learning rate and the like.
         reward: A name in `compress_env.rewards.REWARDS` or a callable of a `RewardInput`.
@@ -104,6 +76,10 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
             `reset(seed=...)`.
         transition_noise: Draw a new seed of the minibatches at each `reset` instead.
         render_mode: None, `"ansi"` or `"rgb_array"`.
+        store: Where the results of steps are kept: `"memory"` for this environment alone, a file
+            for all processes and runs that name it, a `TransitionStore`, or None to compute every
+            step. What is observed does not depend on it.
+        snapshot_bytes: Bound of the partly compressed networks that are kept to start from.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # noqa: RUF012  # gymnasium's own form
@@ -115,12 +91,16 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
     """The layers to decide, in execution order, as they are before compression."""
     unpruned: RewardInput
     """What the network costs before compression."""
-    _live: nn.Module
+    n_lookups: int
+    """Steps taken that the store could have known."""
+    n_hits: int
+    """Steps that it knew."""
     _t: int
     _ended: bool
     _interval: tuple[float, float]
-    _executed: list[int | tuple[int, ...]]
-    _executed_value: float
+    _executed: Prefix
+    _actions: list[float]
+    _current: Transition
     _history: list[LayerDecision]
 
     def __init__(
@@ -140,14 +120,18 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         seed: int = 0,
         transition_noise: bool = False,
         render_mode: str | None = None,
+        store: StoreOption = "memory",
+        snapshot_bytes: int = SNAPSHOT_BYTES,
     ) -> None:
         """Load the task; see the class for the arguments.
 
         Raises:
+            TypeError: If an argument has the wrong type.
             ValueError: If an argument is out of range or a name is unknown.
             FileNotFoundError: If data or checkpoint are not there.
         """
-        _check_arguments(finetune_steps, reward_at, seed, render_mode, self.metadata)
+        counts = {"finetune_steps": finetune_steps, "seed": seed, "snapshot_bytes": snapshot_bytes}
+        check_options(counts, reward_at, render_mode, self.metadata["render_modes"])
         self.reward_fn = get_reward(reward)
         self.task = CompressionTask(
             model,
@@ -164,11 +148,17 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         self.render_mode = render_mode
         self.task_seed = seed
         self.transition_noise = transition_noise
+        self.snapshot_bytes = snapshot_bytes
+        self.store = open_store(store, scorer)
+        self._scorer_fingerprint = getattr(scorer, "fingerprint", None)
+        # Nobody else reads an own store in memory.
+        self._fingerprint = "" if store == "memory" else None
+        self.n_lookups = self.n_hits = 0
         self.table: tuple[Layer, ...] = layer_table(self.task.model, self.task.example_image())
         self.positions = {layer.name: layer.positions for layer in self.table}
         self.skipped_layers: dict[str, str] = {}
         self.step_seconds: dict[str, float] = {}
-        self._evaluated: set[tuple[int, ...]] = set()
+        self._evaluated: set[tuple[int, Prefix]] = set()
         self._noise_seed = seed
         self.observation_space = spaces.Box(0.0, 1.0, (len(LayerState._fields),), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -176,12 +166,13 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
     def _start(self, walk: Sequence[Layer]) -> None:
         """Finish construction, once the subclass knows its walk and its cost model."""
         self.walk = tuple(walk)
-        self._scale = {
-            name: max(1, *(getattr(layer, name) for layer in self.walk))
-            for name in ("out_channels", "in_channels", "kernel_height", "kernel_width", "stride")
-        }
-        self._scale["flops"] = max(layer.macs for layer in self.walk)
-        self.unpruned = self._measure(self.task.model, None)
+        self._scales = scales_of(self.walk)
+        max_bytes = 0 if self.store is None else self.snapshot_bytes
+        self._networks: PrefixNetworks[Network] = PrefixNetworks(
+            self._fresh, self._advance, len(self.walk), max_bytes
+        )
+        self._uncompressed = self._describe(self.task.model, (), None)
+        self.unpruned = self._reward_input(self._uncompressed, ())
         self._reward_low = lower_bound(self.reward_fn, self.unpruned)
         self._restart()
 
@@ -202,21 +193,23 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         """
         if self._ended:
             raise gym.error.ResetNeeded("the episode has ended, call reset()")
-        value = self._to_value(action)
-        self.step_seconds = {}
+        executed, value = self._decide(self._t, self._to_value(action))
+        self._actions.append(float(action[0]))
         layer = self.walk[self._t].name
-        try:
-            accuracy = self._transition(value)
-        except (FloatingPointError, torch.OutOfMemoryError) as failure:
-            return self._fail(layer, value, failure)
-        reward, terms = self._get_reward(accuracy)
-        self._history.append(LayerDecision(layer, self._executed_value, accuracy, terms["cost"]))
+        result = self._transition((*self._executed, executed))
+        if result.error is not None:
+            return self._fail(layer, value, result.error)
+        self._executed, self._current = (*self._executed, executed), result
+        reward, terms = self._get_reward()
+        self._history.append(LayerDecision(layer, value, result.accuracy, terms["cost"]))
         self._t += 1
         self._ended = self._t == len(self.walk)
+        if not self._ended:
+            self._interval = self._bounds(self._t, self._executed)
         info = self._get_info() | {
             "layer": layer,
-            self.value_name: self._executed_value,
-            "accuracy": math.nan if accuracy is None else accuracy,
+            self.value_name: value,
+            "accuracy": math.nan if result.accuracy is None else result.accuracy,
             "reward_terms": terms,
         }
         return self._get_obs(), reward, self._ended, False, info
@@ -251,33 +244,65 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
 
     def compressed_model(self) -> nn.Module:
         """Return a copy of the current network as an ordinary module in evaluation mode."""
-        return copy.deepcopy(self._live).eval()
+        return copy.deepcopy(self._network_after(self._executed).model).eval()
 
     def live_model(self) -> nn.Module:
-        """Return the current network itself; changing it changes the episode."""
-        return self._live
+        """Return the current network itself; changing it changes the episode.
+
+        The rest of the episode is then computed, neither read from the store nor kept there.
+        """
+        model = self._network_after(self._executed).model
+        self._lent = True
+        return model
 
     def forget_evaluations(self) -> None:
         """Start counting `info["n_evaluations"]` anew, for the next search on this environment."""
         self._evaluated.clear()
 
+    def episode_state(self) -> dict[str, Any]:
+        """Return what `restore_episode` needs to go on from here, in plain Python values."""
+        return {
+            "actions": list(self._actions),
+            "noise_seed": self._noise_seed,
+            "np_random": self.np_random.bit_generator.state if self.transition_noise else None,
+        }
+
+    def restore_episode(self, state: dict[str, Any]) -> Observation:
+        """Take the actions of an episode again, and return the observation that followed them."""
+        self._noise_seed = state["noise_seed"]
+        if state["np_random"] is not None:
+            self.np_random.bit_generator.state = state["np_random"]
+        self._restart()
+        for action in state["actions"]:
+            self.step(np.array([action], np.float32))
+        return self._get_obs()
+
     # What a subclass decides.
 
+    @property
     @abstractmethod
-    def _begin(self) -> None:
-        """Set the subclass's own state of an episode; the live network is fresh."""
+    def _settings(self) -> dict[str, Any]:
+        """What the subclass's transitions follow from, besides the task and the seeds."""
 
     @abstractmethod
-    def _bounds(self, t: int) -> tuple[float, float]:
+    def _fresh(self) -> Network:
+        """Return a copy of the uncompressed network."""
+
+    @abstractmethod
+    def _bounds(self, t: int, executed: Prefix) -> tuple[float, float]:
         """Return the interval of feasible values of decision `t`, given the executed ones."""
 
     @abstractmethod
-    def _compress(self, value: float) -> int | tuple[int, ...]:
-        """Compress layer `t` of the live network; return what was executed, exactly."""
+    def _decide(self, t: int, value: float) -> tuple[Executed, float]:
+        """Return what a value comes to, in whole channels or bits, and as a value again."""
 
     @abstractmethod
-    def _cost(self, model: nn.Module) -> tuple[float, float, float]:
-        """Return the live cost of `model`, and the lowest and highest cost there is."""
+    def _compress(self, network: Network, t: int, executed: Executed) -> None:
+        """Compress layer `t` of a network, in place."""
+
+    @abstractmethod
+    def _cost(self, result: Transition, executed: Prefix) -> tuple[float, float, float]:
+        """Return the live cost, and the lowest and highest cost there is."""
 
     @abstractmethod
     def uniform_value(self) -> float:
@@ -286,14 +311,15 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
     # The transition.
 
     def _restart(self) -> None:
-        self._live = copy.deepcopy(self.task.model)
+        self._networks.forget_last()
+        self._lent = False
         self._t = 0
         self._ended = False
-        self._executed = []
-        self._executed_value = 0.0
+        self._executed = ()
+        self._actions = []
+        self._current = self._uncompressed
         self._history = []
-        self._begin()
-        self._interval = self._bounds(0)
+        self._interval = self._bounds(0, ())
 
     def _to_value(self, action: Action) -> float:
         """Map an action onto the interval of the layer about to be decided."""
@@ -309,84 +335,142 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         low, high = self._interval
         return float(low + (array[0] + 1.0) / 2.0 * (high - low))
 
-    def _transition(self, value: float) -> float | None:
-        """Compress, fine-tune, estimate batch-norm statistics and score; None if not scored."""
-        self._executed.append(self._compress(value))
-        t, last = self._t, self._t + 1 == len(self.walk)
+    def _transition(self, executed: Prefix) -> Transition:
+        """Return what the network is after `executed`: from the store, or computed and kept."""
+        self.step_seconds = {}
+        if self._is_scored(executed):
+            self._evaluated.add((self._noise_seed, executed))
+        store = None if self._lent else self.store
+        if store is None:
+            return self._compute(executed)[0]
+        task, key = self._task_name(), (self._noise_seed, *executed)
+        with self._timed("store"):
+            known = store.get(task, key)
+        self.n_lookups += 1
+        self.n_hits += known is not None
+        if known is not None:
+            return known
+        result, is_final = self._compute(executed)
+        if is_final:
+            with self._timed("store"):
+                store.put(task, key, result)
+        return result
+
+    def _compute(self, executed: Prefix) -> tuple[Transition, bool]:
+        """Return what the network is after `executed`, and whether it would be so again."""
+        try:
+            network = self._network_after(executed)
+            accuracy = None
+            if self._is_scored(executed):
+                with self._timed("evaluation"):
+                    accuracy = self.task.score(network.model)
+            return self._describe(network.model, executed, accuracy), True
+        except (FloatingPointError, torch.OutOfMemoryError) as failure:
+            reason = next(iter(str(failure).splitlines()), "no reason given")
+            text = f"{type(failure).__name__}: {reason}"
+            is_memory = isinstance(failure, torch.OutOfMemoryError)
+        if is_memory and self.task.device.type == "cuda":
+            self._networks.snapshots.clear()
+            torch.cuda.empty_cache()
+        return self._uncompressed._replace(error=text), not is_memory
+
+    def _advance(self, network: Network, seed: int, t: int, executed: Executed) -> None:
+        """Compress layer `t`, fine-tune and estimate batch-norm statistics, in place."""
+        self._compress(network, t, executed)
         with self._timed("finetune"):
-            self.task.finetune(
-                self._live, self.finetune_steps, derive_generator(self._noise_seed, t, 0)
-            )
+            generator = derive_generator(seed, t, 0)
+            self.task.finetune(network.model, self.finetune_steps, generator)
         with self._timed("batch_norm"):
-            self.task.reestimate_batch_norm(self._live, derive_generator(self._noise_seed, t, 1))
-        if not last:
-            self._interval = self._bounds(t + 1)
-        if self.reward_at == "episode" and not last:
-            return None
-        self._evaluated.add((self._noise_seed, *_flatten(self._executed)))
-        with self._timed("evaluation"):
-            return self.task.score(self._live)
+            self.task.reestimate_batch_norm(network.model, derive_generator(seed, t, 1))
+
+    def _network_after(self, executed: Prefix) -> Network:
+        """Return the network after `executed`, computed now if a store has spared that so far."""
+        networks, seed = self._networks, self._noise_seed
+        return networks.follow(seed, executed) if self._lent else networks.at(seed, executed)
+
+    def _is_scored(self, executed: Prefix) -> bool:
+        return self.reward_at == "layer" or len(executed) == len(self.walk)
+
+    def _task_name(self) -> str:
+        """Return this task's name in the store."""
+        if self._fingerprint is None:
+            settings = {
+                "env": type(self).__qualname__,
+                "finetune_steps": self.finetune_steps,
+                "reward_at": self.reward_at,
+                "seed": self.task_seed,
+                "scorer": self._scorer_fingerprint,
+            }
+            self._fingerprint = task_fingerprint(self.task, settings | self._settings)
+        return self._fingerprint
+
+    def _describe(self, model: nn.Module, executed: Prefix, accuracy: float | None) -> Transition:
+        next_layer = self.walk[min(len(executed), len(self.walk) - 1)].name
+        return describe_network(model, self.positions, next_layer, accuracy)
 
     def _fail(
-        self, layer: str, value: float, failure: Exception
+        self, layer: str, value: float, error: str
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """End the episode with the reward's lower bound."""
         self._ended = True
-        self._live = copy.deepcopy(self.task.model)  # the failed one may not even run
-        reason = next(iter(str(failure).splitlines()), "no reason given")
+        # The failed network may not even run.
+        self._networks.forget_last()
+        planned = self.walk[self._t]
+        self._executed = ()
+        self._current = self._uncompressed._replace(
+            out_channels=planned.out_channels, in_channels=planned.in_channels
+        )
         info = self._get_info() | {
             "layer": layer,
             self.value_name: value,
             "accuracy": math.nan,
             "reward_terms": {"reward": self._reward_low},
-            "error": f"{type(failure).__name__}: {reason}",
+            "error": error,
         }
         return self._get_obs(), self._reward_low, True, False, info
 
     def _get_obs(self) -> Observation:
         """Describe the layer about to be decided; after the last decision, the last layer."""
         t = min(self._t, len(self.walk) - 1)
-        planned = self.walk[t]
-        live = describe_layer(
-            planned.name, self._live.get_submodule(planned.name), planned.positions
+        low, high = self._interval
+        return scale_layer(
+            self._live_layer(t),
+            t / max(1, len(self.walk) - 1),
+            (low / self.value_scale, high / self.value_scale),
+            self._scales,
         )
-        low, high = (bound / self.value_scale for bound in self._interval)
-        state = LayerState(
-            index=t / max(1, len(self.walk) - 1),
-            out_channels=live.out_channels / self._scale["out_channels"],
-            in_channels=live.in_channels / self._scale["in_channels"],
-            kernel_height=live.kernel_height / self._scale["kernel_height"],
-            kernel_width=live.kernel_width / self._scale["kernel_width"],
-            stride=live.stride / self._scale["stride"],
-            action_low=low,
-            action_high=high,
-            flops=live.macs / self._scale["flops"],
+
+    def _live_layer(self, t: int) -> Layer:
+        planned, now = self.walk[t], self._current
+        kernel = planned.kernel_height * planned.kernel_width
+        n_weights = now.out_channels * now.in_channels * kernel // planned.groups
+        return planned._replace(
+            out_channels=now.out_channels, in_channels=now.in_channels, n_weights=n_weights
         )
-        return np.array(state, dtype=np.float32)
 
     def _get_info(self) -> dict[str, Any]:
         return {
-            "dense_macs": dense_macs(self._live, self.positions),
-            "dense_params": dense_params(self._live),
-            "sparse_macs": sparse_macs(self._live, self.positions),
-            "sparse_params": sparse_params(self._live),
+            "dense_macs": self._current.dense_macs,
+            "dense_params": self._current.dense_params,
+            "sparse_macs": self._current.sparse_macs,
+            "sparse_params": self._current.sparse_params,
             "n_evaluations": len(self._evaluated),
         }
 
-    def _get_reward(self, accuracy: float | None) -> tuple[float, dict[str, float]]:
+    def _get_reward(self) -> tuple[float, dict[str, float]]:
         """Return the reward and its terms; 0 for a step that is not scored."""
-        measured = self._measure(self._live, accuracy)
+        measured = self._reward_input(self._current, self._executed)
         terms = measured._asdict()
-        if accuracy is None:
+        if self._current.accuracy is None:
             terms.pop("accuracy")
             return 0.0, terms | {"reward": 0.0}
         reward = float(self.reward_fn(measured))
         return reward, terms | {"reward": reward}
 
-    def _measure(self, model: nn.Module, accuracy: float | None) -> RewardInput:
-        cost, lowest, highest = self._cost(model)
-        macs, params = dense_macs(model, self.positions), dense_params(model)
-        return RewardInput(accuracy or 0.0, cost, lowest, highest, macs, params)
+    def _reward_input(self, result: Transition, executed: Prefix) -> RewardInput:
+        cost, lowest, highest = self._cost(result, executed)
+        macs, params = result.dense_macs, result.dense_params
+        return RewardInput(result.accuracy or 0.0, cost, lowest, highest, macs, params)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -397,27 +481,3 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         finally:
             elapsed = perf_counter() - start
             self.step_seconds[phase] = self.step_seconds.get(phase, 0.0) + elapsed
-
-
-def _flatten(executed: Sequence[int | tuple[int, ...]]) -> Iterator[int]:
-    for values in executed:
-        yield from values if isinstance(values, tuple) else (values,)
-
-
-def _check_arguments(
-    finetune_steps: int,
-    reward_at: str,
-    seed: int,
-    render_mode: str | None,
-    metadata: dict[str, Any],
-) -> None:
-    for name, value in (("finetune_steps", finetune_steps), ("seed", seed)):
-        if not isinstance(value, int):
-            raise TypeError(f"{name} must be an int, got {value!r}")
-        if value < 0:
-            raise ValueError(f"{name} must be 0 or more, got {value}")
-    if reward_at not in ("layer", "episode"):
-        raise ValueError(f"unknown reward_at {reward_at!r}; valid: layer, episode")
-    modes = metadata["render_modes"]
-    if render_mode is not None and render_mode not in modes:
-        raise ValueError(f"unknown render_mode {render_mode!r}; valid: None, {', '.join(modes)}")

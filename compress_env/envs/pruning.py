@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal, Unpack, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from compress_env.pruning.reconstruction import reconstruct
 from compress_env.pruning.selection import select_by_lasso, select_by_magnitude
 from compress_env.pruning.statistics import LayerStatistics
 from compress_env.pruning.surgery import ChannelGroup, LiveChannels, find_walk
+from compress_env.snapshots import Network
+from compress_env.store import Executed, Prefix, Transition, flatten
 
 __all__ = ["PruningEnv", "PruningMethod"]
 
@@ -193,15 +195,19 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         later = self._groups[len(decided) :]
         return decided + [round_channels(g.n_channels, rate, self.channel_round) for g in later]
 
-    def _begin(self) -> None:
-        self._channels = LiveChannels(self._live)
-        self._kept_so_far: list[int] = []
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {"method": self.method}
 
-    def _bounds(self, t: int) -> tuple[float, float]:
+    def _fresh(self) -> LiveChannels:
+        return LiveChannels(copy.deepcopy(self.task.model))
+
+    def _bounds(self, t: int, executed: Prefix) -> tuple[float, float]:
         groups = self._decisions[t].groups
+        decided = list(flatten(executed))
 
         def fits(rate: float) -> bool:
-            kept = self._kept_so_far + self._keep_of(groups, rate)
+            kept = decided + self._keep_of(groups, rate)
             return self._cost_model.macs(self._kept(kept, highest)) <= self.budget_macs
 
         highest = self.max_pruning_rate
@@ -211,21 +217,30 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
     def _keep_of(self, groups: tuple[ChannelGroup, ...], rate: float) -> list[int]:
         return [round_channels(g.n_channels, rate, self.channel_round) for g in groups]
 
-    def _compress(self, value: float) -> tuple[int, ...]:
-        decision = self._decisions[self._t]
+    def _decide(self, t: int, value: float) -> tuple[tuple[int, ...], float]:
+        decision = self._decisions[t]
         kept = self._keep_of(decision.groups, value)
-        if sum(kept) < decision.n_channels:
-            self._prune(decision.layer.name, decision.groups, kept)
-        self._kept_so_far += kept
-        self._executed_value = 1.0 - sum(kept) / decision.n_channels
-        return tuple(kept)
+        return tuple(kept), 1.0 - sum(kept) / decision.n_channels
 
-    def _prune(self, name: str, groups: tuple[ChannelGroup, ...], kept: list[int]) -> None:
+    def _compress(self, network: Network, t: int, executed: Executed) -> None:
+        assert isinstance(network, LiveChannels) and isinstance(executed, tuple)
+        decision = self._decisions[t]
+        if sum(executed) < decision.n_channels:
+            self._prune(network, decision.layer.name, decision.groups, executed)
+
+    def _prune(
+        self,
+        network: LiveChannels,
+        name: str,
+        groups: tuple[ChannelGroup, ...],
+        kept: tuple[int, ...],
+    ) -> None:
         """Select and remove channels, then fit the layer's weights to those kept."""
-        layer = compute_layers(self._live)[name]
+        layer = compute_layers(network.model)[name]
         weight = layer.weight.detach().flatten(1)  # (N, C, H, W) -> (N, D)
-        statistics = self._statistics(name)
-        columns = [self._columns(name, group, weight.shape[1]) for group in groups]
+        statistics = self._statistics(network, name)
+        alive = network.positions(name, "in")
+        columns = [_columns(alive, group.columns(name), weight.shape[1]) for group in groups]
         stay = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
         pruned_weight = weight.clone()
         for group, group_columns, n_keep in zip(groups, columns, kept, strict=True):
@@ -236,7 +251,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
             stay[gone_columns] = False
             pruned_weight[:, gone_columns] = 0.0
             with self._timed("surgery"):
-                self._channels.remove(group, gone)
+                network.remove(group, gone)
         if statistics is not None:
             with self._timed("reconstruction"):
                 columns_left = stay.nonzero().flatten()
@@ -246,12 +261,12 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
                 fitted = torch.where(silent, weight[:, columns_left].double(), fitted)
                 layer.weight.data.copy_(fitted.reshape(layer.weight.shape))
 
-    def _statistics(self, name: str) -> LayerStatistics | None:
+    def _statistics(self, network: LiveChannels, name: str) -> LayerStatistics | None:
         if self._calibration is None:
             return None
         with self._timed("statistics"):
-            alive = self._channels.positions(name, "out")
-            statistics = self._calibration.statistics(self._live, name, alive)
+            alive = network.positions(name, "out")
+            statistics = self._calibration.statistics(network.model, name, alive)
         if not bool(torch.isfinite(statistics.gram.diagonal()).all()):
             raise FloatingPointError(f"inputs of {name!r} are not finite")
         return statistics
@@ -272,21 +287,26 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
             keep = select_by_lasso(statistics, weight, columns, n_keep)
         return np.asarray(keep.cpu().numpy(), np.int64)
 
-    def _columns(self, name: str, group: ChannelGroup, n_columns: int) -> Tensor:
-        """Columns of the live layer's flattened weight that each channel of a group owns.
+    def _cost(self, result: Transition, executed: Prefix) -> tuple[float, float, float]:
+        return result.dense_macs, self._min_macs, self._full_macs
 
-        Returns:
-            (n_channels, k * H * W) int64 on the CPU.
-        """
-        alive = self._channels.positions(name, "in")
-        live = np.searchsorted(alive, group.columns(name))
-        area = n_columns // len(alive)
-        # (n_channels, k) -> (n_channels, k, H*W) -> (n_channels, k*H*W)
-        columns = live[:, :, None] * area + np.arange(area)
-        return torch.from_numpy(columns.reshape(len(live), -1))
 
-    def _cost(self, model: nn.Module) -> tuple[float, float, float]:
-        return dense_macs(model, self.positions), self._min_macs, self._full_macs
+def _columns(alive: NDArray[np.int64], positions: NDArray[np.int64], n_columns: int) -> Tensor:
+    """Columns of a live layer's flattened weight that each channel of a group owns.
+
+    Args:
+        alive: (n,) unpruned input positions that the layer still has.
+        positions: (n_channels, k) unpruned input positions of each channel.
+        n_columns: n times the elements of a kernel.
+
+    Returns:
+        (n_channels, k * H * W) int64 on the CPU.
+    """
+    live = np.searchsorted(alive, positions)
+    area = n_columns // len(alive)
+    # (n_channels, k) -> (n_channels, k, H*W) -> (n_channels, k*H*W)
+    columns = live[:, :, None] * area + np.arange(area)
+    return torch.from_numpy(columns.reshape(len(live), -1))
 
 
 def _check_arguments(method: str, max_pruning_rate: float, channel_round: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any, Unpack
 
 import numpy as np
@@ -18,12 +19,21 @@ from compress_env.layers import (
     largest_bits_within,
     quantized_bytes,
 )
-from compress_env.quantization.fake_quant import MAX_BITS, attach, bake, bits_of
+from compress_env.quantization.fake_quant import MAX_BITS, attach, bake
 from compress_env.quantization.packing import pack
+from compress_env.snapshots import Network
+from compress_env.store import Executed, Prefix, Transition, flatten
 
 __all__ = ["QuantizationEnv"]
 
 BITS = range(1, MAX_BITS + 1)
+
+
+@dataclass
+class _Quantized:
+    """Quantized layers carry all that must be known of them."""
+
+    model: nn.Module
 
 
 class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
@@ -177,32 +187,34 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
 
         return float(largest_bits_within(self.min_bits, MAX_BITS, fits))
 
-    def _begin(self) -> None:
-        self._bits: list[int] = []
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {}
 
-    def _bounds(self, t: int) -> tuple[float, float]:
+    def _fresh(self) -> Network:
+        return _Quantized(copy.deepcopy(self.task.model))
+
+    def _bounds(self, t: int, executed: Prefix) -> tuple[float, float]:
         n_later = len(self.table) - t - 1
 
         def fits(bits: float) -> bool:
-            plan = [*self._bits, int(bits), *[self.min_bits] * n_later]
+            plan = [*flatten(executed), int(bits), *[self.min_bits] * n_later]
             return self.size_bytes(plan) <= self.budget_bytes
 
         return self.min_bits, largest_bits_within(self.min_bits, MAX_BITS, fits)
 
-    def _compress(self, value: float) -> int:
+    def _decide(self, t: int, value: float) -> tuple[int, int]:
         bits = int(np.floor(value + 0.5))
-        with self._timed("quantization"):
-            attach(compute_layers(self._live)[self.table[self._t].name], bits)
-        self._bits.append(bits)
-        self._executed_value = bits
-        return bits
+        return bits, bits
 
-    def _cost(self, model: nn.Module) -> tuple[float, float, float]:
-        layers = compute_layers(model)
-        bits = [bits_of(layers[layer.name]) for layer in self.table]
-        decided = [b for b in bits if b is not None]
-        return self.size_bytes(decided), self._min_bytes, self._full_bytes
+    def _compress(self, network: Network, t: int, executed: Executed) -> None:
+        assert isinstance(executed, int)
+        with self._timed("quantization"):
+            attach(compute_layers(network.model)[self.table[t].name], executed)
+
+    def _cost(self, result: Transition, executed: Prefix) -> tuple[float, float, float]:
+        return self.size_bytes(list(flatten(executed))), self._min_bytes, self._full_bytes
 
     def _get_info(self) -> dict[str, Any]:
-        cost, _, _ = self._cost(self._live)
-        return super()._get_info() | {"size_bytes": int(cost)}
+        size, _, _ = self._cost(self._current, self._executed)
+        return super()._get_info() | {"size_bytes": int(size)}
