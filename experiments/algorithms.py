@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.type_aliases import GymEnv
 
 from agents import QCriticPPO
 
 __all__ = ["LEARNERS", "POLICIES", "check_algorithm", "make_learner"]
 
 LOG_STD = -0.5  # a standard deviation of 1 would put a third of the first actions on the bounds
-Builder = Callable[[gym.Env[Any, Any], int, int], BaseAlgorithm]
+Builder = Callable[[GymEnv, int, int], BaseAlgorithm]
 
 
-def _q_critic_ppo(env: gym.Env[Any, Any], n_steps: int, seed: int) -> BaseAlgorithm:
+def _q_critic_ppo(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
     # Rewards come at the end, after decisions that the observation does not tell: hence returns.
     return QCriticPPO("MlpPolicy", env, gamma=1.0, target_steps=10, seed=seed, device="cpu")
 
 
-def _ppo(env: gym.Env[Any, Any], n_steps: int, seed: int) -> BaseAlgorithm:
+def _ppo(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
     rollout = _rollout(n_steps)
     return PPO(
         "MlpPolicy",
@@ -39,7 +39,7 @@ def _ppo(env: gym.Env[Any, Any], n_steps: int, seed: int) -> BaseAlgorithm:
     )
 
 
-def _a2c(env: gym.Env[Any, Any], n_steps: int, seed: int) -> BaseAlgorithm:
+def _a2c(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
     return A2C(
         "MlpPolicy",
         env,
@@ -52,7 +52,7 @@ def _a2c(env: gym.Env[Any, Any], n_steps: int, seed: int) -> BaseAlgorithm:
 
 
 def _off_policy(agent: Callable[..., BaseAlgorithm], noise: float | None) -> Builder:
-    def build(env: gym.Env[Any, Any], n_steps: int, seed: int) -> BaseAlgorithm:
+    def build(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
         extra: dict[str, Any] = {}
         if noise is not None:
             extra["action_noise"] = NormalActionNoise(np.zeros(1), np.full(1, noise))
@@ -102,6 +102,6 @@ def check_algorithm(name: str) -> None:
         raise ValueError(f"unknown algorithm {name!r}; valid: {', '.join(valid)}")
 
 
-def make_learner(name: str, env: gym.Env[Any, Any], *, n_steps: int, seed: int) -> BaseAlgorithm:
+def make_learner(name: str, env: GymEnv, *, n_steps: int, seed: int) -> BaseAlgorithm:
     """Build a learner for a search of `n_steps` environment steps."""
     return LEARNERS[name](env, n_steps, seed)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Row", "format_markdown", "format_report", "print_rows"]
+__all__ = ["Row", "format_markdown", "format_report", "print_rows", "read_rows"]
 
 HEADINGS = ("network", "test error %", "MACs %", "params %", "bytes", "size %", "evals")
 
@@ -48,6 +50,12 @@ class Row(NamedTuple):
             f"{100 * self.size:.2f}" + ("" if self.within_budget else " (over)"),
             str(self.n_evaluations),
         )
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read the final table from the CSV file of a finished run."""
+    table = pd.read_csv(path)
+    return [Row(*record) for record in table[list(Row._fields)].itertuples(index=False)]
 
 
 def print_rows(console: Console, rows: list[Row]) -> None:

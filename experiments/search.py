@@ -1,19 +1,20 @@
-"""Run an agent on a compression environment and keep every episode."""
+"""Run an agent on compression environments and keep every episode."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from time import perf_counter
-from typing import Any, SupportsFloat
+from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import PolicyPredictor
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from compress_env.envs.base import LayerwiseCompressionEnv
 
@@ -26,9 +27,8 @@ __all__ = [
     "run_policy",
 ]
 
-Observation = NDArray[np.float32]
-Action = NDArray[np.float32]
-Progress = Callable[["Episode"], None]
+Save = Callable[[], None]
+Progress = Callable[["Episode", "EpisodeLog"], None]
 
 
 @dataclass(frozen=True)
@@ -68,105 +68,229 @@ class Episode:
         """Flatten into a CSV row, one column per layer."""
         fields = asdict(self)
         layers, values, actions = (fields.pop(k) for k in ("layers", "values", "actions"))
-        fields["index"] = self.index
         columns = {f"value:{layer}": v for layer, v in zip(layers, values, strict=True)}
         return fields | columns | {"actions": " ".join(f"{a:.9g}" for a in actions)}
 
+    @staticmethod
+    def from_state(state: dict[str, Any]) -> Episode:
+        """Make an episode again from what `dataclasses.asdict` has made of it."""
+        sequences = {name: tuple(state[name]) for name in ("layers", "actions", "values")}
+        return Episode(**(state | sequences))
 
-class EpisodeLog(gym.Wrapper[Observation, Action, Observation, Action]):
-    """Keeps every finished episode of a compression environment."""
 
-    def __init__(self, env: gym.Env[Observation, Action], progress: Progress | None = None) -> None:
-        """Wrap `env`; `progress` is called with each finished episode."""
-        super().__init__(env)
+@dataclass
+class _Unfinished:
+    """What is known of an episode before it ends."""
+
+    layers: list[str] = field(default_factory=list)
+    actions: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    reward: float = 0.0
+    seconds: float = 0.0
+    """Up to the moment at which the state was taken that the episode goes on from."""
+
+
+class EpisodeLog(VecEnvWrapper):
+    """Keeps every finished episode of compression environments that run side by side.
+
+    An evaluation counts once, whichever environment has asked for it.
+    """
+
+    def __init__(self, venv: VecEnv, progress: Progress | None = None) -> None:
+        """Wrap `venv`; `progress` is called with each finished episode and the log."""
+        super().__init__(venv)
         self.episodes: list[Episode] = []
         self._progress = progress
-        self._clear()
+        self._value_name: str = venv.get_attr("value_name")[0]
+        self._reward_at: str = venv.get_attr("reward_at")[0]
+        self.walk_length = len(venv.get_attr("walk")[0])
+        self._evaluated: set[tuple[float, ...]] = set()
+        self._unfinished = [_Unfinished() for _ in range(self.num_envs)]
+        self._starts = [perf_counter()] * self.num_envs
+        self._store_counts_before = self._store_counts()
 
-    def _clear(self) -> None:
-        self._infos: list[dict[str, Any]] = []
-        self._actions: list[float] = []
-        self._reward = 0.0
-        self._start = perf_counter()
+    def reset(self) -> VecEnvObs:
+        """Reset the environments and forget unfinished episodes."""
+        for number in range(self.num_envs):
+            self._begin(number)
+        return self.venv.reset()
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Reset the environment and forget an unfinished episode."""
-        self._clear()
-        return super().reset(seed=seed, options=options)
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Tell the environments to step."""
+        self._sent = np.array(actions)
+        self.venv.step_async(actions)
 
-    def step(self, action: Action) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Step the environment and note what happened."""
-        observation, reward, terminated, truncated, info = super().step(action)
-        self._infos.append(info)
-        self._actions.append(float(action[0]))
-        self._reward += float(reward)
-        if terminated or truncated:
-            self._finish(info)
-        return observation, reward, terminated, truncated, info
+    def step_wait(self) -> VecEnvStepReturn:
+        """Wait for the environments, and note what has happened."""
+        observations, rewards, dones, infos = self.venv.step_wait()
+        finished = []
+        for number, (done, info) in enumerate(zip(dones, infos, strict=True)):
+            self._note(self._unfinished[number], number, float(rewards[number]), info)
+            if done:
+                finished.append(self._finish(number, info))
+        if self._progress is not None:
+            for episode in finished:
+                self._progress(episode, self)
+        return observations, rewards, dones, infos
 
-    def _finish(self, info: dict[str, Any]) -> None:
-        env = self.unwrapped
-        assert isinstance(env, LayerwiseCompressionEnv)
-        done = [i for i in self._infos if "error" not in i]
+    def _begin(self, number: int) -> None:
+        self._unfinished[number] = _Unfinished()
+        self._starts[number] = perf_counter()
+
+    def _note(self, now: _Unfinished, number: int, reward: float, info: dict[str, Any]) -> None:
+        tried = (*now.values, info[self._value_name])
+        if self._reward_at == "layer" or len(tried) == self.walk_length:
+            self._evaluated.add(tried)
+        now.reward += reward
+        if "error" in info:
+            return
+        now.layers.append(info["layer"])
+        now.actions.append(float(self._sent[number][0]))
+        now.values.append(info[self._value_name])
+
+    def _finish(self, number: int, info: dict[str, Any]) -> Episode:
+        now = self._unfinished[number]
+        seconds = now.seconds + perf_counter() - self._starts[number]
         episode = Episode(
             index=len(self.episodes),
-            layers=tuple(i["layer"] for i in done),
-            actions=tuple(self._actions[: len(done)]),
-            values=tuple(i[env.value_name] for i in done),
+            layers=tuple(now.layers),
+            actions=tuple(now.actions),
+            values=tuple(now.values),
             accuracy=None if math.isnan(info["accuracy"]) else info["accuracy"],
-            reward=self._reward,
+            reward=now.reward,
             cost=info["reward_terms"].get("cost", float("nan")),
             dense_macs=info["dense_macs"],
             dense_params=info["dense_params"],
             sparse_macs=info["sparse_macs"],
             sparse_params=info["sparse_params"],
-            n_evaluations=info["n_evaluations"],
-            seconds=perf_counter() - self._start,
+            n_evaluations=len(self._evaluated),
+            seconds=seconds,
             error=info.get("error"),
         )
         self.episodes.append(episode)
-        if self._progress is not None:
-            self._progress(episode)
+        # What Stable-Baselines3's Monitor would say, for the agent's own log.
+        info["episode"] = {"r": episode.reward, "l": len(now.layers), "t": seconds}
+        self._begin(number)
+        return episode
+
+    def hit_rate(self) -> float:
+        """Return the fraction of steps since the log began that a store has answered."""
+        pairs = zip(self._store_counts(), self._store_counts_before, strict=True)
+        hits, lookups = (now - before for now, before in pairs)
+        return hits / lookups if lookups else 0.0
+
+    def _store_counts(self) -> tuple[int, int]:
+        return sum(self.venv.get_attr("n_hits")), sum(self.venv.get_attr("n_lookups"))
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` needs to go on from here, in plain Python values."""
+        now = perf_counter()
+        for number, start in enumerate(self._starts):
+            self._unfinished[number].seconds += now - start
+            self._starts[number] = now
+        return {
+            "episodes": [asdict(episode) for episode in self.episodes],
+            "evaluated": sorted(self._evaluated),
+            "unfinished": [asdict(episode) for episode in self._unfinished],
+            "environments": self.venv.env_method("episode_state"),
+        }
+
+    def restore(self, state: dict[str, Any]) -> NDArray[np.float32]:
+        """Go on from a state; return the observations that it stopped at, (n_envs, 9)."""
+        self.episodes[:] = [Episode.from_state(episode) for episode in state["episodes"]]
+        self._evaluated = {tuple(values) for values in state["evaluated"]}
+        self._unfinished = [_Unfinished(**episode) for episode in state["unfinished"]]
+        self.venv.reset()
+        observations = [
+            self.venv.env_method("restore_episode", environment, indices=number)[0]
+            for number, environment in enumerate(state["environments"])
+        ]
+        self._starts = [perf_counter()] * self.num_envs
+        return np.stack(observations)
 
 
-def run_learner(agent: BaseAlgorithm, log: EpisodeLog, n_episodes: int) -> None:
-    """Let a Stable-Baselines3 agent learn on `log` until it has `n_episodes` more episodes.
+class _StopAndSave(BaseCallback):
+    """Ends learning after a number of episodes; has the state saved after each of them.
+
+    The state is complete between two rollouts only: what the agent has learnt from the last
+    transitions is part of it.
+    """
+
+    def __init__(self, log: EpisodeLog, n_episodes: int, save: Save) -> None:
+        super().__init__()
+        self._log = log
+        self._n_episodes = n_episodes
+        self._save = save
+        self._n_saved = len(log.episodes)
+
+    def _on_rollout_start(self) -> None:
+        if len(self._log.episodes) > self._n_saved:
+            self._n_saved = len(self._log.episodes)
+            self._save()
+
+    def _on_step(self) -> bool:
+        return len(self._log.episodes) < self._n_episodes
+
+
+def run_learner(
+    agent: BaseAlgorithm, log: EpisodeLog, n_episodes: int, save: Save = lambda: None
+) -> None:
+    """Let a Stable-Baselines3 agent learn on `log` until it has `n_episodes` episodes in all.
 
     Args:
-        agent: An agent whose environment is `log`.
-        log: The environment.
-        n_episodes: Episodes to run.
+        agent: An agent whose environment is `log`; it goes on from the steps that it has taken.
+        log: The environments.
+        n_episodes: Episodes of the search, those before a resumption included.
+        save: Called whenever the agent's state is complete and new episodes have finished.
     """
-    env = log.unwrapped
-    assert isinstance(env, LayerwiseCompressionEnv)
-    target = len(log.episodes) + n_episodes
-    stop: BaseCallback = StopTrainingOnMaxEpisodes(n_episodes)
-    agent.learn(n_episodes * len(env.walk), callback=stop)
-    if len(log.episodes) < target:  # only when failed episodes were shorter
-        agent.learn(
-            10 * n_episodes * len(env.walk),
-            callback=StopTrainingOnMaxEpisodes(target - len(log.episodes)),
-        )
-    del log.episodes[target:]
+    n_rounds = math.ceil(n_episodes / log.num_envs)
+    n_steps = n_rounds * log.num_envs * log.walk_length
+    agent.learn(
+        n_steps - agent.num_timesteps,
+        callback=_StopAndSave(log, n_episodes, save),
+        reset_num_timesteps=agent.num_timesteps == 0,
+    )
+    del log.episodes[n_episodes:]  # those that have ended at the same moment as the last
 
 
 def run_policy(
-    policy: PolicyPredictor, log: EpisodeLog, *, n_episodes: int, n_evaluations: int | None = None
+    policy: PolicyPredictor,
+    log: EpisodeLog,
+    *,
+    n_episodes: int,
+    n_evaluations: int | None = None,
+    observations: NDArray[np.float32] | None = None,
+    save: Save = lambda: None,
 ) -> None:
-    """Let a policy that does not learn act for `n_episodes`, or until `n_evaluations` are spent."""
-    for _ in range(n_episodes):
-        observation, _ = log.reset()
-        done = False
-        while not done:
-            action, _ = policy.predict(observation)
-            observation, _, done, _, _ = log.step(np.asarray(action, np.float32))
-        if n_evaluations is not None and log.episodes[-1].n_evaluations >= n_evaluations:
-            return
+    """Let a policy that does not learn act until it has enough episodes or evaluations.
+
+    Args:
+        policy: Chooses the actions.
+        log: The environments.
+        n_episodes: Episodes of the search, those before a resumption included.
+        n_evaluations: Evaluations after which it ends sooner.
+        observations: Where a resumed search stopped; the environments are reset when None.
+        save: Called after each step with which an episode has finished.
+    """
+    observed: Any = log.reset() if observations is None else observations
+    while not _is_over(log.episodes, n_episodes, n_evaluations):
+        n_before = len(log.episodes)
+        actions, _ = policy.predict(observed)
+        observed, _, _, _ = log.step(np.asarray(actions, np.float32))
+        if len(log.episodes) > n_before:
+            save()
+    while len(log.episodes) > 1 and _is_over(log.episodes[:-1], n_episodes, n_evaluations):
+        del log.episodes[-1]
 
 
-def best_episode(episodes: list[Episode]) -> Episode:
+def _is_over(episodes: Sequence[Episode], n_episodes: int, n_evaluations: int | None) -> bool:
+    if not episodes:
+        return False
+    spent = episodes[-1].n_evaluations
+    return len(episodes) >= n_episodes or (n_evaluations is not None and spent >= n_evaluations)
+
+
+def best_episode(episodes: Sequence[Episode]) -> Episode:
     """Return the best finished episode: by validation accuracy, then lower cost, then the first.
 
     Every episode meets the budget, so that accuracy alone decides.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents import Random, Uniform
 from compress_env.envs.pruning import PruningEnv
@@ -46,9 +47,13 @@ EPISODE = Episode(
 )
 
 
-def make_log(**options: Any) -> EpisodeLog:
-    env = PruningEnv(seeded(PlainNet), make_data(), finetune_steps=0, device="cpu", **options)
-    return EpisodeLog(env)
+def make_env(**options: Any) -> PruningEnv:
+    return PruningEnv(seeded(PlainNet), make_data(), finetune_steps=0, device="cpu", **options)
+
+
+def make_log(env: PruningEnv | None = None, **options: Any) -> EpisodeLog:
+    made = env or make_env(**options)
+    return EpisodeLog(DummyVecEnv([lambda: made]))
 
 
 class TestSearch:
@@ -77,17 +82,15 @@ class TestSearch:
         assert best_episode(log.episodes).index > 0
 
     def test_replay_gives_the_network_again(self) -> None:
-        log = make_log()
+        env = make_env()
+        log = make_log(env)
         run_policy(Random(log.observation_space, log.action_space, 1), log, n_episodes=2)
-        env = log.unwrapped
-        assert isinstance(env, PruningEnv)
         replay(env, log.episodes[0])
         assert env.task.score(env.compressed_model()) == log.episodes[0].accuracy
 
     def test_uniform_prunes_every_layer_alike_and_meets_the_budget(self) -> None:
-        log = make_log(flops_budget=0.4)
-        env = log.unwrapped
-        assert isinstance(env, PruningEnv)
+        env = make_env(flops_budget=0.4)
+        log = make_log(env)
         run_policy(Uniform(env.uniform_value()), log, n_episodes=1)
         (episode,) = log.episodes
         assert episode.cost <= 0.4 * env.unpruned.cost_high

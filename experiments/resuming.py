@@ -1,0 +1,92 @@
+"""Searches that go on where a stopped run has left them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from agents import Random, Uniform
+from experiments.agent_state import agent_state, restore_agent
+from experiments.run_folder import RunFolder
+from experiments.search import Episode, EpisodeLog, run_learner, run_policy
+
+__all__ = ["ResumableSearch", "read_finished"]
+
+
+def read_finished(folder: RunFolder, name: str) -> list[Episode] | None:
+    """Return the episodes of a search that has come to its end, or None."""
+    saved = folder.read_state(name)
+    if saved is None or not saved["is_finished"]:
+        return None
+    return [Episode.from_state(episode) for episode in saved["episodes"]]
+
+
+class ResumableSearch:
+    """Runs a search and keeps, after each episode, all that it needs to go on."""
+
+    def __init__(self, name: str, log: EpisodeLog, folder: RunFolder) -> None:
+        """Read what there is of the search.
+
+        Args:
+            name: Name of the search within the run.
+            log: Environments of the same task and number as before.
+            folder: The run folder.
+
+        Raises:
+            ValueError: If the state cannot be read.
+        """
+        self._name = name
+        self._log = log
+        self._folder = folder
+        self._saved = folder.read_state(name)
+
+    def learn(self, agent: BaseAlgorithm, n_episodes: int) -> None:
+        """Let an agent learn on the log until there are `n_episodes`.
+
+        Args:
+            agent: Built as it was when the search began.
+            n_episodes: Episodes, those before the resumption included.
+        """
+        if self._saved is not None:
+            self._log.restore(self._saved["log"])
+            restore_agent(agent, self._saved["agent"])
+        run_learner(agent, self._log, n_episodes, lambda: self._save(agent=agent_state(agent)))
+        self._finish()
+
+    def act(
+        self, policy: Random | Uniform, n_episodes: int, n_evaluations: int | None = None
+    ) -> None:
+        """Let a policy act that does not learn, until there are enough episodes or evaluations."""
+        observations = None
+        if self._saved is not None:
+            observations = self._log.restore(self._saved["log"])
+            _restore_policy(policy, self._saved["policy"])
+        run_policy(
+            policy,
+            self._log,
+            n_episodes=n_episodes,
+            n_evaluations=n_evaluations,
+            observations=observations,
+            save=lambda: self._save(policy=_policy_state(policy)),
+        )
+        self._finish()
+
+    def _save(self, **state: Any) -> None:
+        content = {"is_finished": False, "log": self._log.state()} | state
+        self._folder.write_state(self._name, content)
+
+    def _finish(self) -> None:
+        episodes = self._log.state()["episodes"]
+        self._folder.write_state(self._name, {"is_finished": True, "episodes": episodes})
+
+
+def _policy_state(policy: Random | Uniform) -> dict[str, Any] | None:
+    if isinstance(policy, Uniform):
+        return None
+    return dict(policy.action_space.np_random.bit_generator.state)
+
+
+def _restore_policy(policy: Random | Uniform, state: dict[str, Any] | None) -> None:
+    if isinstance(policy, Random) and state is not None:
+        policy.action_space.np_random.bit_generator.state = state

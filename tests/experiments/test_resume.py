@@ -1,0 +1,209 @@
+"""A job that is stopped, however rudely, goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+
+from experiments.compress import Config, run
+from experiments.run_folder import RunFolder
+
+SMALL: dict[str, Any] = {"episodes": 3, "finetune_steps": 2, "final_finetune_steps": 5}
+# Longer than the agent's random start, so that there are updates to resume.
+LONG: dict[str, Any] = {"episodes": 30, "finetune_steps": 3, "final_finetune_steps": 30}
+
+
+def quiet() -> Console:
+    return Console(file=StringIO())
+
+
+def work(settings: dict[str, Any]) -> None:
+    """Run or resume a job in a process of its own."""
+    torch.set_num_threads(1)
+    run(Config(**settings), quiet())
+
+
+def outcome(folder: Path) -> tuple[str, str, dict[str, bytes]]:
+    """What a run has come to, times aside."""
+    episodes = pd.read_csv(folder / "episodes.csv").drop(columns="seconds").to_csv()
+    networks = {path.name: path.read_bytes() for path in folder.glob("network-*.safetensors")}
+    assert len(networks) >= 2
+    return episodes, (folder / "policy.json").read_text(), networks
+
+
+@pytest.mark.timeout(400)
+def test_job_killed_at_twenty_random_moments_ends_as_if_undisturbed(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    run(Config(out=tmp_path / "whole", **LONG), quiet())
+    seconds = time.perf_counter() - start
+    moments = random.Random(0)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["experiments.compress"])
+    n_kills, n_finished, states = 0, 0, set()
+    while n_kills < 20 or n_finished == 0:
+        folder = tmp_path / f"killed-{n_finished}"
+        begun = (folder / "config.json").exists()
+        settings = {"resume": folder} if begun else {"out": folder} | LONG
+        process = context.Process(target=work, args=(settings,))
+        process.start()
+        process.join(None if n_kills == 20 else moments.uniform(0.2, 0.2 + seconds / 5))
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            n_kills += 1
+            states.add(tuple(sorted(path.name for path in folder.glob("state/*"))))
+        else:
+            assert process.exitcode == 0, "a resumed job must not fail"
+            assert outcome(folder) == outcome(tmp_path / "whole")
+            n_finished += 1
+    assert len(states) > 3, "the moments are spread over the job"
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "experiments.compress", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
+def test_signal_ends_the_job_with_a_word_on_how_to_go_on(
+    number: signal.Signals, status: int, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    settings = [f"--{key.replace('_', '-')}={value}" for key, value in LONG.items()]
+    process = start("--out", str(folder), *settings)
+    state = folder / "state" / "q_critic_ppo-pruning.pt"
+    wait_for(state.exists)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == status
+    last = stderr.splitlines()[-1]
+    assert last.startswith(f"interrupted by {number.name}; go on with: python -m experiments.")
+    assert last.endswith(f"--resume {folder}")
+    episodes = pd.read_csv(folder / "episodes.csv")
+    assert len(episodes) > 0 and state.exists()
+    assert not (folder / ".lock").exists()
+    assert RunFolder(folder).read_state("q_critic_ppo-pruning") is not None
+
+
+@pytest.mark.parametrize("algo", ["ppo", "a2c", "ddpg", "td3", "sac", "random"])
+def test_every_algorithm_goes_on_exactly(
+    algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"algo": algo, "episodes": 12, "finetune_steps": 0}
+    settings |= {"final_finetune_steps": 0}
+    run(Config(out=tmp_path / "whole", **settings), quiet())
+    write = RunFolder.write_state
+    n_written = 0
+
+    def write_and_stop(self: RunFolder, name: str, state: dict[str, Any]) -> None:
+        nonlocal n_written
+        write(self, name, state)
+        n_written += 1
+        if n_written % 5 == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "write_state", write_and_stop)
+    folder, config = tmp_path / "stopped", Config(out=tmp_path / "stopped", **settings)
+    n_stops = 0
+    while not (folder / "table.csv").exists():
+        try:
+            run(config, quiet())
+        except KeyboardInterrupt:
+            n_stops += 1
+        config = Config(resume=folder)
+    assert n_stops >= 4
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "finished"
+    run(Config(out=folder, **SMALL), quiet())
+    return folder
+
+
+def test_finished_run_is_shown_and_not_run_again(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+    text = StringIO()
+    rows = run(Config(resume=finished), Console(file=text, width=120))
+    assert [row.network for row in rows] == ["baseline", "uniform", "random", "q_critic_ppo"]
+    assert "q_critic_ppo" in text.getvalue()
+    assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+
+
+def stopped_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave a run that was stopped after its first episode."""
+    with monkeypatch.context() as patch:
+        write = RunFolder.write_state
+
+        def write_and_stop(self: RunFolder, name: str, state: dict[str, Any]) -> None:
+            write(self, name, state)
+            raise KeyboardInterrupt
+
+        patch.setattr(RunFolder, "write_state", write_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(Config(out=folder, **SMALL), quiet())
+
+
+class TestRefusals:
+    def test_other_settings(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        stopped_run(tmp_path / "run", monkeypatch)
+        with pytest.raises(ValueError, match="started with seed=0, it cannot go on with 1"):
+            run(Config(resume=tmp_path / "run", seed=1), quiet())
+
+    def test_folder_that_is_no_run(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="is not a run to go on with"):
+            run(Config(resume=tmp_path), quiet())
+        assert list(tmp_path.iterdir()) == []
+
+    def test_folder_in_use(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        stopped_run(tmp_path / "run", monkeypatch)
+        other = RunFolder(tmp_path / "run")
+        with pytest.raises(ValueError, match="is in use by another process"):
+            run(Config(resume=tmp_path / "run"), quiet())
+        other.close()
+        assert run(Config(resume=tmp_path / "run"), quiet())
+
+    def test_state_with_code_in_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Payload:
+            def __reduce__(self) -> tuple[Any, ...]:
+                return (Path.touch, (tmp_path / "executed",))
+
+        stopped_run(tmp_path / "run", monkeypatch)
+        torch.save({"x": Payload()}, tmp_path / "run" / "state" / "q_critic_ppo-pruning.pt")
+        with pytest.raises(ValueError, match=r"cannot read .*q_critic_ppo-pruning\.pt"):
+            run(Config(resume=tmp_path / "run"), quiet())
+        assert not (tmp_path / "executed").exists()
+
+
+def test_resumption_is_told_in_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_run(tmp_path / "run", monkeypatch)
+    run(Config(resume=tmp_path / "run"), quiet())
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["resume"] is None
+    assert [set(r) >= {"date", "versions"} for r in config["resumptions"]] == [True]
