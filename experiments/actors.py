@@ -40,11 +40,11 @@ def _returning(env: LayerwiseCompressionEnv) -> Callable[[], gym.Env[Any, Any]]:
 
 
 def _close(workers: SubprocVecEnv) -> None:
-    """End the workers, also those that wait for a dead one or are in the midst of a step."""
-    alive = all(process.is_alive() for process in workers.processes)
-    if alive and not workers.waiting:
-        workers.close()
-        return
+    """End the workers, also when one has died or is in the midst of a step."""
+    if not workers.waiting:
+        with suppress(EOFError, OSError):
+            workers.close()
+            return
     for process, remote in zip(workers.processes, workers.remotes, strict=True):
         process.terminate()
         process.join()

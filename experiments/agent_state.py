@@ -16,7 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.save_util import recursive_getattr
 
-__all__ = ["agent_state", "restore_agent"]
+__all__ = ["agent_state", "random_state", "restore_agent", "restore_random_state"]
 
 State = dict[str, Any]
 _COUNTERS = ("num_timesteps", "_episode_num", "_n_updates", "_current_progress_remaining")
@@ -42,7 +42,7 @@ def agent_state(agent: BaseAlgorithm) -> State:
         "ep_info_buffer": list(agent.ep_info_buffer),
         "replay_buffer": None if buffer is None else _buffer_state(buffer),
         "action_space": agent.action_space.np_random.bit_generator.state,
-        "random": _random_state(),
+        "random": random_state(),
     }
 
 
@@ -65,7 +65,7 @@ def restore_agent(agent: BaseAlgorithm, state: State) -> None:
     if state["replay_buffer"] is not None:
         _restore_buffer(agent.replay_buffer, state["replay_buffer"])  # type: ignore[attr-defined]
     agent.action_space.np_random.bit_generator.state = state["action_space"]
-    _restore_random_state(state["random"])
+    restore_random_state(state["random"])
 
 
 def _buffer_state(buffer: ReplayBuffer) -> State:
@@ -83,7 +83,7 @@ def _restore_buffer(buffer: ReplayBuffer, state: State) -> None:
     buffer.pos, buffer.full = state["pos"], state["full"]
 
 
-def _random_state() -> State:
+def random_state() -> State:
     """Return the states of the global generators, from which agents draw."""
     # Stable-Baselines3's action noise draws from NumPy's old global generator.
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
@@ -95,7 +95,8 @@ def _random_state() -> State:
     }
 
 
-def _restore_random_state(state: State) -> None:
+def restore_random_state(state: State) -> None:
+    """Put the global generators into a state that `random_state` has returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, *rest = state["numpy"]

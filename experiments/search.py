@@ -125,7 +125,7 @@ class EpisodeLog(VecEnvWrapper):
         observations, rewards, dones, infos = self.venv.step_wait()
         finished = []
         for number, (done, info) in enumerate(zip(dones, infos, strict=True)):
-            self._note(self._unfinished[number], number, float(rewards[number]), info)
+            self._note(self._unfinished[number], number, info)
             if done:
                 finished.append(self._finish(number, info))
         if self._progress is not None:
@@ -137,11 +137,12 @@ class EpisodeLog(VecEnvWrapper):
         self._unfinished[number] = _Unfinished()
         self._starts[number] = perf_counter()
 
-    def _note(self, now: _Unfinished, number: int, reward: float, info: dict[str, Any]) -> None:
+    def _note(self, now: _Unfinished, number: int, info: dict[str, Any]) -> None:
         tried = (*now.values, info[self._value_name])
         if self._reward_at == "layer" or len(tried) == self.walk_length:
             self._evaluated.add(tried)
-        now.reward += reward
+        # What a VecEnv returns may be rounded to float32.
+        now.reward += info["reward_terms"]["reward"]
         if "error" in info:
             return
         now.layers.append(info["layer"])

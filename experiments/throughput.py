@@ -1,49 +1,55 @@
-"""What a step of the environment costs beyond the training and scoring that it must do.
+"""What a step costs beyond its training and scoring, and what a store and parallel actors save.
 
-In one process and in alternation, `env.step` is timed against a bare loop that runs the same
-minibatches and the same validation images on the same network. The rest is broken down by phase.
+- `step`: `env.step` against a bare loop that runs the same minibatches and the same validation
+  images on the same network, and where the rest goes, phase by phase.
+- `store`: the same search by PPO and by QCriticPPO without a store, with one that is empty at first
+  (cold), and with one that has every step (warm).
+- `actors`: QCriticPPO with one and with two worker processes, without a store.
+
+Every comparison is made in one process, the things compared taking turns.
 """
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from time import perf_counter
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
-import tyro
 from rich.console import Console
 from torch import nn
-from torch.nn.functional import cross_entropy
 
+from compress_env.data import DataBundle, load_data
+from compress_env.envs.options import StoreOption
 from compress_env.envs.pruning import PruningEnv, PruningMethod
-from compress_env.seeding import derive_generator
-from compress_env.task import CompressionTask
+from compress_env.models import build_model, load_baseline
+from compress_env.task import FinetuneConfig, select_device
+from experiments.command import resume_hint, run_command
 from experiments.report import format_markdown
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RunFolder, resume_run
+from experiments.timing import Rows, time_actors, time_steps, time_stores
 
 __all__ = ["Config", "main", "run"]
 
-PHASES = (
-    "statistics",
-    "selection",
-    "surgery",
-    "reconstruction",
-    "finetune",
-    "batch_norm",
-    "evaluation",
-)
+Part = Literal["step", "store", "actors"]
+TITLES = {
+    "step": "A step, medians in milliseconds; ratio = step / bare loop",
+    "store": "Searches with and without a store",
+    "actors": "QCriticPPO with worker processes, without a store",
+}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of the measurement."""
+    """Settings of the measurements."""
 
+    parts: tuple[Part, ...] = ("step", "store", "actors")
+    """What to measure."""
     model: str = "lenet5"
     """Named network."""
     dataset: str = "mnist"
@@ -54,106 +60,142 @@ class Config:
     """Download the data set when it is missing."""
     checkpoint: Path | None = None
     """Weights of the network; trained by recipe when there is one."""
+    random_weights: bool = False
+    """Time a network that has not been trained, whose steps take as long."""
     methods: tuple[PruningMethod, ...] = ("magnitude", "channel")
-    """Pruning methods to time."""
+    """Pruning methods of the part `step`; the others take the last one."""
+    flops_budget: float | None = None
+    """Highest multiply-accumulates, a fraction of the unpruned network's."""
     steps: int = 60
     """Environment steps to time per method, at least 30 for a ratio worth quoting."""
+    search_steps: int = 1600
+    """Environment steps of each search in the part `store`."""
+    actor_steps: int = 160
+    """Environment steps of each search in the part `actors`."""
+    algorithms: tuple[str, ...] = ("ppo", "q_critic_ppo")
+    """Agents of the part `store`."""
     finetune_steps: int = 20
     """Minibatches of fine-tuning in each step."""
+    channels_last: bool = False
+    """Keep networks and images in the channels-last memory format."""
+    bf16: bool = False
+    """Compute the forward pass in bfloat16."""
     seed: int = 0
-    """Seed of the task and of the random actions."""
+    """Seed of the task, of the random actions and of the agents."""
     device: str = "auto"
     """auto, cpu, cuda and so on."""
     out: Path | None = None
     """Run folder; a new one under runs/ when not given."""
+    store: Path | None = None
+    """New file for the store that is measured; in the run folder when not given."""
+    resume: Path | None = None
+    """Run folder of a stopped measurement to go on with."""
+
+    def check(self) -> None:
+        """Check what no environment checks.
+
+        Raises:
+            ValueError: If a setting is out of range.
+        """
+        for name in ("steps", "search_steps", "actor_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.methods or not self.parts:
+            raise ValueError("expected at least one method and one part, got none")
+        if self.store is not None and self.store.exists():
+            raise ValueError(f"a cold store must be a new file, but {str(self.store)!r} is there")
 
 
-def bare_loop(
-    model: nn.Module, task: CompressionTask, finetune_steps: int, generator: torch.Generator
-) -> float:
-    """Train on the given number of minibatches, count correct validation images; return seconds."""
-    start = perf_counter()
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        task.config.learning_rate,
-        momentum=task.config.momentum,
-        weight_decay=task.config.weight_decay,
-    )
-    model.train()
-    for images, labels in task.train_batches(finetune_steps, generator):
-        optimizer.zero_grad()
-        cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    model.eval()
-    correct = torch.zeros((), dtype=torch.int64, device=task.device)
-    everything = torch.arange(len(task.data.validation))
-    order = torch.split(everything, task.config.evaluation_batch_size)
-    with torch.inference_mode():
-        for images, labels in task.data.validation.batches(order):
-            correct += (model(images).argmax(1) == labels).sum()
-    correct.item()
-    return perf_counter() - start
+class Measurement:
+    """Makes the environments of one configuration and times them."""
+
+    def __init__(self, config: Config, folder: RunFolder) -> None:
+        """Load network and data.
+
+        Raises:
+            ValueError: If a setting is wrong.
+            FileNotFoundError: If data or checkpoint are not there.
+        """
+        config.check()
+        self.config = config
+        self.folder = folder
+        self._data = load_data(config.dataset, data_root=config.data_root, download=config.download)
+        self._model = self._load_model(self._data)
+
+    def _load_model(self, data: DataBundle) -> nn.Module:
+        config, device = self.config, select_device(self.config.device)
+        if config.random_weights:
+            with torch.random.fork_rng():
+                torch.manual_seed(config.seed)
+                return build_model(config.model, data.num_classes, data.image_shape)
+        return load_baseline(
+            config.model, data.to(device), checkpoint=config.checkpoint, device=device
+        ).cpu()
+
+    def _env(self, method: PruningMethod, store: StoreOption) -> PruningEnv:
+        config = self.config
+        settings = FinetuneConfig(channels_last=config.channels_last, bf16=config.bf16)
+        return PruningEnv(
+            self._model,
+            self._data,
+            device=config.device,
+            method=method,
+            flops_budget=config.flops_budget,
+            finetune_steps=config.finetune_steps,
+            finetune_config=settings,
+            seed=config.seed,
+            store=store,
+        )
+
+    def measure(self, part: Part) -> Rows:
+        """Run all timings of a part, but for those that a stopped measurement has left."""
+        config, last = self.config, self.config.methods[-1]
+        if part == "step":
+            timed = [
+                self._once(f"step-{method}", partial(self._time_steps, method))
+                for method in config.methods
+            ]
+            return [row for rows in timed for row in rows]
+        if part == "store":
+            timed = [
+                self._once(f"store-{name}", partial(self._time_stores, name))
+                for name in config.algorithms
+            ]
+            return [row for rows in timed for row in rows]
+        # One worker gets one core, as each of two does; and then both.
+        settings = ((1, 1), (1, 2), (2, 1))
+        env = self._env(last, None)
+        return self._once(
+            "actors", lambda: time_actors(env, settings, config.actor_steps, config.seed)
+        )
+
+    def _once(self, name: str, measure: Callable[[], Rows]) -> Rows:
+        """Measure and keep the rows, or return those that were kept."""
+        kept = self.folder.read_state(name)
+        if kept is not None:
+            return list(kept["rows"])
+        rows = measure()
+        self.folder.write_state(name, {"rows": rows})
+        return rows
+
+    def _time_steps(self, method: PruningMethod) -> Rows:
+        env, twin = self._env(method, "memory"), self._env(method, "memory")
+        return time_steps(env, twin, self.config.steps, self.config.seed)
+
+    def _time_stores(self, algorithm: str) -> Rows:
+        method = self.config.methods[-1]
+        path = self.config.store or self.folder.state_path / f"{algorithm}.sqlite"
+        if self.config.store is None:
+            path.unlink(missing_ok=True)  # of a measurement that was stopped
+        envs = {
+            "none": self._env(method, None),
+            "cold": self._env(method, path),
+            "warm": self._env(method, path),
+        }
+        return time_stores(envs, algorithm, self.config.search_steps, self.config.seed)
 
 
-def make_env(config: Config, method: PruningMethod) -> PruningEnv:
-    """Make the environment to time."""
-    return PruningEnv(
-        config.model,
-        config.dataset,
-        data_root=config.data_root,
-        download=config.download,
-        checkpoint=config.checkpoint,
-        device=config.device,
-        method=method,
-        finetune_steps=config.finetune_steps,
-        seed=config.seed,
-    )
-
-
-def time_method(config: Config, method: PruningMethod) -> list[dict[str, Any]]:
-    """Time steps and bare loops in alternation; one row per step.
-
-    A twin takes each step first, untimed. It hands the bare loop its network, and it makes both
-    meet the network's new shapes warm, whose kernels are slower the first time they run. Which of
-    the two goes first changes from step to step.
-    """
-    env, twin = make_env(config, method), make_env(config, method)
-    env.action_space.seed(config.seed)
-    rows: list[dict[str, Any]] = []
-    done = True
-    for number in range(-len(env.walk), config.steps):  # the first episode warms up
-        if done:
-            env.reset()
-            twin.reset()
-        action = env.action_space.sample()
-        twin.step(action)
-        model = twin.compressed_model()
-        # The minibatches of that very step.
-        generator = derive_generator(config.seed, number % len(env.walk), 0)
-        bare_s = 0.0
-        if number % 2:
-            bare_s = bare_loop(model, env.task, config.finetune_steps, generator)
-        start = perf_counter()
-        _, _, done, _, info = env.step(action)
-        _synchronize(env.task.device)
-        step_s = perf_counter() - start
-        if not number % 2:
-            bare_s = bare_loop(model, env.task, config.finetune_steps, generator)
-        if number >= 0:
-            rows.append(
-                {"method": method, "layer": info["layer"], "step_s": step_s, "bare_s": bare_s}
-                | {f"{name}_s": env.step_seconds.get(name, 0.0) for name in PHASES}
-                | {"bookkeeping_s": step_s - sum(env.step_seconds.values())}
-            )
-    return rows
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def summarize(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def summarize_steps(rows: Rows) -> pd.DataFrame:
     """Return medians in milliseconds by method, and the ratio of step to bare loop."""
     table = pd.DataFrame(rows)
     medians = table.drop(columns="layer").groupby("method", sort=False).median() * 1e3
@@ -161,38 +203,99 @@ def summarize(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return medians.rename(columns=lambda name: name.removesuffix("_s"))
 
 
-def run(config: Config, console: Console) -> pd.DataFrame:
-    """Time every method, write the run folder and print the table.
+def _step_table(rows: Rows) -> str:
+    medians = summarize_steps(rows)
+    lines = [
+        (str(phase), *(f"{value:.2f}" for value in values))
+        for phase, values in zip(medians.columns, np.asarray(medians).T, strict=True)
+    ]
+    return format_markdown(("phase", *map(str, medians.index)), lines)
+
+
+def _store_table(rows: Rows) -> str:
+    none = {row["algorithm"]: row["seconds"] for row in rows if row["store"] == "none"}
+    lines = [
+        (
+            f"{row['algorithm']}, {row['store']}",
+            f"{row['steps_per_s']:.1f}",
+            f"{none[row['algorithm']] / row['seconds']:.2f}",
+            f"{100 * row['hit_rate']:.0f}",
+        )
+        for row in rows
+    ]
+    return format_markdown(("agent, store", "steps/s", "times none", "hits %"), lines)
+
+
+def _actor_table(rows: Rows) -> str:
+    lines = [
+        (
+            f"{row['workers']} x {row['threads']}",
+            f"{row['steps_per_s']:.1f}",
+            f"{row['steps_per_s'] / rows[0]['steps_per_s']:.2f}",
+        )
+        for row in rows
+    ]
+    return format_markdown(("workers x threads", "steps/s", "times one"), lines)
+
+
+TABLES: dict[Part, Callable[[Rows], str]] = {
+    "step": _step_table,
+    "store": _store_table,
+    "actors": _actor_table,
+}
+
+
+def run(config: Config, console: Console) -> dict[Part, Rows]:
+    """Time what is asked for, write the run folder and print the tables.
+
+    Returns:
+        The rows of each part.
 
     Raises:
         ValueError: If a setting is wrong.
         FileNotFoundError: If data or checkpoint are not there.
     """
-    if config.steps < 1:
-        raise ValueError(f"steps must be at least 1, got {config.steps}")
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = RunFolder(config.out or Path("runs") / f"throughput-{stamp}", config)
-    rows = [row for method in config.methods for row in time_method(config, method)]
-    medians = summarize(rows)
-    folder.write_rows("steps.csv", rows)
-    lines = [
-        (str(phase), *(f"{value:.2f}" for value in values))
-        for phase, values in zip(medians.columns, np.asarray(medians).T, strict=True)
-    ]
-    text = format_markdown(("phase", *config.methods), lines)
-    folder.write_text("throughput.md", f"Medians in milliseconds; ratio = step / bare.\n\n{text}\n")
-    console.print(f"Medians over {config.steps} steps, in milliseconds:")
-    console.print(medians.round(2).T.to_string())
+    if config.resume is not None:
+        config, folder = resume_run(config, config.resume)
+        if folder.is_finished:
+            folder.close()
+            raise ValueError(f"{str(folder.path)!r} has nothing left to measure")
+    else:
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        folder = RunFolder(config.out or Path("runs") / f"throughput-{stamp}", config)
+    try:
+        measurement = Measurement(config, folder)
+    except Exception:
+        folder.discard()
+        raise
+    try:
+        results = _measure(measurement, console)
+    except BaseException as stop:
+        stop.add_note(resume_hint("experiments.throughput", folder.path))
+        raise
+    finally:
+        folder.close()
     console.print(f"run folder: {folder.path}", soft_wrap=True)
-    return medians
+    return results
+
+
+def _measure(measurement: Measurement, console: Console) -> dict[Part, Rows]:
+    folder, parts = measurement.folder, measurement.config.parts
+    results: dict[Part, Rows] = {}
+    texts = []
+    for part in parts:
+        results[part] = measurement.measure(part)
+        folder.write_rows(f"{part}.csv", results[part])
+        texts.append(f"{TITLES[part]}:\n\n{TABLES[part](results[part])}\n")
+        console.print(texts[-1], soft_wrap=True)
+    folder.write_text("throughput.md", "\n".join(texts))
+    folder.finish([{"part": part} | row for part in parts for row in results[part]])
+    return results
 
 
 def main() -> None:
-    """Run from the command line; a wrong setting ends it with one line."""
-    try:
-        run(tyro.cli(Config, description=__doc__), Console())
-    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
-        sys.exit(f"error: {error}")
+    """Run from the command line."""
+    run_command(Config, run, __doc__ or "")
 
 
 if __name__ == "__main__":

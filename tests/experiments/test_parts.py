@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents import Random, Uniform
 from compress_env.envs.pruning import PruningEnv
-from experiments import throughput
 from experiments.algorithms import LEARNERS, check_algorithm, make_learner
 from experiments.figures import pareto_front
 from experiments.report import format_markdown
@@ -164,20 +161,3 @@ class TestRunFolder:
         (tmp_path / "file").write_text("")
         with pytest.raises(ValueError, match="cannot write to"):
             RunFolder(tmp_path / "file" / "run", Settings())
-
-
-class TestThroughput:
-    def test_times_every_step_of_every_method(self, tmp_path: Path) -> None:
-        config = throughput.Config(
-            dataset="digits", steps=4, finetune_steps=1, out=tmp_path / "out"
-        )
-        medians = throughput.run(config, Console(file=StringIO()))
-        assert medians.index.tolist() == ["magnitude", "channel"]
-        assert medians["statistics"]["channel"] > 0
-        assert medians["statistics"]["magnitude"] == 0
-        np.testing.assert_allclose(medians["ratio"], medians["step"] / medians["bare"])
-        assert "| phase | magnitude | channel |" in (tmp_path / "out" / "throughput.md").read_text()
-
-    def test_no_steps_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="steps must be at least 1"):
-            throughput.run(throughput.Config(steps=0), Console(file=StringIO()))
