@@ -5,6 +5,8 @@ from gymnasium import register
 from compress_env.data import DataBundle, load_data, make_data_bundle
 from compress_env.envs import LayerState, PruningEnv, QuantizationEnv
 from compress_env.rewards import RewardInput
+from compress_env.store import TransitionStore
+from compress_env.workers import make_actors
 
 __all__ = [
     "DataBundle",
@@ -12,7 +14,9 @@ __all__ = [
     "PruningEnv",
     "QuantizationEnv",
     "RewardInput",
+    "TransitionStore",
     "load_data",
+    "make_actors",
     "make_data_bundle",
 ]
 

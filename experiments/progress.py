@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
+from matplotlib.ticker import EngFormatter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -18,13 +19,14 @@ from experiments.search import Episode, EpisodeLog, best_episode
 __all__ = ["SearchProgress", "check_tensorboard"]
 
 FILE_INTERVAL_S = 1.0
+_shorten = EngFormatter(places=1, sep="")
 COLUMNS = (
-    TextColumn("{task.description:<22}"),
-    BarColumn(bar_width=24),
+    TextColumn("{task.description}"),
+    BarColumn(bar_width=8),  # a line fits into 80 columns
     TextColumn("{task.completed}/{task.total}"),
-    TextColumn("best accuracy {task.fields[accuracy]:.4f} at {task.fields[cost]:,.0f}"),
-    TextColumn("store {task.fields[hit_rate]:.0%}"),
-    TimeRemainingColumn(),
+    TextColumn("best {task.fields[accuracy]:.4f} at {task.fields[short_cost]}"),
+    TextColumn("hits {task.fields[hit_rate]:.0%}"),
+    TimeRemainingColumn(compact=True),
 )
 
 
@@ -58,7 +60,7 @@ class SearchProgress:
         self._label, self._total, self._folder, self._console = label, total, folder, console
         self._best: Episode | None = None
         self._bar = Progress(*COLUMNS, console=console, disable=not console.is_terminal)
-        self._row = self._bar.add_task(label, total=total, accuracy=0.0, cost=0.0, hit_rate=0.0)
+        self._row = self._bar.add_task(label, total=total, **self._fields(0.0))
         self._written = -math.inf
         self._writer: Any = None
         if tensorboard:
@@ -102,16 +104,17 @@ class SearchProgress:
     def _show(self, n_episodes: int, fields: dict[str, Any]) -> None:
         self._bar.update(self._row, completed=n_episodes, **fields)
 
-    def _fields(self, hit_rate: float) -> dict[str, float]:
+    def _fields(self, hit_rate: float) -> dict[str, Any]:
         best = self._best
         accuracy = 0.0 if best is None or best.accuracy is None else best.accuracy
         return {
             "accuracy": accuracy,
             "cost": 0.0 if best is None else best.cost,
+            "short_cost": "-" if best is None else _shorten(best.cost),
             "hit_rate": hit_rate,
         }
 
-    def _write_file(self, episode: Episode, fields: dict[str, float]) -> None:
+    def _write_file(self, episode: Episode, fields: dict[str, Any]) -> None:
         content = {
             "label": self._label,
             "episode": episode.index + 1,
@@ -122,7 +125,7 @@ class SearchProgress:
         }
         self._folder.write_json("progress.json", content)
 
-    def _write_scalars(self, episode: Episode, fields: dict[str, float]) -> None:
+    def _write_scalars(self, episode: Episode, fields: dict[str, Any]) -> None:
         scalars = {"reward": episode.reward, "hit_rate": fields["hit_rate"]}
         if episode.accuracy is not None:
             scalars |= {"accuracy": episode.accuracy, "cost": episode.cost}

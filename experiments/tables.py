@@ -28,8 +28,8 @@ COLUMNS = {
     "params": "params %",
     "size": "size %",
 }
-FREE = {"seed", "out", "data_root", "download", "device"}
-FREE |= {"command", "date", "versions", "git_revision", "hardware"}
+FREE = {"seed", "out", "data_root", "download", "device", "store", "tensorboard", "resume"}
+FREE |= {"command", "date", "versions", "git_revision", "hardware", "resumptions"}
 
 
 @dataclass(frozen=True)
