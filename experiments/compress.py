@@ -16,11 +16,13 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
+from compress_env.data import DATASETS
 from compress_env.envs.base import RewardAt
 from compress_env.envs.pruning import PruningEnv, PruningMethod
 from compress_env.envs.quantization import QuantizationEnv
-from compress_env.models import save_checkpoint
+from compress_env.models import MODELS, save_checkpoint
 from compress_env.quantization.packing import save_packed
+from compress_env.rewards import REWARDS
 from experiments.algorithms import check_algorithm
 from experiments.command import resume_hint, run_command
 from experiments.figures import draw_layers, draw_rewards, draw_tradeoff
@@ -91,6 +93,13 @@ class Config:
             ImportError: If TensorBoard is asked for and not installed.
         """
         check_algorithm(self.algo)
+        for kind, name, valid in (
+            ("model", self.model, MODELS),
+            ("data set", self.dataset, DATASETS),
+            ("reward", self.reward, REWARDS),
+        ):
+            if name not in valid:
+                raise ValueError(f"unknown {kind} {name!r}; valid: {', '.join(valid)}")
         for name in ("episodes", "n_envs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

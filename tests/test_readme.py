@@ -94,4 +94,11 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
 
 def test_extras_are_those_the_readme_names() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert set(project["optional-dependencies"]) == {"test", "contrib", "export", "dev"}
+    assert set(project["optional-dependencies"]) == {
+        "test",
+        "contrib",
+        "export",
+        "ray",
+        "tensorboard",
+        "dev",
+    }

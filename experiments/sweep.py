@@ -1,0 +1,222 @@
+"""Run any grid of cells: experiments, algorithms, seeds, budgets, networks.
+
+`python -m experiments.sweep --algos q_critic_ppo ppo --seeds 0 1 2 -- --episodes 50` runs the cells
+in processes of this machine, or with `--ray ADDRESS` on a Ray cluster. What follows a bare `--` are
+options of the experiment for every cell. A cell whose process or node dies goes on from its last
+saved state; the same command with the same `--out` goes on with the sweep and leaves finished cells
+alone. The tables of all cells are merged into `sweep.csv`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from compress_env.envs.pruning import PruningMethod
+from experiments.cells import EXPERIMENTS, Cell, make_cells
+from experiments.command import EXPECTED, Interrupted, interruptible, one_line
+from experiments.pools import LocalPool, Outcome, Pool, RayPool
+from experiments.sweep_display import Display
+from experiments.sweep_folder import SweepFolder, Task
+
+__all__ = ["Config", "main", "run"]
+
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a sweep. A part of the grid that is not given keeps the experiment's default."""
+
+    experiments: tuple[str, ...] = ("compress",)
+    """Named experiments."""
+    models: tuple[str, ...] = ()
+    """Named networks."""
+    datasets: tuple[str, ...] = ()
+    """Named data sets."""
+    algos: tuple[str, ...] = ()
+    """Agents."""
+    methods: tuple[PruningMethod, ...] = ()
+    """How channels are selected."""
+    flops_budgets: tuple[float, ...] = ()
+    """Budgets of multiply-accumulates, fractions."""
+    size_budgets: tuple[float, ...] = ()
+    """Budgets of size, fractions."""
+    seeds: tuple[int, ...] = ()
+    """Seeds."""
+    options: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """Options of the experiments for every cell; on the command line, what follows `--`."""
+    out: Path | None = None
+    """Folder of the sweep, to begin or to go on with; a new one under runs/ when not given."""
+    jobs: int | None = None
+    """Cells at a time on this machine; when not given, as many as its cores suffice for."""
+    cpus_per_cell: int = 1
+    """Threads of a cell; on a cluster, also the CPUs that it takes."""
+    gpus_per_cell: float = 0.0
+    """GPUs, or the fraction of one, that a cell takes on a cluster."""
+    retries: int = 3
+    """How often a cell whose process or node died is tried again."""
+    ray: str | None = None
+    """Ray cluster: auto, local (start one here), host:port or ray://host:port."""
+
+    def check(self) -> None:
+        """Check the settings that are not of the grid.
+
+        Raises:
+            ValueError: If one is out of range.
+        """
+        if self.jobs is not None and self.jobs < 1:
+            raise ValueError(f"jobs must be at least 1, got {self.jobs}")
+        if self.cpus_per_cell < 1:
+            raise ValueError(f"cpus_per_cell must be at least 1, got {self.cpus_per_cell}")
+        if self.gpus_per_cell < 0.0:
+            raise ValueError(f"gpus_per_cell must be 0 or more, got {self.gpus_per_cell}")
+        if self.retries < 0:
+            raise ValueError(f"retries must be 0 or more, got {self.retries}")
+        if self.ray is None and self.gpus_per_cell > 0.0:
+            raise ValueError("gpus_per_cell needs --ray; --ray local will do")
+        if self.ray is not None and self.jobs is not None:
+            raise ValueError("jobs is for this machine alone; with --ray, the CPUs decide")
+
+    def cells(self) -> list[Cell]:
+        """Make the cells of the grid.
+
+        Raises:
+            ValueError: If a setting of any of them is wrong.
+        """
+        grid: dict[str, tuple[Any, ...]] = {
+            "model": self.models,
+            "dataset": self.datasets,
+            "algo": self.algos,
+            "method": self.methods,
+            "flops_budget": self.flops_budgets,
+            "size_budget": self.size_budgets,
+            "seed": self.seeds,
+        }
+        return make_cells(self.experiments, grid, self.options)
+
+
+def run(config: Config, console: Console) -> list[Outcome]:
+    """Run a sweep, or go on with it.
+
+    Args:
+        config: The settings.
+        console: Where progress goes.
+
+    Returns:
+        The cells that have failed; all others are finished and in `sweep.csv`.
+
+    Raises:
+        ValueError: If a setting is wrong; nothing has been written then.
+        Interrupted: If somebody stops it; what runs has been stopped too.
+    """
+    config.check()
+    cells = config.cells()
+    folder = SweepFolder((config.out or _default_folder()).absolute())
+    folder.check(cells)
+    pool = _make_pool(config, console)
+    try:
+        return _run_on(pool, cells, folder, config, console)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        stop.add_note(f"the same command with --out {shlex.quote(str(folder.path))} goes on")
+        raise
+
+
+def _default_folder() -> Path:
+    return Path("runs") / f"sweep-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+
+
+def _make_pool(config: Config, console: Console) -> Pool:
+    cpus, gpus = config.cpus_per_cell, config.gpus_per_cell
+    if config.ray is None:
+        jobs = config.jobs or max(1, (os.cpu_count() or 1) // cpus)
+        return LocalPool(jobs=jobs, retries=config.retries)
+    pool = RayPool(config.ray, cpus=cpus, gpus=gpus, retries=config.retries)
+    if not pool.fits:
+        console.print(f"no node has {cpus} CPUs and {gpus:g} GPUs now; cells wait for one that has")
+    return pool
+
+
+def _run_on(
+    pool: Pool, cells: list[Cell], folder: SweepFolder, config: Config, console: Console
+) -> list[Outcome]:
+    """Run the cells that are not finished; stop the pool whatever happens."""
+    try:
+        with folder.open(cells) as sweep_id:
+            failed = _follow(
+                pool, cells, folder, _make_tasks(cells, folder, sweep_id, config), console
+            )
+    finally:
+        pool.stop()
+    n_finished = folder.merge(cells)
+    console.print(f"{n_finished} of {len(cells)} cells finished", highlight=False)
+    console.print(f"sweep folder: {folder.path}", soft_wrap=True)
+    return failed
+
+
+def _make_tasks(
+    cells: list[Cell], folder: SweepFolder, sweep_id: str, config: Config
+) -> list[Task]:
+    """Make a task of each cell that is not finished."""
+    return [
+        Task(cell, EXPERIMENTS[cell.experiment], folder.path, sweep_id, config.cpus_per_cell)
+        for cell in cells
+        if not folder.finished(cell.name)
+    ]
+
+
+def _follow(
+    pool: Pool, cells: list[Cell], folder: SweepFolder, tasks: list[Task], console: Console
+) -> list[Outcome]:
+    """Show what becomes of the tasks and merge what is finished; return what has failed."""
+    display, failed = Display(console, folder, len(cells)), []
+    going = {task.cell.name: None for task in tasks}
+    display.begin(going, folder.merge(cells))
+    pool.submit(tasks)
+    with display.live():
+        while going:
+            outcomes = pool.poll(POLL_S)
+            display.follow(going)
+            for outcome in outcomes:
+                del going[outcome.name]
+                if outcome.error is not None:
+                    failed.append(outcome)
+                folder.merge(cells)
+                display.end(outcome, len(cells) - len(going) - len(failed))
+    return failed
+
+
+def main() -> None:
+    """Run from the command line; exit with 1 if a cell has failed."""
+    arguments, options = _split(sys.argv[1:])
+    config = tyro.cli(Config, args=arguments, description=__doc__)
+    try:
+        with interruptible():
+            failed = run(dataclasses.replace(config, options=options), Console())
+    except Interrupted as stop:
+        sys.stderr.write(f"{one_line(stop)}\n")
+        sys.exit(stop.exit_status)
+    except EXPECTED as error:
+        sys.exit(f"error: {one_line(error)}")
+    sys.exit(1 if failed else 0)
+
+
+def _split(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Split a command line at the first bare `--`."""
+    if "--" not in arguments:
+        return arguments, ()
+    at = arguments.index("--")
+    return arguments[:at], tuple(arguments[at + 1 :])
+
+
+if __name__ == "__main__":
+    main()
