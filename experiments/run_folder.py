@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 
 from compress_env.files import replacing
 
-__all__ = ["RunFolder", "read_config", "replacing", "resume_run"]
+__all__ = ["RunFolder", "read_config", "replacing", "restore_config", "resume_run"]
 
 PACKAGES = ("compress-env", "gymnasium", "stable-baselines3", "torch", "torch-pruning", "numpy")
 FINISHED = "table.csv"
@@ -155,12 +155,21 @@ def read_config(config_class: type[C], folder: Path) -> C:
     """
     try:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        types = typing.get_type_hints(config_class)
-        names = [f.name for f in dataclasses.fields(config_class)]  # type: ignore[arg-type]
-        return config_class(**{name: _typed(types[name], stored[name]) for name in names})
+        return restore_config(config_class, stored)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"no {error} in its config.json" if isinstance(error, KeyError) else error
         raise ValueError(f"{str(folder)!r} is not a run to go on with: {reason}") from None
+
+
+def restore_config(config_class: type[C], stored: Mapping[str, Any]) -> C:
+    """Make a dataclass again from what JSON has kept of it.
+
+    Raises:
+        KeyError: If a field is missing.
+    """
+    types = typing.get_type_hints(config_class)
+    names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
+    return config_class(**{name: _typed(types[name], stored[name]) for name in names})
 
 
 def resume_run(config: C, path: Path) -> tuple[C, RunFolder]:

@@ -3,27 +3,25 @@
 `python -m experiments.sweep --algos q_critic_ppo ppo --seeds 0 1 2 -- --episodes 50` runs the cells
 in processes of this machine, or with `--ray ADDRESS` on a Ray cluster. What follows a bare `--` are
 options of the experiment for every cell. A cell whose process or node dies goes on from its last
-saved state; the same command with the same `--out` goes on with the sweep and leaves finished cells
-alone. The tables of all cells are merged into `sweep.csv`.
+saved state; `--resume SWEEP`, or the same command with the same `--out`, goes on with the sweep and
+leaves finished cells alone. The tables of all cells are merged into `sweep.csv`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 import sys
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import tyro
 from rich.console import Console
 
 from compress_env.envs.pruning import PruningMethod
 from experiments.cells import EXPERIMENTS, Cell, make_cells
-from experiments.command import EXPECTED, Interrupted, interruptible, one_line
+from experiments.command import EXPECTED, Interrupted, interruptible, one_line, resume_hint
 from experiments.pools import LocalPool, Outcome, Pool, RayPool
 from experiments.sweep_display import Display
 from experiments.sweep_folder import SweepFolder, Task
@@ -31,6 +29,16 @@ from experiments.sweep_folder import SweepFolder, Task
 __all__ = ["Config", "main", "run"]
 
 POLL_S = 0.5
+GRID_FIELDS = {
+    "models": "model",
+    "datasets": "dataset",
+    "algos": "algo",
+    "methods": "method",
+    "flops_budgets": "flops_budget",
+    "size_budgets": "size_budget",
+    "seeds": "seed",
+}
+"""What a setting of the experiment is called in the grid."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,8 @@ class Config:
     """How often a cell whose process or node died is tried again."""
     ray: str | None = None
     """Ray cluster: auto, local (start one here), host:port or ray://host:port."""
+    resume: Path | None = None
+    """Folder of a sweep to go on with, with the grid that it was made with."""
 
     def check(self) -> None:
         """Check the settings that are not of the grid.
@@ -86,6 +96,11 @@ class Config:
             raise ValueError("gpus_per_cell needs --ray; --ray local will do")
         if self.ray is not None and self.jobs is not None:
             raise ValueError("jobs is for this machine alone; with --ray, the CPUs decide")
+        fresh = Config()
+        if self.resume is not None and any(
+            getattr(self, name) != getattr(fresh, name) for name in (*GRID_FIELDS, "options", "out")
+        ):
+            raise ValueError("--resume goes on with the grid and the folder that there are")
 
     def cells(self) -> list[Cell]:
         """Make the cells of the grid.
@@ -93,15 +108,7 @@ class Config:
         Raises:
             ValueError: If a setting of any of them is wrong.
         """
-        grid: dict[str, tuple[Any, ...]] = {
-            "model": self.models,
-            "dataset": self.datasets,
-            "algo": self.algos,
-            "method": self.methods,
-            "flops_budget": self.flops_budgets,
-            "size_budget": self.size_budgets,
-            "seed": self.seeds,
-        }
+        grid = {setting: getattr(self, field) for field, setting in GRID_FIELDS.items()}
         return make_cells(self.experiments, grid, self.options)
 
 
@@ -120,14 +127,14 @@ def run(config: Config, console: Console) -> list[Outcome]:
         Interrupted: If somebody stops it; what runs has been stopped too.
     """
     config.check()
-    cells = config.cells()
-    folder = SweepFolder((config.out or _default_folder()).absolute())
+    folder = SweepFolder((config.resume or config.out or _default_folder()).absolute())
+    cells = folder.stored_cells() if config.resume else config.cells()
     folder.check(cells)
     pool = _make_pool(config, console)
     try:
         return _run_on(pool, cells, folder, config, console)
     except (Interrupted, KeyboardInterrupt) as stop:
-        stop.add_note(f"the same command with --out {shlex.quote(str(folder.path))} goes on")
+        stop.add_note(resume_hint("experiments.sweep", folder.path))
         raise
 
 

@@ -26,8 +26,8 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from compress_env.files import replacing
-from experiments.cells import Cell, Experiment
-from experiments.run_folder import describe_run
+from experiments.cells import EXPERIMENTS, Cell, Experiment
+from experiments.run_folder import describe_run, restore_config
 
 __all__ = ["SweepFolder", "Task", "work"]
 
@@ -73,6 +73,25 @@ class SweepFolder:
             return {"id": content["id"], "cells": content["cells"]}
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{str(self.marker)!r} is not of a sweep") from None
+
+    def stored_cells(self) -> list[Cell]:
+        """Return the cells that the sweep was made with.
+
+        Raises:
+            ValueError: If the folder is not of a sweep, or of one with other settings.
+        """
+        if not self.marker.exists():
+            raise ValueError(f"{str(self.path)!r} is not a sweep to go on with")
+        cells = []
+        for name, stored in self._read_marker()["cells"].items():
+            try:
+                kind = EXPERIMENTS[stored["experiment"]].config
+                cells.append(Cell(name, stored["experiment"], restore_config(kind, stored)))
+            except (KeyError, TypeError) as error:
+                raise ValueError(
+                    f"cannot read cell {name} of {str(self.path)!r}: {error}"
+                ) from None
+        return cells
 
     def check(self, cells: Sequence[Cell]) -> None:
         """Check that the cells may be worked on here; nothing is written.

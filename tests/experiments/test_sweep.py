@@ -206,6 +206,20 @@ def test_finished_cells_are_shared_and_the_grid_may_grow(tmp_path: Path) -> None
         run(other, quiet())
 
 
+def test_stopped_sweep_goes_on_with_its_own_grid(tmp_path: Path) -> None:
+    config = Config(experiments=("fake",), seeds=(0, 1), out=tmp_path / "out")
+    folder, cells = folder_of(config), config.cells()
+    with folder.open(cells) as sweep_id:
+        assert work(Task(cells[0], FAKE, folder.path, sweep_id, 1)) is None
+    assert folder.stored_cells() == cells
+    assert run(Config(resume=tmp_path / "out", jobs=1), quiet()) == []
+    assert all(events(folder, cell.name) == ["started", "finished"] for cell in cells)
+    with pytest.raises(ValueError, match="goes on with the grid and the folder that there are"):
+        run(Config(resume=tmp_path / "out", seeds=(0, 1, 2)), quiet())
+    with pytest.raises(ValueError, match="is not a sweep to go on with"):
+        run(Config(resume=tmp_path), quiet())
+
+
 def make_task(folder: SweepFolder, **settings: Any) -> Task:
     """Make the folder of a sweep of one cell, and its task."""
     cell = make_cells(("fake",), {key: (value,) for key, value in settings.items()}, ())[0]
@@ -357,7 +371,8 @@ def test_stopped_sweep_stops_its_cells_and_says_how_to_go_on(
         sweep.main()
     assert caught.value.code == code
     shown = capsys.readouterr().err
-    assert f"interrupted by {number.name}; the same command with --out {folder.path}" in shown
+    hint = f"go on with: python -m experiments.sweep --resume {folder.path}"
+    assert f"interrupted by {number.name}; {hint}" in shown
     assert events(folder, name) == ["started", "interrupted"]
     with folder.lock(name).acquire(timeout=0):  # nobody works on it any more
         assert not folder.finished(name)
