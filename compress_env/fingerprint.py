@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
-import json
+import sys
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -16,26 +15,32 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress_env.digests import Code, digest
 from compress_env.task import CompressionTask
 
 __all__ = ["code_version", "task_fingerprint"]
 
 _PACKAGES = ("torch", "torch-pruning", "numpy", "scipy", "scikit-learn")
+_VERSIONED = {"gymnasium", "compress_env", *sys.stdlib_module_names}
+"""Packages whose classes need not be read."""
+_OF_EVERY_MODULE = set(vars(nn.Module()))
 
 
-def task_fingerprint(task: CompressionTask, settings: Mapping[str, Any]) -> str:
+def task_fingerprint(task: CompressionTask, kind: type, settings: Mapping[str, Any]) -> str:
     """Return a name that only tasks with the same transitions share.
 
     It follows from the network (architecture, code, weights and its logits on the calibration
     images), the images, the settings of fine-tuning, the device and its number of threads (sums in
-    floating point depend on it), this package's own code and the packages that it computes with.
+    floating point depend on it), this package's own code, that of an environment derived from it,
+    and the packages that it computes with.
 
     Args:
         task: The task.
+        kind: The environment's class.
         settings: Whatever else a transition follows from.
 
     Returns:
-        64 hexadecimal digits. Where the code of a network's class cannot be read, they are random.
+        64 hexadecimal digits. Where the code of a class cannot be read, they are random.
     """
     parts = {
         "network": _network_digest(task),
@@ -43,10 +48,10 @@ def task_fingerprint(task: CompressionTask, settings: Mapping[str, Any]) -> str:
         "finetuning": asdict(task.config),
         "settings": dict(settings),
         "machine": _describe_machine(task.device),
-        "code": code_version(),
+        "code": [code_version(), kind.__qualname__, *_sources(kind)],
         "packages": {name: version(name) for name in _PACKAGES},
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return digest(parts)
 
 
 @functools.cache
@@ -54,44 +59,46 @@ def code_version() -> str:
     """Return a hash of this package's source files: changed code makes new transitions."""
     root = Path(__file__).parent
     files = sorted(root.rglob("*.py"))
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(str(path.relative_to(root)).encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return digest({path.relative_to(root).as_posix(): path.read_bytes() for path in files})
+
+
+code_version()  # read at once: a file that changes later is not the code that runs
 
 
 def _network_digest(task: CompressionTask) -> str:
-    digest = hashlib.sha256(repr(task.model).encode())
-    for source in _sources(task.model):
-        digest.update(source.encode())
-    for name, tensor in task.model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes_of(tensor))
-    frozen = [name for name, p in task.model.named_parameters() if not p.requires_grad]
-    digest.update(repr(frozen).encode())
-    # Functions that the forward pass calls leave their mark on the logits.
+    model = task.model
+    kinds = dict.fromkeys(type(module) for module in model.modules())
+    # What modules have been told, such as a rate of dropout that they do not print.
+    told = [
+        {key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE}
+        for module in model.modules()
+    ]
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
     images, _ = next(task.calibration_batches())
     with torch.no_grad():
-        digest.update(_bytes_of(task.model(images)))
-    return digest.hexdigest()
+        logits = model(images)
+    return digest(
+        repr(model),
+        Code([kind for kind in kinds if _package(kind) != "compress_env"]),
+        Code(told),
+        Code([dict(model.state_dict()), logits]),
+        frozen,
+    )
 
 
-def _sources(model: nn.Module) -> Iterable[str]:
-    """Yield the code of every class of a network that is not PyTorch's."""
-    for kind in dict.fromkeys(base for m in model.modules() for base in type(m).__mro__):
-        if kind is object or kind.__module__.split(".")[0] == "torch":
+def _sources(kind: type) -> Iterator[str]:
+    """Yield the code of a class, and of those it derives from, that has no version."""
+    for base in kind.__mro__:
+        if _package(base) in _VERSIONED:
             continue
         try:
-            yield f"{kind.__module__}.{kind.__qualname__}\n{inspect.getsource(kind)}"
+            yield inspect.getsource(base)
         except (OSError, TypeError):
             yield uuid.uuid4().hex
 
 
-def _bytes_of(tensor: torch.Tensor) -> bytes:
-    # (...) -> (n bytes,)
-    flat = tensor.detach().cpu().contiguous().flatten()
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+def _package(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
 
 
 def _describe_machine(device: torch.device) -> dict[str, Any]:

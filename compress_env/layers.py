@@ -6,7 +6,7 @@ Shapes: N output channels, C input channels, H x W kernel, R output positions pe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -139,7 +139,8 @@ def dense_macs(model: nn.Module, positions: Mapping[str, int]) -> int:
 def sparse_macs(model: nn.Module, positions: Mapping[str, int]) -> int:
     """Multiply-accumulates per image by non-zero weights; dense kernels do not skip the others."""
     layers = compute_layers(model)
-    return sum(n * _n_nonzero(layers[name].weight) for name, n in positions.items())
+    counts = _count_nonzero(layers[name].weight for name in positions)
+    return sum(n * count for n, count in zip(positions.values(), counts, strict=True))
 
 
 def dense_params(model: nn.Module) -> int:
@@ -151,12 +152,14 @@ def sparse_params(model: nn.Module) -> int:
     """Number of non-zero parameters, those of quantized weights counted after quantization."""
     layers = compute_layers(model).values()
     stored = {id(p) for layer in layers for p in layer.parameters() if p.dim() > 1}
-    others = sum(_n_nonzero(p) for p in model.parameters() if id(p) not in stored)
-    return others + sum(_n_nonzero(layer.weight) for layer in layers)
+    others = (p for p in model.parameters() if id(p) not in stored)
+    return sum(_count_nonzero([*others, *(layer.weight for layer in layers)]))
 
 
-def _n_nonzero(tensor: Tensor) -> int:
-    return int(torch.count_nonzero(tensor.detach()))
+def _count_nonzero(tensors: Iterable[Tensor]) -> list[int]:
+    """Return the number of non-zero elements of each tensor, waiting for the device once."""
+    counts = [torch.count_nonzero(tensor.detach()) for tensor in tensors]
+    return torch.stack(counts).tolist() if counts else []
 
 
 def quantized_bytes(layer: Layer, bits: int) -> int:

@@ -22,6 +22,7 @@ from compress_env.checkpoints import (
     write_to_cache,
 )
 from compress_env.data import DataBundle, ImageSource
+from compress_env.resnet import resnet20
 from compress_env.seeding import global_seed
 
 __all__ = [
@@ -85,7 +86,10 @@ def _lenet5(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     )
 
 
-MODELS: dict[str, Callable[[int, tuple[int, int, int]], nn.Module]] = {"lenet5": _lenet5}
+MODELS: dict[str, Callable[[int, tuple[int, int, int]], nn.Module]] = {
+    "lenet5": _lenet5,
+    "resnet20": resnet20,
+}
 """Builders by name: (num_classes, image_shape) -> network with random weights."""
 
 RECIPES: dict[tuple[str, str], Recipe] = {

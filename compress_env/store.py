@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 __all__ = ["Executed", "Prefix", "Transition", "TransitionStore", "flatten"]
 
@@ -29,6 +30,7 @@ _T = TypeVar("_T")
 _APPLICATION_ID = 0x434E5645  # SQLite's own mark of whose file it is
 _SCHEMA = 1
 _TIMEOUT_S = 10.0
+_FAULTS = (sqlite3.Error, OSError, ValueError)
 _logger = logging.getLogger(__name__)
 
 
@@ -74,7 +76,15 @@ class TransitionStore:
             path: A file, made when missing; in memory when None.
         """
         self.path = None if path is None else Path(path)
-        self._connection = self._guard(lambda: _connect(self.path), lambda: _connect(None))
+        self._process = os.getpid()
+        try:
+            self._connection = _connect(self.path)
+        except _FAULTS as fault:
+            self._go_on_in_memory(fault)
+
+    def __del__(self) -> None:
+        """Close the file when nobody refers to the store any more."""
+        self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the path; a store in memory arrives empty."""
@@ -108,20 +118,32 @@ class TransitionStore:
 
     def close(self) -> None:
         """Close the file; the store cannot be used afterwards."""
-        self._connection.close()
+        if hasattr(self, "_connection"):
+            self._connection.close()
 
     def _guard(self, action: Callable[[], _T], instead: Callable[[], _T]) -> _T:
         """Run an action on the file; if that fails, go on in memory and do something else."""
         try:
+            self._check_process()
             return action()
-        except (sqlite3.Error, OSError, ValueError, Timeout) as error:
-            if self.path is None:
-                raise
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            _logger.warning("going on without the store %s: %s", self.path, reason)
-            self.path = None
-            self._connection = _connect(None)
+        except sqlite3.ProgrammingError:
+            raise  # a mistake of the caller, such as a closed store
+        except _FAULTS as fault:
+            self._go_on_in_memory(fault)
             return instead()
+
+    def _check_process(self) -> None:
+        if self.path is not None and os.getpid() != self._process:
+            raise OSError("it was opened before the process was forked, start workers by spawn")
+
+    def _go_on_in_memory(self, fault: Exception) -> None:
+        if self.path is None:
+            raise fault
+        reason = next(iter(str(fault).splitlines()), type(fault).__name__)
+        _logger.warning("going on without the store %s: %s", self.path, reason)
+        self.path = None
+        self.close()
+        self._connection = _connect(None)
 
 
 def _connect(path: Path | None) -> sqlite3.Connection:
@@ -162,10 +184,11 @@ def _is_new(connection: sqlite3.Connection) -> bool:
     Raises:
         ValueError: If it is somebody else's, which is found before anything is written.
     """
+    # Asked of SQLite: to close the file by other means would release the locks of this process.
+    (n_pages,) = connection.execute("PRAGMA page_count").fetchone()
     (mark,) = connection.execute("PRAGMA application_id").fetchone()
     (schema,) = connection.execute("PRAGMA user_version").fetchone()
-    (n_tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-    if n_tables == 0 and mark == 0:
+    if n_pages == 0:
         return True
     if mark != _APPLICATION_ID:
         raise ValueError("it is a database, but not a transition store")
@@ -189,8 +212,8 @@ def _create(connection: sqlite3.Connection) -> None:
     )
 
 
-def _parse(task: str, key: str, record: str, checksum: bytes) -> Transition:
-    if checksum != _checksum(task, key, record):
+def _parse(task: str, key: str, record: Any, checksum: Any) -> Transition:
+    if not isinstance(record, str) or checksum != _checksum(task, key, record):
         raise ValueError("a row is corrupt")
     return Transition(*json.loads(record))
 

@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import copy
 import math
+import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from compress_env.data import DataBundle, ImageSource, load_data
-from compress_env.finetune import evaluate, finetune, reestimate_batch_norm
+from compress_env.finetune import (
+    channels_last_of,
+    compute_logits,
+    evaluate,
+    finetune,
+    reestimate_batch_norm,
+    use_channels_last,
+)
 from compress_env.models import load_baseline, load_checkpoint
 from compress_env.seeding import global_seed
 
 __all__ = ["CompressionTask", "FinetuneConfig", "Scorer", "select_device"]
 
 Split = Literal["train", "calibration", "validation", "test"]
+
+
+class ForwardOptions(TypedDict):
+    """Keyword arguments of `compress_env.finetune.compute_logits`."""
+
+    bf16: bool
+    channels_last: bool
+
+
 Scorer = Callable[[nn.Module], float]
 """Maps a network in evaluation mode to a score in [0, 1], used instead of validation accuracy."""
 
@@ -40,6 +57,12 @@ class FinetuneConfig:
     """Images per batch when scoring."""
     batch_norm_batches: int = 8
     """Batches of training images from which running statistics are estimated anew."""
+    channels_last: bool = False
+    """Whether network and images are kept channels last while fine-tuning. On a GPU the network
+    is scored so too; on the CPU it always is where it can be, as that is faster there."""
+    bf16: bool = False
+    """Whether the forward pass of fine-tuning and scoring runs in bfloat16; weights, batch-norm
+    statistics and the statistics of channel selection stay float32 or better."""
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -58,13 +81,19 @@ class FinetuneConfig:
 
 
 def select_device(device: str | torch.device) -> torch.device:
-    """Turn `"auto"`, a name or a device into a device that is there.
+    """Turn `"auto"`, `"cuda:auto"`, a name or a device into a device that is there.
+
+    `"auto"` is CUDA where available, otherwise the CPU. `"cuda:auto"` goes round the visible GPUs:
+    the main process gets `cuda:0`, worker process i of `multiprocessing` (counted from 0) gets
+    `cuda:(i % n_gpus)`; nothing is started on a GPU to find out.
 
     Raises:
         ValueError: If the device is unknown or not available.
     """
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if str(device) == "cuda:auto":
+        return _gpu_of_this_process()
     try:
         selected = torch.device(device)
         torch.empty(0, device=selected)
@@ -72,6 +101,15 @@ def select_device(device: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} is not available: {reason}") from None
     return selected
+
+
+def _gpu_of_this_process() -> torch.device:
+    n_gpus = torch.cuda.device_count()
+    if n_gpus == 0:
+        raise ValueError("device 'cuda:auto' is not available: there is no CUDA device")
+    identity = multiprocessing.current_process()._identity  # empty in the main process
+    number = identity[-1] - 1 if identity else 0
+    return torch.device("cuda", number % n_gpus)
 
 
 class CompressionTask:
@@ -105,7 +143,7 @@ class CompressionTask:
                 `torch.load(weights_only=True)` reads. A named model without a recipe needs it.
             data_root: Where a named data set lies.
             download: Whether a missing data set may be downloaded.
-            device: `"auto"` (CUDA when there), or any PyTorch device.
+            device: `"auto"`, `"cuda:auto"` or any PyTorch device: see `select_device`.
             config: How networks are fine-tuned.
             scorer: Used instead of validation accuracy.
 
@@ -131,13 +169,17 @@ class CompressionTask:
                 load_checkpoint(model, checkpoint)
         self.model = model.to(self.device).eval()
         self._scorer = scorer
+        self._scoring_size = self.config.evaluation_batch_size
+        self._scores_channels_last = self.config.channels_last
+        self.prepare(self.model)
         self._check_logits()
+        if self.device.type == "cpu":
+            self._scores_channels_last = self._takes_channels_last()
 
     def _check_logits(self) -> None:
         expected = (1, self.data.num_classes)
         try:
-            with torch.no_grad():
-                logits = self.model(self.example_image())
+            logits = self._example_logits(channels_last=self.config.channels_last)
         except (RuntimeError, TypeError, ValueError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             shape = self.data.image_shape
@@ -148,6 +190,32 @@ class CompressionTask:
                 f"model must return logits of shape {expected}, got {got}; "
                 "make_data_bundle(num_classes=) tells of classes without images"
             )
+
+    @torch.no_grad()
+    def _example_logits(self, *, channels_last: bool) -> Tensor:
+        image, bf16 = self.example_image(), self.config.bf16
+        return compute_logits(self.model, image, bf16=bf16, channels_last=channels_last)
+
+    def _takes_channels_last(self) -> bool:
+        """Whether the network answers the same to images that lie channels last in memory.
+
+        `view` cannot flatten such features, `flatten` and `reshape` can.
+        """
+        try:
+            logits = self._example_logits(channels_last=True)
+        except RuntimeError:
+            return False
+        expected = self._example_logits(channels_last=False)
+        return torch.allclose(logits, expected, rtol=1e-2, atol=1e-2, equal_nan=True)
+
+    def prepare(self, model: nn.Module) -> None:
+        """Give a network the memory layout that it is computed in, in place.
+
+        Done by everything that runs a network, so that a network gives the same numbers however it
+        came about; values and parameter objects stay.
+        """
+        if self.config.channels_last:
+            use_channels_last(model)
 
     def example_image(self) -> Tensor:
         """Return the first calibration image, (1, C, H, W) float32 on the device."""
@@ -172,6 +240,7 @@ class CompressionTask:
         Raises:
             FloatingPointError: If the loss is not finite.
         """
+        self.prepare(model)
         if n_steps == 0:
             return
         batches = self.train_batches(n_steps, generator)
@@ -183,12 +252,15 @@ class CompressionTask:
                 momentum=self.config.momentum,
                 weight_decay=self.config.weight_decay,
                 anneal_steps=n_steps if anneal else None,
+                bf16=self.config.bf16,
+                channels_last=self.config.channels_last,
             )
 
     def reestimate_batch_norm(self, model: nn.Module, generator: torch.Generator) -> None:
         """Estimate the running statistics of every batch-norm from training images, in place."""
+        self.prepare(model)
         batches = self.train_batches(self.config.batch_norm_batches, generator)
-        reestimate_batch_norm(model, batches)
+        reestimate_batch_norm(model, batches, **self._scoring)
 
     def train_batches(
         self, n_batches: int, generator: torch.Generator
@@ -197,13 +269,15 @@ class CompressionTask:
         source, size = self.data.train, min(self.config.batch_size, len(self.data.train))
         per_epoch = len(source) // size
         n_epochs = math.ceil(n_batches / per_epoch)
-        order = [torch.randperm(len(source), generator=generator) for _ in range(n_epochs)]
-        batches = [b for epoch in order for b in torch.split(epoch, size) if len(b) == size]
-        yield from source.batches(batches[:n_batches], generator=generator)
+        epochs = (torch.randperm(len(source), generator=generator) for _ in range(n_epochs))
+        order = torch.cat([epoch[: per_epoch * size] for epoch in epochs])
+        batches = torch.split(order[: n_batches * size], size)
+        yield from source.batches(batches, generator=generator)
 
     def calibration_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Return all calibration images in their order."""
-        return self._in_order(self.data.calibration)
+        """Yield all calibration images in their order, in the memory layout of scoring."""
+        for images, labels in self._in_order(self.data.calibration):
+            yield (channels_last_of(images) if self._scores_channels_last else images), labels
 
     def score(self, model: nn.Module) -> float:
         """Return the validation accuracy of `model`, or what the injected scorer says.
@@ -219,9 +293,33 @@ class CompressionTask:
         return score
 
     def accuracy(self, model: nn.Module, split: Split) -> float:
-        """Return the accuracy of `model`, a fraction, on one of the four image sets."""
-        return evaluate(model, self._in_order(getattr(self.data, split)))
+        """Return the accuracy of `model`, a fraction, on one of the four image sets.
+
+        Where a batch does not fit into memory, batches are half as large from then on, and all
+        images are evaluated again.
+
+        Raises:
+            FloatingPointError: If a logit is not finite.
+            torch.OutOfMemoryError: If not even one image fits.
+        """
+        source: ImageSource = getattr(self.data, split)
+        self.prepare(model)
+        while True:
+            try:
+                return evaluate(model, self._in_order(source), **self._scoring)
+            except torch.OutOfMemoryError:
+                size = min(self._scoring_size, len(source))
+                if size == 1:
+                    raise
+            # Here, as the error's traceback holds on to tensors.
+            self._scoring_size = size // 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    @property
+    def _scoring(self) -> ForwardOptions:
+        return {"bf16": self.config.bf16, "channels_last": self._scores_channels_last}
 
     def _in_order(self, source: ImageSource) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = torch.split(torch.arange(len(source)), self.config.evaluation_batch_size)
-        return source.batches(batches)
+        n_batches = math.ceil(len(source) / self._scoring_size)
+        return source.batches(torch.arange(len(source)).tensor_split(n_batches))

@@ -25,6 +25,7 @@ from compress_env.envs.options import (
     StoreOption,
     TaskOptions,
     check_options,
+    fingerprint_of,
     open_store,
 )
 from compress_env.envs.rendering import draw_bars, format_table
@@ -40,7 +41,7 @@ from compress_env.layers import Layer, layer_table
 from compress_env.rewards import Reward, RewardInput, get_reward, lower_bound
 from compress_env.seeding import derive_generator
 from compress_env.snapshots import Network, PrefixNetworks
-from compress_env.store import Executed, Prefix, Transition
+from compress_env.store import Executed, Prefix, Transition, TransitionStore
 from compress_env.task import CompressionTask, FinetuneConfig, Scorer
 
 __all__ = ["LayerState", "LayerwiseCompressionEnv", "RewardAt", "TaskOptions"]
@@ -149,8 +150,9 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         self.task_seed = seed
         self.transition_noise = transition_noise
         self.snapshot_bytes = snapshot_bytes
+        self._scorer_fingerprint = fingerprint_of(scorer)
         self.store = open_store(store, scorer)
-        self._scorer_fingerprint = getattr(scorer, "fingerprint", None)
+        self._own_store = None if isinstance(store, TransitionStore) else self.store
         # Nobody else reads an own store in memory.
         self._fingerprint = "" if store == "memory" else None
         self.n_lookups = self.n_hits = 0
@@ -242,6 +244,17 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         gym.logger.warn("render() needs render_mode='ansi' or 'rgb_array' at construction")
         return None
 
+    def close(self) -> None:
+        """Close the store, unless it was given; steps taken from now on are computed."""
+        if self._own_store is not None:
+            self._own_store.close()
+            self.store = self._own_store = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Build the environment anew, from its arguments."""
+        # As it is, EzPickle would leave `_networks` with the methods of another instance.
+        type(self).__init__(self, *state["_ezpickle_args"], **state["_ezpickle_kwargs"])
+
     def compressed_model(self) -> nn.Module:
         """Return a copy of the current network as an ordinary module in evaluation mode."""
         return copy.deepcopy(self._network_after(self._executed).model).eval()
@@ -274,7 +287,7 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
             self.np_random.bit_generator.state = state["np_random"]
         self._restart()
         for action in state["actions"]:
-            self.step(np.array([action], np.float32))
+            self.step(np.array([action]))  # float64, should the agent have given that
         return self._get_obs()
 
     # What a subclass decides.
@@ -395,13 +408,12 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         """Return this task's name in the store."""
         if self._fingerprint is None:
             settings = {
-                "env": type(self).__qualname__,
                 "finetune_steps": self.finetune_steps,
                 "reward_at": self.reward_at,
                 "seed": self.task_seed,
                 "scorer": self._scorer_fingerprint,
             }
-            self._fingerprint = task_fingerprint(self.task, settings | self._settings)
+            self._fingerprint = task_fingerprint(self.task, type(self), settings | self._settings)
         return self._fingerprint
 
     def _describe(self, model: nn.Module, executed: Prefix, accuracy: float | None) -> Transition:

@@ -17,6 +17,7 @@ __all__ = [
     "StoreOption",
     "TaskOptions",
     "check_options",
+    "fingerprint_of",
     "open_store",
 ]
 
@@ -65,6 +66,18 @@ def check_options(
         raise ValueError(f"unknown render_mode {render_mode!r}; valid: None, {valid}")
 
 
+def fingerprint_of(scorer: Scorer | None) -> str | None:
+    """Return the name of what a scorer does, None if it has none.
+
+    Raises:
+        TypeError: If the name is not a string.
+    """
+    fingerprint = getattr(scorer, "fingerprint", None)
+    if not isinstance(fingerprint, str | None):
+        raise TypeError(f"the scorer's fingerprint must be a string, got {fingerprint!r}")
+    return fingerprint
+
+
 def open_store(option: StoreOption, scorer: Scorer | None) -> TransitionStore | None:
     """Return the store that an option stands for.
 
@@ -78,7 +91,7 @@ def open_store(option: StoreOption, scorer: Scorer | None) -> TransitionStore | 
         raise TypeError(
             f"store must be 'memory', a path, a TransitionStore or None, got {option!r}"
         )
-    if option is None or (scorer is not None and not hasattr(scorer, "fingerprint")):
+    if option is None or (scorer is not None and fingerprint_of(scorer) is None):
         return None
     if isinstance(option, TransitionStore):
         return option

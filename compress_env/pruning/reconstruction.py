@@ -38,8 +38,10 @@ def reconstruct(statistics: LayerStatistics, columns: Tensor, ridge: float = 1e-
     if not len(columns):
         raise ValueError("expected at least one column, got none")
     columns = columns.to(statistics.gram.device)
-    gram, cross = statistics.gram[columns][:, columns], statistics.cross[columns]
-    if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
+    gram = statistics.gram.index_select(0, columns).index_select(1, columns)
+    cross = statistics.cross.index_select(0, columns)
+    # Both extremes of a tensor with NaN are NaN.
+    if not torch.isfinite(torch.stack([*gram.aminmax(), *cross.aminmax()])).all():
         raise ValueError("expected finite statistics, got some that are not")
     weight: Tensor = torch.cholesky_solve(cross, _factor(gram, ridge))
     # (|S|, N) -> (N, |S|)
@@ -49,12 +51,17 @@ def reconstruct(statistics: LayerStatistics, columns: Tensor, ridge: float = 1e-
 def _factor(gram: Tensor, ridge: float) -> Tensor:
     """Return the Cholesky factor of the Gram matrix with the smallest ridge that allows one."""
     mean = float(gram.diagonal().mean())
-    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     # All inputs dead: any positive ridge gives zeros.
     eps = ridge * mean if mean > 0 else ridge
     factor: Tensor
-    factor, failed = torch.linalg.cholesky_ex(gram + eps * identity)
+    factor, failed = torch.linalg.cholesky_ex(_with_ridge(gram, eps))
     while failed:
         eps *= 10
-        factor, failed = torch.linalg.cholesky_ex(gram + eps * identity)
+        factor, failed = torch.linalg.cholesky_ex(_with_ridge(gram, eps))
     return factor
+
+
+def _with_ridge(gram: Tensor, eps: float) -> Tensor:
+    ridged = gram.clone()
+    ridged.diagonal().add_(eps)
+    return ridged

@@ -6,12 +6,14 @@ D inputs of one output unit, N output channels, P sampled rows.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn import config_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import lars_path_gram
 from torch import Tensor
@@ -28,6 +30,8 @@ _DEAD_FRACTION = 1e-12
 _ZERO_FRACTION = 1e-13
 # A path of the lasso may be longer than the number of channels, as channels also go out again.
 _MAX_STEPS_PER_CHANNEL = 8
+# The problem has been checked before.
+_TRUSTED = functools.partial(config_context, assume_finite=True, skip_parameter_validation=True)
 
 
 class _LassoProblem(NamedTuple):
@@ -123,9 +127,11 @@ def _lasso_problem(
     gram, cross = statistics.gram, statistics.cross
     weight = weight.to(gram)
     n_channels, n_columns = channel_columns.shape
-    columns = channel_columns.to(gram.device).flatten()
-    cross = _subtract_certain(gram, cross, weight, columns)
-    gram, weight = gram[columns][:, columns], weight[:, columns]
+    columns = channel_columns.flatten()
+    if not torch.equal(columns, torch.arange(len(gram), device=columns.device)):
+        columns = columns.to(gram.device)
+        cross = _subtract_certain(gram, cross, weight, columns)
+        gram, weight = gram[columns][:, columns], weight[:, columns]
     products = (weight.T @ weight).mul_(gram)
     # (C * k, C * k) -> (C, k, C, k) -> (C, C)
     blocks = products.view(n_channels, n_columns, n_channels, n_columns).sum(dim=(1, 3))
@@ -175,7 +181,7 @@ def _path_supports(problem: _LassoProblem, n_steps: int) -> NDArray[np.bool_]:
     """Follow the path for some steps; return which channels are active at each knot, (C, knots)."""
     if not n_steps:
         return np.zeros((len(problem.target), 1), dtype=np.bool_)
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
+    with warnings.catch_warnings(), np.errstate(all="ignore"), _TRUSTED():
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.simplefilter("ignore", RuntimeWarning)
         coefficients: Any = lars_path_gram(
@@ -204,7 +210,8 @@ def _check_n_keep(n_keep: int, channel_columns: Tensor) -> None:
 
 def _check_finite(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
+        # Both extremes of a tensor with NaN are NaN.
+        if tensor.numel() and not torch.isfinite(torch.stack(tensor.detach().aminmax())).all():
             raise ValueError(f"expected finite values, got some that are not in {name}")
 
 

@@ -24,6 +24,8 @@ __all__ = [
     "sample_responses",
 ]
 
+_NARROW = 64  # columns below which one product is faster than a part of it
+
 PrunableLayer: TypeAlias = nn.Conv2d | nn.Linear
 
 
@@ -305,7 +307,18 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 def _statistics_of(x: Tensor, y: Tensor) -> LayerStatistics:
     """Return the statistics of one batch of rows."""
-    return LayerStatistics(x.T @ x, x.T @ y, len(x))
+    return LayerStatistics(_gram(x), x.T @ y, len(x))
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Return ``X^T X``, exactly symmetric, multiplying each pair of wide blocks of columns once."""
+    half = x.shape[1] // 2
+    if half < _NARROW:
+        return x.T @ x
+    left, right = x[:, :half], x[:, half:]
+    corner = left.T @ right
+    # two of (D/2, D) -> (D, D)
+    return torch.cat([torch.cat([_gram(left), corner], 1), torch.cat([corner.T, _gram(right)], 1)])
 
 
 def _add(left: LayerStatistics, right: LayerStatistics) -> LayerStatistics:
@@ -382,9 +395,12 @@ def _padding(layer: nn.Conv2d, axis: int) -> tuple[int, int]:
 
 def _layer(model: nn.Module, name: str) -> PrunableLayer:
     """Look a layer up by name."""
-    module = dict(model.named_modules()).get(name)
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise ValueError(f"expected a Conv2d or Linear at {name!r}, got nothing") from None
     if not isinstance(module, nn.Conv2d | nn.Linear):
-        kind = "nothing" if module is None else type(module).__name__
+        kind = type(module).__name__
         raise ValueError(f"expected a Conv2d or Linear at {name!r}, got {kind}")
     return module
 

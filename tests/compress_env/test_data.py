@@ -291,6 +291,32 @@ def test_folder_decodes_again_when_the_cache_is_corrupt(
     assert "decoding again" in caplog.text
 
 
+def test_images_in_memory_outlive_their_cache(tree: Path) -> None:
+    load_data("folder", data_root=tree)
+    bundle = load_data("folder", data_root=tree)  # from the cache
+    expected = read_all(bundle.train)[0]
+    for path in (cache_dir() / "images").glob("*.npy"):
+        os.truncate(path, 0)
+    assert torch.equal(read_all(bundle.train)[0], expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("length", [None, 0, 100], ids=["deleted", "empty", "truncated"])
+def test_an_image_that_breaks_while_it_is_needed_is_named(
+    tree: Path, length: int | None, num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_module, "_MAX_DECODED_BYTES", 100)
+    monkeypatch.setattr(data_module, "_MAX_WORKERS", num_workers)
+    train = load_data("folder", data_root=tree).train
+    path = tree / "train" / "dog" / "1.png"
+    path.unlink() if length is None else os.truncate(path, length)
+    batches = train.batches([torch.arange(4), torch.arange(4, 8)])
+    assert len(next(batches)[1]) == 4
+    with pytest.raises((OSError, ValueError), match=r"^cannot read the image .*1\.png: ") as caught:
+        next(batches)
+    assert "\n" not in str(caught.value)
+
+
 def test_folder_works_without_a_writable_cache(
     tree: Path,
     tmp_path: Path,

@@ -57,6 +57,18 @@ class Noisy(Listed):
         return torch.rand(1, 2, 2), self.labels[index]
 
 
+class Broken(Targeted):
+    """A map-style data set whose image 3 cannot be read."""
+
+    kind: type[Exception] = OSError
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """Return an image and its label."""
+        if index == 3:
+            raise self.kind("first\nsecond")
+        return super().__getitem__(index)
+
+
 # Image sources
 
 
@@ -234,6 +246,19 @@ def test_dataset_source_rejects_an_augmented_view_of_another_length() -> None:
     short, long = (TensorDataset(gradient_images(n), torch.arange(n)) for n in (2, 3))
     with pytest.raises(ValueError, match="2 images"):
         DatasetSource(short, augmented=long)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("kind", [OSError, ValueError, SyntaxError])
+def test_dataset_source_names_an_image_that_cannot_be_read(
+    kind: type[Exception], num_workers: int
+) -> None:
+    source = DatasetSource(Broken(torch.zeros(4, 1, 2, 2), [0, 1, 2, 3]), num_workers=num_workers)
+    source = source.subset(torch.tensor([0, 3, 1]))
+    source._dataset.dataset.kind = kind  # type: ignore[attr-defined]
+    expected = ValueError if kind is ValueError else OSError
+    with pytest.raises(expected, match=r"^cannot read the image 3: first$"):
+        list(source.batches([torch.tensor([0]), torch.tensor([1])]))
 
 
 # Splits and bundles

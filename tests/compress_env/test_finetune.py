@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from compress_env.finetune import evaluate, finetune, reestimate_batch_norm
-from tests.fakes import BranchedNet, PlainNet, make_data, seeded
+from compress_env.data import RandomCropFlip, TensorSource
+from compress_env.finetune import (
+    compute_logits,
+    evaluate,
+    finetune,
+    reestimate_batch_norm,
+    use_channels_last,
+)
+from tests.fakes import BranchedNet, PlainNet, make_data, read_all, seeded
 
 Batch = tuple[Tensor, Tensor]
 
@@ -49,6 +57,118 @@ def test_loss_that_is_not_finite_raises() -> None:
 def test_weights_that_the_last_step_blew_up_raise() -> None:
     with pytest.raises(FloatingPointError, match="loss or weights are not finite"):
         finetune(seeded(BranchedNet), batches(1), learning_rate=float("inf"))
+
+
+class Exploding(PlainNet):
+    def forward(self, images: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("no memory left")
+
+
+def test_a_loop_that_fails_leaves_the_network_in_evaluation_mode() -> None:
+    model = seeded(Exploding)
+    with pytest.raises(torch.OutOfMemoryError):
+        finetune(model, batches(1), learning_rate=0.1)
+    assert not any(module.training for module in model.modules())
+
+
+def reference(model: nn.Module, data: list[Batch]) -> None:
+    """SGD with momentum and weight decay, written out."""
+    velocity = {p: torch.zeros_like(p) for p in model.parameters()}
+    model.train()
+    for images, labels in data:
+        model.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for p, v in velocity.items():
+                assert p.grad is not None
+                v.mul_(0.9).add_(p.grad + 5e-4 * p)
+                p.sub_(0.05 * v)
+    model.eval()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_finetuning_is_sgd(channels_last: bool) -> None:
+    model, expected = seeded(BranchedNet), seeded(BranchedNet)
+    if channels_last:
+        use_channels_last(model)
+    finetune(model, batches(), learning_rate=0.05, channels_last=channels_last)
+    reference(expected, batches())
+    for got, wanted in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_with_gaps_are_updated_too() -> None:
+    model, expected = seeded(PlainNet), seeded(PlainNet)
+    weight = model.get_submodule("fc1").weight
+    assert isinstance(weight, nn.Parameter)
+    wide = torch.full((weight.shape[0], 2 * weight.shape[1]), 7.0)
+    wide[:, ::2] = weight.detach()
+    weight.data = wide[:, ::2]
+    finetune(model, batches(), learning_rate=0.05)
+    reference(expected, batches())
+    for got, wanted in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert bool((wide[:, 1::2] == 7.0).all())
+
+
+def test_channels_last_changes_the_strides_alone() -> None:
+    model, before = seeded(BranchedNet), seeded(BranchedNet)
+    parameters = list(model.parameters())
+    use_channels_last(model)
+    use_channels_last(model)
+    for now, first, then in zip(model.parameters(), parameters, before.parameters(), strict=True):
+        assert now is first
+        assert torch.equal(now, then)
+        if now.dim() == 4:
+            _, channels, height, width = now.shape
+            assert now.stride() == (channels * height * width, 1, width * channels, channels)
+    images = batches(1)[0][0]
+    torch.testing.assert_close(model(images), before(images))
+
+
+@pytest.mark.parametrize("options", [{"bf16": True}, {"bf16": True, "channels_last": True}])
+def test_bfloat16_finetunes_and_scores_like_float32(options: dict[str, bool]) -> None:
+    model, exact = seeded(BranchedNet), seeded(BranchedNet)
+    finetune(model, batches(40), learning_rate=0.05, **options)
+    finetune(exact, batches(40), learning_rate=0.05)
+    reestimate_batch_norm(model, batches(8), **options)
+    reestimate_batch_norm(exact, batches(8))
+    assert {p.dtype for p in (*model.parameters(), *model.buffers())} <= {
+        torch.float32,
+        torch.int64,
+    }
+    logits = compute_logits(model, batches(1)[0][0], bf16=True)
+    assert logits.dtype == torch.float32
+    held_out = batches(4, seed=5)
+    assert evaluate(model, held_out, **options) == pytest.approx(evaluate(exact, held_out), abs=0.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bf16", [False, True])
+def test_minibatches_do_not_wait_for_the_gpu(bf16: bool) -> None:
+    device = torch.device("cuda")
+    data = make_data(channels=1)
+    source = TensorSource(
+        read_all(data.train)[0], data.train.labels, mean=[0.5], augment=RandomCropFlip(1)
+    ).to(device)
+    model = seeded(BranchedNet).to(device)
+    with torch.no_grad():
+        next(model.get_submodule("block2").parameters())[::2] = 0.0
+
+    def watched() -> Iterator[Batch]:
+        order = torch.arange(96).split(16)  # type: ignore[no-untyped-call]
+        drawn = source.batches(order, generator=torch.Generator().manual_seed(0))
+        try:
+            for number, batch in enumerate(drawn):
+                if number == 1:  # kernels are chosen and loaded in the first minibatch
+                    torch.cuda.set_sync_debug_mode("error")
+                yield batch
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    finetune(model, watched(), learning_rate=0.01, anneal_steps=6, bf16=bf16)
+    assert torch.cuda.get_sync_debug_mode() == 0
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
 
 
 def test_frozen_parameters_stay() -> None:

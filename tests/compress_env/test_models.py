@@ -1,5 +1,6 @@
 """Tests of the named networks, their recipes and the cached baselines."""
 
+import copy
 import logging
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from compress_env.models import (
     load_baseline,
     save_checkpoint,
 )
+from compress_env.pruning.surgery import LiveChannels, find_walk, zero_channels
 from tests.fakes import DATA_ROOT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,8 +78,55 @@ def test_lenet5_pads_small_images(shape: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("shape", "num_classes"), [((3, 32, 32), 10), ((1, 8, 8), 3), ((2, 9, 17), 10)]
+)
+def test_resnet20_has_the_parameters_of_the_paper_and_its_projections(
+    shape: tuple[int, int, int], num_classes: int
+) -> None:
+    model = build_model("resnet20", num_classes, shape)
+    assert model(torch.zeros(2, *shape)).shape == (2, num_classes)
+    expected = 272_474 + 9 * 16 * (shape[0] - 3) + 65 * (num_classes - 10)
+    assert sum(p.numel() for p in model.parameters()) == expected
+
+
+def test_every_residual_stream_of_resnet20_can_be_pruned() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model("resnet20", 10, (1, 8, 8)).eval()
+    walk = find_walk(model, torch.zeros(1, 1, 8, 8))
+    assert walk.skipped == {}
+    # The three streams, first read by a block's first convolution, and the inside of nine blocks.
+    sizes = {d.layer.name: [g.n_channels for g in d.groups] for d in walk.decisions}
+    streams = {"stages.0.0.conv1": [16], "stages.1.1.conv1": [32], "stages.2.1.conv1": [64]}
+    inside = {
+        f"stages.{stage}.{block}.conv2": [16 * 2**stage] for stage in range(3) for block in range(3)
+    }
+    assert sizes == streams | inside
+
+
+def test_resnet20_pruned_equals_zeroed() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model("resnet20", 10, (1, 8, 8)).eval()
+    walk = find_walk(model, torch.zeros(1, 1, 8, 8))
+    pruned, zeroed = copy.deepcopy(model), copy.deepcopy(model)
+    channels = LiveChannels(pruned)
+    for decision in walk.decisions:
+        for group in decision.groups:
+            gone = list(range(0, group.n_channels, 3))
+            channels.remove(group, gone)
+            zero_channels(zeroed, group, gone)
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(pruned(images), zeroed(images), rtol=1e-4, atol=1e-5)
+    n_parameters = sum(p.numel() for p in pruned.parameters())
+    assert n_parameters < 0.5 * sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
     ("name", "num_classes", "shape", "message"),
     [
+        ("resnet20", 10, (3, 7, 32), "at least 8x8, got 7x32"),
         ("lenet", 10, (1, 28, 28), "unknown model 'lenet'; valid names: lenet5"),
         ("lenet5", 10, (3, 64, 32), "up to 32x32, got 64x32"),
         ("lenet5", 0, (1, 28, 28), "num_classes of at least 1.*got 0"),
