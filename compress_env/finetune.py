@@ -9,7 +9,7 @@ kernels compute faster. The network's own layout is that of `use_channels_last`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -81,6 +81,7 @@ def finetune(
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     anneal_steps: int | None = None,
+    penalty: Callable[[], Tensor] | None = None,
     bf16: bool = False,
     channels_last: bool = False,
 ) -> None:
@@ -97,6 +98,7 @@ def finetune(
         weight_decay: L2 penalty.
         anneal_steps: Lower the step size to 0 over that many minibatches, along a cosine;
             constant when None.
+        penalty: Called after each forward pass; what it returns, (), is added to the loss.
         bf16: See the module.
         channels_last: See the module.
 
@@ -122,6 +124,8 @@ def finetune(
             optimizer.zero_grad(set_to_none=True)
             logits = compute_logits(model, images, bf16=bf16, channels_last=channels_last)
             loss = cross_entropy(logits, labels)
+            if penalty is not None:
+                loss = loss + penalty()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             _apply(masks)

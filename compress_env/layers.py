@@ -21,6 +21,7 @@ __all__ = [
     "describe_layer",
     "largest_bits_within",
     "layer_table",
+    "nonzero_weights",
     "quantized_bytes",
     "round_channels",
     "smallest_rate_within",
@@ -154,6 +155,12 @@ def sparse_params(model: nn.Module) -> int:
     stored = {id(p) for layer in layers for p in layer.parameters() if p.dim() > 1}
     others = (p for p in model.parameters() if id(p) not in stored)
     return sum(_count_nonzero([*others, *(layer.weight for layer in layers)]))
+
+
+def nonzero_weights(model: nn.Module, names: Iterable[str]) -> list[int]:
+    """Return the non-zero elements of the weight of each named layer."""
+    layers = compute_layers(model)
+    return _count_nonzero(layers[name].weight for name in names)
 
 
 def _count_nonzero(tensors: Iterable[Tensor]) -> list[int]:

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -53,6 +53,8 @@ class Transition(NamedTuple):
     """Multiply-accumulates per image by non-zero weights."""
     sparse_params: int
     """Non-zero parameters."""
+    nonzeros: Sequence[int]
+    """Non-zero weights of every convolution and linear layer, in execution order."""
     out_channels: int
     """Output channels of the layer to decide next; of the last layer after the last step."""
     in_channels: int

@@ -228,6 +228,7 @@ class CompressionTask:
         generator: torch.Generator,
         *,
         anneal: bool = False,
+        penalty: Callable[[], Tensor] | None = None,
     ) -> None:
         """Run `n_steps` minibatches of SGD on `model`, in place.
 
@@ -236,6 +237,7 @@ class CompressionTask:
             n_steps: Minibatches; 0 leaves the network alone.
             generator: Draws minibatches and augmentation; its seed is that of dropout.
             anneal: Whether the learning rate falls to 0 along a cosine; constant otherwise.
+            penalty: Called after each forward pass; added to the cross-entropy.
 
         Raises:
             FloatingPointError: If the loss is not finite.
@@ -252,6 +254,7 @@ class CompressionTask:
                 momentum=self.config.momentum,
                 weight_decay=self.config.weight_decay,
                 anneal_steps=n_steps if anneal else None,
+                penalty=penalty,
                 bf16=self.config.bf16,
                 channels_last=self.config.channels_last,
             )
@@ -266,6 +269,8 @@ class CompressionTask:
         self, n_batches: int, generator: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Draw minibatches of training images without replacement within an epoch."""
+        if n_batches == 0:
+            return
         source, size = self.data.train, min(self.config.batch_size, len(self.data.train))
         per_epoch = len(source) // size
         n_epochs = math.ceil(n_batches / per_epoch)

@@ -24,8 +24,9 @@ def make_actors(
 
     Each worker computes with its share of the CPU's threads and leaves Ctrl-C to the main process.
     Let `build` ask for `device="cuda:auto"` to spread the workers over the visible GPUs, and for a
-    `store` in a file to share results. Start the workers by `spawn`: a forked process cannot use
-    CUDA. Built in the main process, as by `DummyVecEnv`, an actor is an ordinary environment.
+    `store` in a file to share results. Start the workers by `spawn`: a forked process can use
+    neither CUDA nor a file that its parent has open as a store. Built in the main process, as by
+    `DummyVecEnv`, an actor is an ordinary environment.
 
     Args:
         build: Makes one environment, in the worker; it must be picklable by cloudpickle.

@@ -195,7 +195,7 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         """
         if self._ended:
             raise gym.error.ResetNeeded("the episode has ended, call reset()")
-        executed, value = self._decide(self._t, self._to_value(action))
+        executed, value = self._decide(self._executed, self._to_value(action))
         self._actions.append(float(action[0]))
         layer = self.walk[self._t].name
         result = self._transition((*self._executed, executed))
@@ -207,7 +207,7 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         self._t += 1
         self._ended = self._t == len(self.walk)
         if not self._ended:
-            self._interval = self._bounds(self._t, self._executed)
+            self._interval = self._bounds(self._executed, result)
         info = self._get_info() | {
             "layer": layer,
             self.value_name: value,
@@ -302,16 +302,16 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         """Return a copy of the uncompressed network."""
 
     @abstractmethod
-    def _bounds(self, t: int, executed: Prefix) -> tuple[float, float]:
-        """Return the interval of feasible values of decision `t`, given the executed ones."""
+    def _bounds(self, executed: Prefix, result: Transition) -> tuple[float, float]:
+        """Return the interval of feasible values of the decision that follows the executed ones."""
 
     @abstractmethod
-    def _decide(self, t: int, value: float) -> tuple[Executed, float]:
+    def _decide(self, before: Prefix, value: float) -> tuple[Executed, float]:
         """Return what a value comes to, in whole channels or bits, and as a value again."""
 
     @abstractmethod
-    def _compress(self, network: Network, t: int, executed: Executed) -> None:
-        """Compress layer `t` of a network, in place."""
+    def _compress(self, network: Network, seed: int, t: int, executed: Executed) -> None:
+        """Compress layer `t` of a network, in place; `seed` is that of the transition."""
 
     @abstractmethod
     def _cost(self, result: Transition, executed: Prefix) -> tuple[float, float, float]:
@@ -332,7 +332,7 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         self._actions = []
         self._current = self._uncompressed
         self._history = []
-        self._interval = self._bounds(0, ())
+        self._interval = self._bounds((), self._uncompressed)
 
     def _to_value(self, action: Action) -> float:
         """Map an action onto the interval of the layer about to be decided."""
@@ -389,7 +389,7 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
 
     def _advance(self, network: Network, seed: int, t: int, executed: Executed) -> None:
         """Compress layer `t`, fine-tune and estimate batch-norm statistics, in place."""
-        self._compress(network, t, executed)
+        self._compress(network, seed, t, executed)
         with self._timed("finetune"):
             generator = derive_generator(seed, t, 0)
             self.task.finetune(network.model, self.finetune_steps, generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from typing import Any, Literal, Unpack, get_args
 
 import numpy as np
@@ -13,19 +14,23 @@ from torch import Tensor, nn
 
 from compress_env.data import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
-from compress_env.layers import compute_layers, dense_macs, round_channels, smallest_rate_within
+from compress_env.layers import compute_layers, dense_macs
 from compress_env.pruning.calibration import Calibration
-from compress_env.pruning.cost import PruningCost
+from compress_env.pruning.elements import VariationalConfig, prune_elements
+from compress_env.pruning.plan import PruningPlan
 from compress_env.pruning.reconstruction import reconstruct
 from compress_env.pruning.selection import select_by_lasso, select_by_magnitude
 from compress_env.pruning.statistics import LayerStatistics
 from compress_env.pruning.surgery import ChannelGroup, LiveChannels, find_walk
+from compress_env.seeding import derive_generator
 from compress_env.snapshots import Network
-from compress_env.store import Executed, Prefix, Transition, flatten
+from compress_env.store import Executed, Prefix, Transition
 
-__all__ = ["PruningEnv", "PruningMethod"]
+__all__ = ["MacsKind", "PruningEnv", "PruningMethod"]
 
-PruningMethod = Literal["magnitude", "channel"]
+PruningMethod = Literal["magnitude", "channel", "variational", "channel+variational"]
+MacsKind = Literal["dense", "sparse"]
+CHANNEL_SHARES = {"magnitude": 1.0, "channel": 1.0, "variational": 0.0, "channel+variational": 0.5}
 
 
 class PruningEnv(LayerwiseCompressionEnv, EzPickle):
@@ -55,23 +60,30 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
     ## Action
 
     `Box(-1, 1, (1,), float32)`, mapped affinely onto [`action_low`, `action_high`]: the pruning
-    rate, the fraction of the layer's input channels that is removed. Every action is feasible.
-    `info["pruning_rate"]` is the fraction really removed, after rounding to whole channels.
+    rate a, the fraction of the layer that is removed. Every action is feasible.
+    `info["pruning_rate"]` is the fraction really removed, after rounding.
 
     ## Transition
 
-    The channels are selected (`method`), removed physically from every tensor they touch, the
-    network is fine-tuned, batch-norm statistics are estimated anew and validation accuracy is
-    measured.
+    The channels are selected (`method`), removed physically from every tensor they touch, single
+    elements are set to zero, the network is fine-tuned, batch-norm statistics are estimated anew
+    and validation accuracy is measured. Zeros stay zeros.
 
     - `magnitude`: the channels with the smallest L1 norm of the layer's weights go.
     - `channel`: LASSO selects channels that explain the unpruned layer's responses, and least
       squares fits the weights of those kept (He et al., arXiv 1707.06168).
+    - `variational`: elements go, those first whose outputs keep little information under
+      information dropout (`compress_env.pruning.variational`).
+    - `channel+variational`: both (Zhan, Lin & Cao, arXiv 1912.02254). Of the layer's weights the
+      fraction 1 - a stays: (1 - a)^s of its channels, and (1 - a)^(1 - s) of the elements in them,
+      s being `channel_share`.
 
     ## Reward
 
-    `reward` of (accuracy, cost), see `compress_env.rewards`. The cost F is dense
-    multiply-accumulates per image. Every term is in `info["reward_terms"]`.
+    `reward` of (accuracy, cost), see `compress_env.rewards`. The cost F is multiply-accumulates
+    per image: dense ones for `magnitude` and `channel`, and where elements go those by non-zero
+    weights, unless `macs` says otherwise. Zeros do not make a dense kernel faster. Every term is
+    in `info["reward_terms"]`.
 
     ## Start and end
 
@@ -89,6 +101,9 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
     | `flops_budget` | None | highest MACs allowed, a fraction of the unpruned MACs |
     | `max_pruning_rate` | 0.95 | highest pruning rate of any layer |
     | `channel_round` | 1 | kept channels are a multiple of this |
+    | `channel_share` | by method | s: 1 removes channels only, 0 elements only |
+    | `macs` | by method | what budget and cost count: `"dense"` or `"sparse"` |
+    | `variational` | None | a `VariationalConfig` |
     | others | | see `LayerwiseCompressionEnv` |
 
     Without a budget the reward `err` is best served by pruning nothing.
@@ -110,6 +125,9 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         flops_budget: float | None = None,
         max_pruning_rate: float = 0.95,
         channel_round: int = 1,
+        channel_share: float | None = None,
+        macs: MacsKind | None = None,
+        variational: VariationalConfig | None = None,
         **options: Unpack[TaskOptions],
     ) -> None:
         """Load the task, find the walk and check that the budget can be met.
@@ -117,10 +135,13 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         Args:
             model: A name in `compress_env.models.MODELS` or a trained module.
             data: A name in `compress_env.data.DATASETS` or a bundle.
-            method: How channels are selected: `magnitude` or `channel`.
-            flops_budget: Highest dense MACs, as a fraction of the unpruned ones; in (0, 1].
+            method: What is removed, and how it is selected.
+            flops_budget: Highest MACs, as a fraction of the unpruned ones; in (0, 1].
             max_pruning_rate: Highest pruning rate of any layer; in (0, 1].
             channel_round: Kept channels are rounded to a multiple of this, at least 1.
+            channel_share: s, strictly between 0 and 1, for `channel+variational`; 0.5 when None.
+            macs: What the budget and the cost count: dense MACs, or those of non-zero weights.
+            variational: How elements are selected.
             options: See `LayerwiseCompressionEnv`.
 
         Raises:
@@ -136,27 +157,34 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
             flops_budget=flops_budget,
             max_pruning_rate=max_pruning_rate,
             channel_round=channel_round,
+            channel_share=channel_share,
+            macs=macs,
+            variational=variational,
             **options,
         )
-        _check_arguments(method, max_pruning_rate, channel_round)
+        _check_arguments(method, max_pruning_rate, channel_round, channel_share, macs)
         super().__init__(model, data, **options)
         self.method: PruningMethod = method
-        self.max_pruning_rate = max_pruning_rate
-        self.channel_round = channel_round
+        self.variational = variational or VariationalConfig()
         self._decisions, self.skipped_layers = find_walk(self.task.model, self.task.example_image())
         self._groups = [group for decision in self._decisions for group in decision.groups]
-        self._cost_model = PruningCost(self.table, self._groups)
+        share = CHANNEL_SHARES[method] if channel_share is None else channel_share
+        self.macs: MacsKind = macs or ("dense" if share == 1.0 else "sparse")
+        self._plan = PruningPlan(
+            self._decisions,
+            self.table,
+            channel_share=share,
+            max_pruning_rate=max_pruning_rate,
+            channel_round=channel_round,
+            counts_zeros=self.macs == "dense",
+        )
         self._full_macs = dense_macs(self.task.model, self.positions)
-        self._min_macs = self._cost_model.macs(self._kept([], max_pruning_rate))
+        self._min_macs = self._plan.highest_macs(())
         self.budget_macs = self._budget(flops_budget)
         walk = [decision.layer for decision in self._decisions]
-        self._calibration = Calibration(self.task, walk, self.task_seed) if self._fits else None
+        fits = method != "magnitude"
+        self._calibration = Calibration(self.task, walk, self.task_seed) if fits else None
         self._start(walk)
-
-    @property
-    def _fits(self) -> bool:
-        """Whether the method fits the unpruned network's responses."""
-        return self.method == "channel"
 
     def _budget(self, flops_budget: float | None) -> float:
         if flops_budget is None:
@@ -165,19 +193,15 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         if not lowest <= flops_budget <= 1.0:
             raise ValueError(
                 f"flops_budget must be in [{lowest:.4f}, 1]: pruning every layer at "
-                f"max_pruning_rate={self.max_pruning_rate} reaches {lowest:.4f} of the unpruned "
-                f"MACs, got {flops_budget}"
+                f"max_pruning_rate={self._plan.max_pruning_rate} reaches {lowest:.4f} of the "
+                f"unpruned MACs ({self.macs} ones), got {flops_budget}"
             )
         return max(flops_budget * self._full_macs, self._min_macs)
 
     def uniform_value(self) -> float:
         """Return the lowest pruning rate that, used for every layer, meets the budget."""
-
-        def fits(rate: float) -> bool:
-            return self._cost_model.macs(self._kept([], rate)) <= self.budget_macs
-
-        sizes = [group.n_channels for group in self._groups]
-        return smallest_rate_within(sizes, self.max_pruning_rate, fits, self.channel_round)
+        plan = self._plan
+        return plan.smallest_rate(None, lambda rate: plan.uniform_macs(rate) <= self.budget_macs)
 
     def smallest_model(self) -> nn.Module:
         """Return the network with every layer at `max_pruning_rate`; for its size, not its skill.
@@ -186,47 +210,50 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         """
         model = copy.deepcopy(self.task.model)
         channels = LiveChannels(model)
-        for group, kept in zip(self._groups, self._kept([], self.max_pruning_rate), strict=True):
-            channels.remove(group, np.arange(kept, group.n_channels))
+        for t, executed in enumerate(self._plan.complete((), self._plan.max_pruning_rate)):
+            groups, kept = self._decisions[t].groups, self._plan.channels(t, executed)
+            for group, n_keep in zip(groups, kept, strict=True):
+                channels.remove(group, np.arange(n_keep, group.n_channels))
         return model
-
-    def _kept(self, decided: list[int], rate: float) -> list[int]:
-        """Complete a list of kept channels, one a group, as if later groups got `rate`."""
-        later = self._groups[len(decided) :]
-        return decided + [round_channels(g.n_channels, rate, self.channel_round) for g in later]
 
     @property
     def _settings(self) -> dict[str, Any]:
-        return {"method": self.method}
+        return {"method": self.method, "variational": asdict(self.variational)}
 
     def _fresh(self) -> LiveChannels:
         return LiveChannels(copy.deepcopy(self.task.model))
 
-    def _bounds(self, t: int, executed: Prefix) -> tuple[float, float]:
-        groups = self._decisions[t].groups
-        decided = list(flatten(executed))
+    def _bounds(self, executed: Prefix, result: Transition) -> tuple[float, float]:
+        plan, t = self._plan, len(executed)
 
         def fits(rate: float) -> bool:
-            kept = decided + self._keep_of(groups, rate)
-            return self._cost_model.macs(self._kept(kept, highest)) <= self.budget_macs
+            candidate = (*executed, plan.decide(executed, rate))
+            return plan.highest_macs(candidate, t, result.nonzeros) <= self.budget_macs
 
-        highest = self.max_pruning_rate
-        sizes = [group.n_channels for group in groups]
-        return smallest_rate_within(sizes, highest, fits, self.channel_round), highest
+        return plan.smallest_rate(t, fits), plan.max_pruning_rate
 
-    def _keep_of(self, groups: tuple[ChannelGroup, ...], rate: float) -> list[int]:
-        return [round_channels(g.n_channels, rate, self.channel_round) for g in groups]
+    def _decide(self, before: Prefix, value: float) -> tuple[tuple[int, ...], float]:
+        executed = self._plan.decide(before, value)
+        return executed, self._plan.rate_of(before, executed)
 
-    def _decide(self, t: int, value: float) -> tuple[tuple[int, ...], float]:
-        decision = self._decisions[t]
-        kept = self._keep_of(decision.groups, value)
-        return tuple(kept), 1.0 - sum(kept) / decision.n_channels
-
-    def _compress(self, network: Network, t: int, executed: Executed) -> None:
+    def _compress(self, network: Network, seed: int, t: int, executed: Executed) -> None:
         assert isinstance(network, LiveChannels) and isinstance(executed, tuple)
-        decision = self._decisions[t]
-        if sum(executed) < decision.n_channels:
-            self._prune(network, decision.layer.name, decision.groups, executed)
+        decision, name = self._decisions[t], self.walk[t].name
+        kept = self._plan.channels(t, executed)
+        n_weights = compute_layers(network.model)[name].weight.numel()
+        if sum(kept) < decision.n_channels:
+            self._prune(network, name, decision.groups, kept)
+        if self._plan.removes_elements and executed[-1] < n_weights:
+            self._remove_elements(network, name, executed[-1], derive_generator(seed, t, 2))
+
+    def _remove_elements(
+        self, network: LiveChannels, name: str, n_keep: int, generator: torch.Generator
+    ) -> None:
+        statistics = self._statistics(network, name)
+        assert statistics is not None
+        rms = (statistics.input_energy / statistics.n_rows).sqrt().float()
+        with self._timed("elements"):
+            prune_elements(self.task, network.model, name, n_keep, rms, self.variational, generator)
 
     def _prune(
         self,
@@ -257,8 +284,8 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
                 columns_left = stay.nonzero().flatten()
                 fitted = reconstruct(statistics, columns_left)
                 # Inputs that are always zero say nothing of their weights, which stay as they are.
-                silent = statistics.gram.diagonal()[columns_left] == 0
-                fitted = torch.where(silent, weight[:, columns_left].double(), fitted)
+                silent = statistics.input_energy[columns_left] == 0
+                fitted = torch.where(silent, weight[:, columns_left], fitted.to(weight))
                 layer.weight.data.copy_(fitted.reshape(layer.weight.shape))
 
     def _statistics(self, network: LiveChannels, name: str) -> LayerStatistics | None:
@@ -267,7 +294,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         with self._timed("statistics"):
             alive = network.positions(name, "out")
             statistics = self._calibration.statistics(network.model, name, alive)
-        if not bool(torch.isfinite(statistics.gram.diagonal()).all()):
+        if not bool(torch.isfinite(statistics.input_energy).all()):
             raise FloatingPointError(f"inputs of {name!r} are not finite")
         return statistics
 
@@ -288,7 +315,8 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         return np.asarray(keep.cpu().numpy(), np.int64)
 
     def _cost(self, result: Transition, executed: Prefix) -> tuple[float, float, float]:
-        return result.dense_macs, self._min_macs, self._full_macs
+        macs = result.dense_macs if self.macs == "dense" else result.sparse_macs
+        return macs, self._min_macs, self._full_macs
 
 
 def _columns(alive: NDArray[np.int64], positions: NDArray[np.int64], n_columns: int) -> Tensor:
@@ -309,10 +337,22 @@ def _columns(alive: NDArray[np.int64], positions: NDArray[np.int64], n_columns: 
     return torch.from_numpy(columns.reshape(len(live), -1))
 
 
-def _check_arguments(method: str, max_pruning_rate: float, channel_round: int) -> None:
-    if method not in get_args(PruningMethod):
-        raise ValueError(f"unknown method {method!r}; valid: {', '.join(get_args(PruningMethod))}")
+def _check_arguments(
+    method: str,
+    max_pruning_rate: float,
+    channel_round: int,
+    channel_share: float | None,
+    macs: str | None,
+) -> None:
+    if method not in CHANNEL_SHARES:
+        raise ValueError(f"unknown method {method!r}; valid: {', '.join(CHANNEL_SHARES)}")
     if not 0.0 < max_pruning_rate <= 1.0:
         raise ValueError(f"max_pruning_rate must be in (0, 1], got {max_pruning_rate}")
     if channel_round < 1:
         raise ValueError(f"channel_round must be at least 1, got {channel_round}")
+    if channel_share is not None and method != "channel+variational":
+        raise ValueError(f"channel_share is for method 'channel+variational', not {method!r}")
+    if channel_share is not None and not 0.0 < channel_share < 1.0:
+        raise ValueError(f"channel_share must be in (0, 1), got {channel_share}")
+    if macs not in (None, *get_args(MacsKind)):
+        raise ValueError(f"unknown macs {macs!r}; valid: {', '.join(get_args(MacsKind))}")

@@ -194,8 +194,8 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
     def _fresh(self) -> Network:
         return _Quantized(copy.deepcopy(self.task.model))
 
-    def _bounds(self, t: int, executed: Prefix) -> tuple[float, float]:
-        n_later = len(self.table) - t - 1
+    def _bounds(self, executed: Prefix, result: Transition) -> tuple[float, float]:
+        n_later = len(self.table) - len(executed) - 1
 
         def fits(bits: float) -> bool:
             plan = [*flatten(executed), int(bits), *[self.min_bits] * n_later]
@@ -203,11 +203,11 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
 
         return self.min_bits, largest_bits_within(self.min_bits, MAX_BITS, fits)
 
-    def _decide(self, t: int, value: float) -> tuple[int, int]:
+    def _decide(self, before: Prefix, value: float) -> tuple[int, int]:
         bits = int(np.floor(value + 0.5))
         return bits, bits
 
-    def _compress(self, network: Network, t: int, executed: Executed) -> None:
+    def _compress(self, network: Network, seed: int, t: int, executed: Executed) -> None:
         assert isinstance(executed, int)
         with self._timed("quantization"):
             attach(compute_layers(network.model)[self.table[t].name], executed)

@@ -15,7 +15,7 @@ from compress_env.layers import (
     dense_macs,
     dense_params,
     describe_layer,
-    sparse_macs,
+    nonzero_weights,
     sparse_params,
 )
 from compress_env.store import Transition
@@ -76,12 +76,14 @@ def describe_network(
 ) -> Transition:
     """Measure what a network costs, and the layer to be decided next."""
     live = describe_layer(layer, compute_layers(model)[layer], positions[layer])
+    nonzeros = nonzero_weights(model, positions)
     return Transition(
         accuracy,
         dense_macs(model, positions),
         dense_params(model),
-        sparse_macs(model, positions),
+        sum(n * area for n, area in zip(nonzeros, positions.values(), strict=True)),
         sparse_params(model),
+        nonzeros,
         live.out_channels,
         live.in_channels,
     )

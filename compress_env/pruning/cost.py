@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress_env.layers import Layer
-from compress_env.pruning.surgery import ChannelGroup, Side
+from compress_env.pruning.groups import ChannelGroup, Side
 
 __all__ = ["PruningCost"]
 
@@ -39,10 +39,19 @@ class PruningCost:
         Args:
             kept: (G,) channels that each group keeps.
         """
+        return int(self.macs_by_layer(kept).sum())
+
+    def macs_by_layer(self, kept: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Multiply-accumulates per image of each layer of the table, (L,).
+
+        Args:
+            kept: (G,) channels that each group keeps.
+        """
         removed = self.sizes - np.asarray(kept, np.int64)
         inputs = self._inputs - removed @ self._lost_inputs
         outputs = self._outputs - removed @ self._lost_outputs
-        return int((self._work * inputs * outputs).sum())
+        macs: NDArray[np.int64] = self._work * inputs * outputs
+        return macs
 
 
 def _lost(table: Sequence[Layer], groups: Sequence[ChannelGroup], side: Side) -> NDArray[np.int64]:

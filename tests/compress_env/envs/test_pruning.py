@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from compress_env.data import make_data_bundle
 from compress_env.envs.pruning import PruningEnv
 from compress_env.layers import compute_layers, dense_macs
-from compress_env.store import flatten
 from compress_env.task import FinetuneConfig
 from tests.fakes import BranchedNet, PlainNet, ShapedNet, make_data, seeded
 
@@ -79,8 +78,8 @@ def test_predicted_costs_are_the_live_ones(build: type[nn.Module]) -> None:
         assert info["dense_macs"] == count_macs(live)
         assert info["dense_params"] == sum(p.numel() for p in live.parameters())
         assert info["reward_terms"]["cost"] == info["dense_macs"]
-        kept = list(flatten(env._executed))
-        assert info["dense_macs"] == env._cost_model.macs(env._kept(kept, 0.0))
+        plan = env._plan
+        assert info["dense_macs"] == plan._cost.macs(plan._kept(env._executed))
 
 
 @pytest.mark.parametrize("method", ["magnitude", "channel"])
@@ -309,8 +308,8 @@ def test_uniform_value_meets_the_budget_and_no_smaller_rate_does(rate: float) ->
         seeded(BranchedNet), data(), max_pruning_rate=rate, flops_budget=budget, **QUICK
     )
     uniform = env.uniform_value()
-    assert env._cost_model.macs(env._kept([], uniform)) <= env.budget_macs
-    assert env._cost_model.macs(env._kept([], uniform - 1e-4)) > env.budget_macs
+    assert env._plan.uniform_macs(uniform) <= env.budget_macs
+    assert env._plan.uniform_macs(uniform - 1e-4) > env.budget_macs
 
 
 @pytest.mark.parametrize(

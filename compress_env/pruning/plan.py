@@ -1,0 +1,150 @@
+"""What pruning rates come to, in whole channels and elements, and what the network then costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from compress_env.layers import Layer, round_channels, smallest_rate_within
+from compress_env.pruning.cost import PruningCost
+from compress_env.pruning.surgery import Decision
+from compress_env.store import Prefix
+
+__all__ = ["PruningPlan"]
+
+BISECTIONS = 40
+
+
+class PruningPlan:
+    """Turns rates into what is executed, and any sequence of decisions into its cost.
+
+    At rate a the fraction (1 - a) of a layer's weights is kept: (1 - a)^s of its input channels and
+    (1 - a)^(1 - s) of the elements in them, s being the channel share **(ours)**. What is executed
+    is one count of channels for each group, followed, where s < 1, by the count of elements.
+    """
+
+    def __init__(
+        self,
+        decisions: Sequence[Decision],
+        table: Sequence[Layer],
+        *,
+        channel_share: float,
+        max_pruning_rate: float,
+        channel_round: int,
+        counts_zeros: bool,
+    ) -> None:
+        """Set up the cost model.
+
+        Args:
+            decisions: The walk.
+            table: Every layer, in execution order.
+            channel_share: s, in [0, 1].
+            max_pruning_rate: Highest rate of any layer.
+            channel_round: As in `round_channels`.
+            counts_zeros: Whether the cost is dense MACs, or those of non-zero weights.
+        """
+        self.decisions = decisions
+        self.channel_share = channel_share
+        self.max_pruning_rate = max_pruning_rate
+        self.counts_zeros = counts_zeros
+        self._round = channel_round
+        groups = [group for decision in decisions for group in decision.groups]
+        self._cost = PruningCost(table, groups)
+        self._positions = np.array([layer.positions for layer in table], np.int64)
+        columns = {layer.name: column for column, layer in enumerate(table)}
+        self._columns = [columns[decision.layer.name] for decision in decisions]
+
+    @property
+    def removes_elements(self) -> bool:
+        """Whether single elements go, not only channels."""
+        return self.channel_share < 1.0
+
+    def channels(self, t: int, executed: Sequence[int]) -> tuple[int, ...]:
+        """Return the channels that each group of decision `t` keeps."""
+        return tuple(executed[: len(self.decisions[t].groups)])
+
+    def decide(self, before: Prefix, rate: float) -> tuple[int, ...]:
+        """Return what a rate comes to for the layer after the decided ones."""
+        groups = self.decisions[len(before)].groups
+        channel_rate = 1.0 - (1.0 - rate) ** self.channel_share
+        kept = tuple(round_channels(g.n_channels, channel_rate, self._round) for g in groups)
+        if not self.removes_elements:
+            return kept
+        n_before, n_left = self._n_weights(before), self._n_weights(before, kept)
+        return (*kept, max(1, min(n_left, round((1.0 - rate) * n_before))))
+
+    def complete(self, executed: Prefix, rate: float) -> list[tuple[int, ...]]:
+        """Return all decisions, those not yet made at the same rate."""
+        whole = [values for values in executed if isinstance(values, tuple)]
+        while len(whole) < len(self.decisions):
+            whole.append(self.decide(tuple(whole), rate))
+        return whole
+
+    def rate_of(self, before: Prefix, executed: tuple[int, ...]) -> float:
+        """Return the fraction removed: of the weights, or of the channels if only these go."""
+        if self.removes_elements:
+            return 1.0 - executed[-1] / self._n_weights(before)
+        return 1.0 - sum(executed) / self.decisions[len(before)].n_channels
+
+    def highest_macs(self, executed: Prefix, n_done: int = 0, nonzeros: Sequence[int] = ()) -> int:
+        """Return what the network costs at most once every later layer is at its extreme.
+
+        Dense MACs are exact. Of an already sparse layer it is not known how many zeros go with the
+        outputs that it will lose: none is assumed.
+
+        Args:
+            executed: The decisions so far.
+            n_done: How many of them have been carried out.
+            nonzeros: Non-zero weights of every layer of the table after those.
+        """
+        return self._macs(executed, self.max_pruning_rate, n_done, nonzeros)
+
+    def uniform_macs(self, rate: float) -> int:
+        """Return what the network costs at most with the same rate for every layer."""
+        return self._macs((), rate)
+
+    def _macs(
+        self, executed: Prefix, rate: float, n_done: int = 0, nonzeros: Sequence[int] = ()
+    ) -> int:
+        whole = self.complete(executed, rate)
+        macs = self._cost.macs_by_layer(self._kept(tuple(whole)))
+        if not self.counts_zeros and self.removes_elements:
+            for t, column in enumerate(self._columns):
+                n_left = nonzeros[column] if t < n_done else whole[t][-1]
+                macs[column] = min(macs[column], n_left * self._positions[column])
+        return int(macs.sum())
+
+    def _kept(self, executed: Prefix, last: Sequence[int] = ()) -> list[int]:
+        """Return the channels that every group keeps; all of those not yet decided."""
+        kept: list[int] = []
+        for t, values in enumerate((*executed, tuple(last)) if last else executed):
+            assert isinstance(values, tuple)
+            kept += self.channels(t, values)
+        sizes = [group.n_channels for d in self.decisions for group in d.groups]
+        return kept + sizes[len(kept) :]
+
+    def _n_weights(self, before: Prefix, kept: Sequence[int] = ()) -> int:
+        """Return the weights of the layer about to be decided, or those that `kept` leaves it."""
+        column = self._columns[len(before)]
+        macs = self._cost.macs_by_layer(self._kept(before, kept))
+        return int(macs[column] // self._positions[column])
+
+    def smallest_rate(self, t: int | None, meets: Callable[[float], bool]) -> float:
+        """Return the smallest rate at which `meets` holds, which it does at the highest.
+
+        Args:
+            t: The decision that the rate is for; all of them when None.
+            meets: Whether a rate meets the budget; once true it stays true for higher rates.
+        """
+        if not self.removes_elements:
+            decisions = self.decisions if t is None else [self.decisions[t]]
+            sizes = [group.n_channels for decision in decisions for group in decision.groups]
+            return smallest_rate_within(sizes, self.max_pruning_rate, meets, self._round)
+        low, high = 0.0, self.max_pruning_rate
+        if meets(low):
+            return low
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if meets(middle) else (middle, high)
+        return high

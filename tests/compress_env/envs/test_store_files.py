@@ -1,0 +1,321 @@
+"""Who shares the rows of a store, what happens to bad ones, and what outlives an environment."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import logging
+import pickle
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from compress_env import fingerprint
+from compress_env import store as store_module
+from compress_env.envs.base import LayerwiseCompressionEnv
+from compress_env.store import TransitionStore
+from compress_env.task import FinetuneConfig
+from tests.compress_env.envs.fakes import (
+    EPISODES,
+    Named,
+    assert_same,
+    make,
+    play,
+    take,
+)
+from tests.fakes import BranchedNet, make_data, seeded
+
+
+class TestSharing:
+    """Two environments share a row if and only if the step is the same."""
+
+    @staticmethod
+    def n_shared(first: dict[str, Any], second: dict[str, Any]) -> int:
+        store = TransitionStore()
+        play(make(store=store, **first), [0.5, 0.5])
+        env = make(store=store, **second)
+        play(env, [0.5, 0.5])
+        assert env.n_lookups == 2
+        assert env.n_hits == (2 if len(store) == 2 else 0)
+        return env.n_hits
+
+    def test_the_same_task(self) -> None:
+        assert self.n_shared({}, {"data": make_data()}) == 2
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"reward": "flops"},
+            {"snapshot_bytes": 0},
+            {"transition_noise": False},
+            {"render_mode": "ansi"},
+        ],
+        ids=lambda options: next(iter(options)),
+    )
+    def test_what_a_step_does_not_depend_on(self, options: dict[str, Any]) -> None:
+        assert self.n_shared({}, options) == 2
+
+    def test_another_budget(self) -> None:
+        """Of the values executed under both budgets, each is computed once."""
+        store = TransitionStore()
+        play(make(store=store), [1.0] * 4)
+        env = make(store=store, flops_budget=0.6)
+        play(env, [1.0] * 4)
+        assert (env.n_lookups, env.n_hits) == (4, 4)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"finetune_steps": 1},
+            {"method": "channel"},
+            {"seed": 1},
+            {"reward_at": "episode"},
+            {"finetune_config": FinetuneConfig(batch_size=16, batch_norm_batches=3)},
+            {"scorer": Named()},
+            {"data": make_data(seed=1)},
+            {"model": seeded(BranchedNet, seed=1)},
+        ],
+        ids=lambda options: next(iter(options)),
+    )
+    def test_another_task(self, options: dict[str, Any]) -> None:
+        assert self.n_shared({}, options) == 0
+
+    def test_another_seed_when_all_noise_is_the_same(self) -> None:
+        """The calibration images are sampled by the task's own seed."""
+        options: dict[str, Any] = {"kind": "channel", "transition_noise": True}
+        assert self.n_shared(options, options) == 2
+        assert self.n_shared(options, options | {"seed": 1}) == 0
+
+    def test_another_code(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        store = TransitionStore()
+        play(make(store=store), [0.5])
+        monkeypatch.setattr(fingerprint, "code_version", lambda: "changed")
+        env = make(store=store)
+        play(env, [0.5])
+        assert (env.n_hits, len(store)) == (0, 2)
+
+    def test_tasks_in_one_store_go_on_as_if_alone(self) -> None:
+        store = TransitionStore()
+        options: list[dict[str, Any]] = [
+            {"kind": "magnitude"},
+            {"kind": "channel and batch norm"},
+            {"kind": "bits"},
+            {"kind": "magnitude", "seed": 3},
+        ]
+        alone = [make(store=None, **o) for o in options]
+        together = [make(store=store, **o) for o in options]
+        for episode in EPISODES[:3]:
+            for one, other in zip(alone, together, strict=True):
+                assert_same(play(one, episode), play(other, episode))
+
+    def test_environments_of_their_own_memory_share_nothing(self) -> None:
+        one, other = make(), make(seed=1)
+        play(one, [0.5])
+        play(other, [0.5])
+        assert one.n_hits == other.n_hits == 0
+
+
+class TestFaults:
+    """An episode goes on as if there were no store, and says so once."""
+
+    @staticmethod
+    def check(env: LayerwiseCompressionEnv, caplog: pytest.LogCaptureFixture, reason: str) -> None:
+        reference = make(store=None)
+        for episode in EPISODES[:3]:
+            assert_same(play(env, episode), play(reference, episode))
+        messages = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+        assert len(messages) == 1
+        assert reason in messages[0]
+        env.close()
+
+    def test_another_file(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        path = tmp_path / "results.csv"
+        path.write_text("seed,accuracy\n" * 500)
+        self.check(make(store=path), caplog, "not a database")
+        assert path.read_text() == "seed,accuracy\n" * 500
+
+    def test_a_missing_directory(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        self.check(make(store=tmp_path / "missing" / "store"), caplog, "no directory")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "UPDATE transitions SET record = replace(record, '[', '[ ')",
+            "UPDATE transitions SET record = x'00'",
+            "DROP TABLE transitions",
+        ],
+        ids=["changed", "of another type", "gone"],
+    )
+    def test_rows_that_are_corrupt(
+        self, change: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with closing(make(store=tmp_path / "store")) as env:
+            play(env, [0.5] * 4)
+        with closing(sqlite3.connect(tmp_path / "store", isolation_level=None)) as connection:
+            connection.execute(change)
+        self.check(make(store=tmp_path / "store"), caplog, "going on without the store")
+
+    def test_pages_that_are_corrupt(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        path = tmp_path / "store"
+        with closing(make(store=path)) as env:
+            play(env, [0.5] * 4)
+        content = path.read_bytes()
+        path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+        self.check(make(store=path), caplog, "malformed")
+
+    def test_locked_in_the_midst_of_an_episode(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(store_module, "_TIMEOUT_S", 0.05)
+        env = make(store=tmp_path / "store")
+        with closing(sqlite3.connect(tmp_path / "store", isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            self.check(env, caplog, "locked")
+
+    def test_full_in_the_midst_of_an_episode(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        env = make(store=tmp_path / "store")
+        env.reset()
+        take(env, [-1.0])
+        assert env.store is not None
+        (n_pages,) = env.store._connection.execute("PRAGMA page_count").fetchone()
+        # Enough for the first rows only.
+        env.store._connection.execute(f"PRAGMA max_page_count = {n_pages}")
+        for number in range(100):
+            if caplog.records:
+                break
+            env.store.put("filler", (number,), env._uncompressed)
+        env.forget_evaluations()
+        self.check(env, caplog, "full")
+
+
+class TestEpisodeState:
+    @pytest.mark.parametrize("noise", [False, True], ids=["", "noise"])
+    @pytest.mark.parametrize("kind", ["channel", "bits"])
+    def test_a_fresh_environment_goes_on_from_it(self, kind: str, noise: bool) -> None:
+        actions = np.random.default_rng(0).uniform(-1, 1, 8).astype(np.float32).tolist()
+        original = make(kind, transition_noise=noise)
+        n = len(original.walk)
+        for n_taken in range(n + 1):
+            original.forget_evaluations()
+            observation = original.reset(seed=5)[0]
+            if n_taken:
+                observation = np.array(json.loads(take(original, actions[:n_taken])[-1])[0])
+            state = json.loads(json.dumps(original.episode_state()))
+            fresh = make(kind, transition_noise=noise)
+            np.testing.assert_array_equal(fresh.restore_episode(state), observation)
+            assert fresh.episode_state() == state
+            rest = take(original, actions[n_taken:n])
+            assert take(fresh, actions[n_taken:n]) == rest
+            # also the episodes after this one
+            original.forget_evaluations()
+            fresh.forget_evaluations()
+            for env in (original, fresh):
+                env.reset()
+            assert take(fresh, actions[:n]) == take(original, actions[:n])
+
+    def test_actions_in_double_precision_are_taken_again_as_they_were(self) -> None:
+        env, fresh = make("magnitude"), make("magnitude")
+        env.reset()
+        action = np.nextafter(0.1, 1.0)
+        env.step(np.array([action]))
+        fresh.restore_episode(env.episode_state())
+        assert fresh.episode_state()["actions"] == [action] != [float(np.float32(action))]
+
+    def test_an_episode_that_has_failed_is_at_its_end(self) -> None:
+        config = FinetuneConfig(learning_rate=1e30, batch_size=16)
+        env, fresh = (make("channel", finetune_config=config) for _ in range(2))
+        env.reset()
+        failed = take(env, [0.5])
+        assert "FloatingPointError" in failed[0]
+        observation = fresh.restore_episode(env.episode_state())
+        assert observation.tolist() == json.loads(failed[0])[0]
+        with pytest.raises(gym.error.ResetNeeded):
+            fresh.step(np.zeros(1, np.float32))
+
+
+def pickled(env: LayerwiseCompressionEnv) -> LayerwiseCompressionEnv:
+    twin = pickle.loads(pickle.dumps(env))
+    gc.collect()  # nothing of what made it may be needed still
+    assert isinstance(twin, LayerwiseCompressionEnv)
+    return twin
+
+
+class TestCopies:
+    @pytest.mark.parametrize("copied", [copy.deepcopy, pickled], ids=["deepcopy", "pickle"])
+    @pytest.mark.parametrize("option", ["memory", "file", "store", "store in a file", None])
+    def test_they_give_the_same_episodes(
+        self,
+        option: str | None,
+        copied: Callable[[LayerwiseCompressionEnv], LayerwiseCompressionEnv],
+        tmp_path: Path,
+    ) -> None:
+        stores: dict[str | None, Any] = {
+            "memory": "memory",
+            "file": tmp_path / "store",
+            "store": TransitionStore(),
+            "store in a file": TransitionStore(tmp_path / "store"),
+            None: None,
+        }
+        with closing(make(store=stores[option])) as env:
+            expected = play(env, [0.5] * 4)
+            twin = copied(env)
+            assert_same(play(twin, [0.5] * 4), expected)
+            shares = option in ("file", "store in a file")
+            assert twin.n_hits == (len(twin.walk) if shares else 0)
+            assert (twin.store is None) == (option is None)
+            assert twin.store is not env.store or option is None
+            twin.close()
+            env.forget_evaluations()
+            assert_same(play(env, [0.5] * 4), expected)
+
+    def test_a_copy_is_whole(self) -> None:
+        env = pickled(make())
+        env.reset()
+        take(env, [0.5])
+        assert {"store", "finetune", "batch_norm", "evaluation"} <= env.step_seconds.keys()
+        assert env._networks._advance.__self__ is env  # type: ignore[attr-defined]
+
+
+class TestClosing:
+    def test_the_own_file_is_closed_and_steps_are_computed_from_then_on(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        env = make(store=tmp_path / "store")
+        expected = play(env, [0.5] * 4)
+        assert (tmp_path / "store-wal").exists()
+        env.close()
+        assert not (tmp_path / "store-wal").exists()
+        env.close()
+        env.forget_evaluations()
+        assert_same(play(env, [0.5] * 4), expected)
+        assert caplog.records == []
+
+    def test_a_given_store_stays_open(self) -> None:
+        store = TransitionStore()
+        with closing(make(store=store)) as env:
+            play(env, [0.5] * 4)
+        assert len(store) == 4
+        store.close()
+
+
+@pytest.mark.parametrize("option", [3, True, b"store"])
+def test_what_is_no_store_is_refused(option: Any) -> None:
+    with pytest.raises(TypeError, match="store must be 'memory', a path, a TransitionStore or"):
+        make(store=option)
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(-1, ValueError), (1.5, TypeError), (None, TypeError)]
+)
+def test_bad_snapshot_bytes_are_refused(value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="snapshot_bytes must be"):
+        make(snapshot_bytes=value)
