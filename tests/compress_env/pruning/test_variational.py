@@ -1,0 +1,243 @@
+"""Information dropout's formulas, by hand, by limits and by sampling; removal of elements."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from compress_env.layers import compute_layers
+from compress_env.pruning.elements import (
+    VariationalConfig,
+    measure_information,
+    prune_elements,
+    softplus_behind,
+)
+from compress_env.pruning.variational import (
+    ALPHA_MAX,
+    InformationDropout,
+    kl_log_normal,
+    kl_log_uniform,
+    log_normal_moments,
+    noise_of,
+    normal_from_moments,
+    remove_elements,
+    saliency,
+)
+from compress_env.task import CompressionTask
+from tests.fakes import BranchedNet, PlainNet, make_data, seeded
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class TestNoise:
+    def test_by_hand(self) -> None:
+        noise = noise_of(torch.tensor([0.5, 0.5]), torch.tensor([0.0, 1.0]))
+        expected = [math.exp(-0.125), math.exp(0.375)]
+        torch.testing.assert_close(noise, torch.tensor(expected))
+
+    @pytest.mark.parametrize("alpha", [0.1, 0.35, 0.7])
+    def test_mean_is_one_and_variance_as_stated(self, alpha: float) -> None:
+        xi = torch.randn(1_000_000, generator=generator(), dtype=torch.float64)
+        noise = noise_of(torch.tensor(alpha, dtype=torch.float64), xi)
+        assert noise.mean().item() == pytest.approx(1.0, abs=4 * noise.std().item() / 1000)
+        assert noise.var().item() == pytest.approx(math.expm1(alpha**2), rel=0.02)
+
+    @given(mu=st.floats(-2, 2), sigma=st.floats(0.01, 1.5))
+    def test_moments_invert_to_the_normal(self, mu: float, sigma: float) -> None:
+        assert normal_from_moments(*log_normal_moments(mu, sigma)) == pytest.approx((mu, sigma))
+
+    def test_moments_by_hand(self) -> None:
+        mean, variance = log_normal_moments(0.0, 1.0)
+        assert mean == pytest.approx(math.sqrt(math.e))
+        assert variance == pytest.approx((math.e - 1) * math.e)
+        with pytest.raises(ValueError, match="expected mean > 0"):
+            normal_from_moments(0.0, 1.0)
+
+
+class TestDivergence:
+    def test_log_uniform_is_zero_at_the_largest_width(self) -> None:
+        alpha = torch.tensor([ALPHA_MAX, ALPHA_MAX / math.e])
+        torch.testing.assert_close(kl_log_uniform(alpha), torch.tensor([0.0, 1.0]))
+
+    def test_log_uniform_is_a_difference_of_entropies(self) -> None:
+        """Up to a constant it is minus the entropy of log eps, a normal of that width."""
+        widths = torch.tensor([0.1, 0.3, 0.6], dtype=torch.float64)
+        entropies = torch.distributions.Normal(0.0, widths).entropy()
+        constants = kl_log_uniform(widths) + entropies
+        torch.testing.assert_close(constants, constants[:1].expand(3))
+
+    @given(
+        alpha=st.floats(0.05, 0.7),
+        feature=st.floats(0.05, 5.0),
+        mu=st.floats(-1, 1),
+        sigma=st.floats(0.2, 2.0),
+    )
+    def test_log_normal_is_that_of_the_normals_under_it(
+        self, alpha: float, feature: float, mu: float, sigma: float
+    ) -> None:
+        values = [torch.tensor(x, dtype=torch.float64) for x in (alpha, feature, mu, sigma)]
+        mean = math.log(feature) - alpha**2 / 2
+        posterior = torch.distributions.Normal(torch.tensor(mean, dtype=torch.float64), values[0])
+        prior = torch.distributions.Normal(values[2], values[3])
+        expected = torch.distributions.kl_divergence(posterior, prior)
+        torch.testing.assert_close(kl_log_normal(*values), expected)
+
+    def test_log_normal_agrees_with_samples(self) -> None:
+        alpha, feature, mu, sigma = 0.4, 1.5, -0.2, 0.8
+        xi = torch.randn(400_000, generator=generator(), dtype=torch.float64)
+        samples = feature * noise_of(torch.tensor(alpha, dtype=torch.float64), xi)
+        posterior = torch.distributions.LogNormal(math.log(feature) - alpha**2 / 2, alpha)
+        prior = torch.distributions.LogNormal(mu, sigma)
+        ratio = posterior.log_prob(samples) - prior.log_prob(samples)
+        exact = kl_log_normal(*map(torch.tensor, (alpha, feature, mu, sigma))).item()
+        error = 4 * ratio.std().item() / math.sqrt(len(ratio))
+        assert ratio.mean().item() == pytest.approx(exact, abs=error)
+
+    def test_log_normal_is_zero_where_prior_and_posterior_agree(self) -> None:
+        alpha = torch.tensor(0.5)
+        zero = kl_log_normal(alpha, torch.tensor(2.0), torch.tensor(2.0).log() - 0.125, alpha)
+        assert zero.item() == pytest.approx(0.0, abs=1e-6)
+
+
+class TestDropout:
+    def test_evaluation_passes_everything(self) -> None:
+        dropout = InformationDropout(3, dim=1).eval()
+        features = torch.randn(2, 3, 4, 4)
+        assert torch.equal(dropout(features), features)
+        half = math.log(2.0)  # sigmoid(0) = 1/2
+        torch.testing.assert_close(dropout.information, torch.full((3,), half))
+
+    def test_training_multiplies_by_the_noise(self) -> None:
+        dropout = InformationDropout(2, dim=-1).train()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            noisy = dropout(torch.ones(50_000, 2))
+        assert noisy.mean().item() == pytest.approx(1.0, abs=0.01)
+        expected = math.expm1((ALPHA_MAX / 2) ** 2)
+        assert noisy.var().item() == pytest.approx(expected, rel=0.05)
+
+    def test_each_channel_has_its_own_width(self) -> None:
+        dropout = InformationDropout(2, dim=1)
+        dropout.slope.data = torch.tensor([0.0, 1.0])
+        dropout.offset.data = torch.tensor([-1.0, 2.0])
+        features = torch.tensor([[[[3.0]], [[0.5]]]])
+        alpha = dropout.alpha(features).flatten()
+        expected = ALPHA_MAX * torch.sigmoid(torch.tensor([-1.0, 2.5]))
+        torch.testing.assert_close(alpha, expected)
+
+    def test_positive_features_have_the_log_normal_prior(self) -> None:
+        dropout = InformationDropout(1, dim=-1, is_positive=True)
+        feature = torch.tensor([[1.7]])
+        dropout(feature)
+        zero, one = torch.zeros(1), torch.ones(1)
+        expected = kl_log_normal(torch.full((1, 1), ALPHA_MAX / 2), feature, zero, one)
+        torch.testing.assert_close(dropout.information, expected[0])
+
+
+def test_saliency_by_hand() -> None:
+    weight = torch.tensor([[1.0, -2.0], [0.0, 4.0]])
+    scores = saliency(weight, torch.tensor([3.0, 0.5]), torch.tensor([0.999, -1.0]))
+    torch.testing.assert_close(scores, torch.tensor([[3.0, 1.0], [0.0, 0.002]]))
+
+
+class TestRemoval:
+    def test_without_temperature_the_least_salient_go(self) -> None:
+        scores = torch.tensor([[5.0, 1.0, 3.0], [2.0, 0.0, 4.0]])
+        gone = remove_elements(scores, 3, 0.0, generator())
+        assert gone.tolist() == [[False, True, False], [True, True, False]]
+
+    @given(n=st.integers(1, 60), share=st.floats(0, 1), temperature=st.floats(0, 5))
+    def test_exactly_as_many_as_asked_for(self, n: int, share: float, temperature: float) -> None:
+        scores = torch.rand(n, generator=generator(n))
+        n_remove = round(share * n)
+        gone = remove_elements(scores, n_remove, temperature, generator(1))
+        assert int(gone.sum()) == n_remove
+
+    def test_first_choice_has_the_stated_probabilities(self) -> None:
+        scores = torch.tensor([0.5, 1.0, 2.0])
+        draws, source = 4000, generator(2)
+        counts = sum(remove_elements(scores, 1, 1.0, source).double() for _ in range(draws))
+        assert isinstance(counts, Tensor)
+        expected = (1 / scores) / (1 / scores).sum()
+        np.testing.assert_allclose(counts / draws, expected, atol=0.03)
+
+    def test_zeros_go_first_whatever_the_temperature(self) -> None:
+        scores = torch.tensor([0.0, 1.0, 0.0, 1e-30])
+        for seed in range(20):
+            gone = remove_elements(scores, 2, 3.0, generator(seed))
+            assert gone.tolist() == [True, False, True, False]
+
+    @pytest.mark.parametrize(("n_remove", "temperature"), [(5, 0.0), (-1, 0.0), (1, -0.1)])
+    def test_bad_arguments(self, n_remove: int, temperature: float) -> None:
+        with pytest.raises(ValueError, match=r"n_remove in 0\.\.4|temperature must be"):
+            remove_elements(torch.ones(4), n_remove, temperature, generator())
+
+
+class SoftplusNet(PlainNet):
+    """A network whose first layer is followed by a softplus module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+        self.soft = nn.Softplus()
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.pool(self.soft(self.norm(self.conv1(images))))
+        hidden = self.pool(torch.relu(self.conv2(hidden)))
+        return self.fc2(torch.relu(self.fc1(hidden.flatten(1))))  # type: ignore[no-any-return]
+
+
+class TestElements:
+    def test_softplus_is_found_behind_batch_norm(self) -> None:
+        model = seeded(SoftplusNet)
+        image = torch.zeros(1, 1, 8, 8)
+        assert softplus_behind(model, "conv1", image) is model.soft
+        assert softplus_behind(model, "conv2", image) is None
+
+    @pytest.mark.parametrize("build", [PlainNet, SoftplusNet, BranchedNet])
+    def test_network_is_left_without_dropout_and_with_exactly_so_many_elements(
+        self, build: type[nn.Module]
+    ) -> None:
+        task = CompressionTask(seeded(build), make_data(), device="cpu")
+        model = seeded(build)
+        names = set(dict(model.named_modules()))
+        layer = "conv1" if build is not BranchedNet else "block2"
+        weight = compute_layers(model)[layer].weight
+        rms = torch.ones(weight.flatten(1).shape[1])
+        prune_elements(task, model, layer, 7, rms, VariationalConfig(n_steps=2), generator())
+        assert int(torch.count_nonzero(compute_layers(model)[layer].weight)) == 7
+        assert set(dict(model.named_modules())) == names
+        assert not model.training
+        assert not any(m._forward_hooks for m in model.modules())
+
+    def test_information_is_learnt(self) -> None:
+        task = CompressionTask(seeded(PlainNet), make_data(), device="cpu")
+        costly = VariationalConfig(n_steps=150, kl_weight=5.0)
+        cheap = VariationalConfig(n_steps=150, kl_weight=0.0)
+        kept = [
+            measure_information(task, seeded(PlainNet), "conv2", config, generator()).mean()
+            for config in (costly, cheap)
+        ]
+        assert kept[0] < kept[1]
+
+    def test_same_generator_same_network(self) -> None:
+        task = CompressionTask(seeded(PlainNet), make_data(), device="cpu")
+        models = [seeded(PlainNet) for _ in range(2)]
+        config = VariationalConfig(n_steps=3, temperature=0.5)
+        for model in models:
+            prune_elements(task, model, "conv2", 50, torch.ones(36), config, generator(5))
+        for left, right in zip(*(m.parameters() for m in models), strict=True):
+            assert torch.equal(left, right)
+
+    @pytest.mark.parametrize("name", ["n_steps", "kl_weight", "temperature"])
+    def test_negative_settings_are_refused(self, name: str) -> None:
+        with pytest.raises(ValueError, match=f"{name} must be 0 or more, got -1"):
+            VariationalConfig(**{name: -1})
