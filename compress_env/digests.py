@@ -212,7 +212,7 @@ class _Encoder:
         self._feed_all("builtin", names)
 
     def _feed_class(self, kind: type) -> None:
-        self._feed_all("class", [kind.__module__, kind.__qualname__])
+        self._feed_all("class", [_module_name(kind), kind.__qualname__])
         version = _version(kind.__module__)
         if version is not None:
             self.write("version", version.encode())
@@ -240,7 +240,12 @@ def _value_digest(value: Any) -> str:
 
 
 def _name_of(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+    return f"{_module_name(kind)}.{kind.__qualname__}"
+
+
+def _module_name(kind: type) -> str:
+    """Return the module of a class; spawned processes call a script's by another name."""
+    return "__main__" if kind.__module__ == "__mp_main__" else kind.__module__
 
 
 def _is_generated(kind: type, value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ __all__ = ["code_version", "task_fingerprint"]
 _PACKAGES = ("torch", "torch-pruning", "numpy", "scipy", "scikit-learn")
 _VERSIONED = {"gymnasium", "compress_env", *sys.stdlib_module_names}
 """Packages whose classes need not be read."""
+_logger = logging.getLogger(__name__)
 _OF_EVERY_MODULE = set(vars(nn.Module()))
 
 
@@ -40,8 +42,19 @@ def task_fingerprint(task: CompressionTask, kind: type, settings: Mapping[str, A
         settings: Whatever else a transition follows from.
 
     Returns:
-        64 hexadecimal digits. Where the code of a class cannot be read, they are random.
+        64 hexadecimal digits. Where something cannot be identified, such as the code of a class
+        that cannot be read, they are random, and a warning says so.
     """
+    name = _name(task, kind, settings)
+    if _name(task, kind, settings) != name:
+        _logger.warning(
+            "results are not shared: the code of the network, its data or its environment cannot "
+            "be identified; define them in a file"
+        )
+    return name
+
+
+def _name(task: CompressionTask, kind: type, settings: Mapping[str, Any]) -> str:
     parts = {
         "network": _network_digest(task),
         "data": task.data.digest(),

@@ -11,30 +11,24 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from torch import nn
 
 from compress_env.data import DATASETS
 from compress_env.envs.base import RewardAt
-from compress_env.envs.pruning import PruningEnv, PruningMethod
-from compress_env.envs.quantization import QuantizationEnv
-from compress_env.models import MODELS, save_checkpoint
-from compress_env.quantization.packing import save_packed
+from compress_env.envs.pruning import PruningMethod
+from compress_env.models import MODELS
 from compress_env.rewards import REWARDS
 from experiments.algorithms import check_algorithm
 from experiments.command import resume_hint, run_command
-from experiments.figures import draw_layers, draw_rewards, draw_tradeoff
+from experiments.outcome import draw_searches, score_networks, write_pareto, write_searches
+from experiments.policies import read_policy
 from experiments.progress import check_tensorboard
 from experiments.report import Row, format_report, print_rows, read_rows
 from experiments.run_folder import RunFolder, resume_run
-from experiments.search import best_episode
-from experiments.stages import Contender, Job, Stage
+from experiments.stages import Contender, Job
 
 __all__ = ["Config", "main", "run"]
-
-VALUE_NAMES = {"pruning": PruningEnv.value_name, "quantization": QuantizationEnv.value_name}
 
 
 @dataclass(frozen=True)
@@ -80,6 +74,9 @@ class Config:
     """Environments that step side by side, each in a process of its own when more than one."""
     store: Path | None = None
     """File that keeps what steps lead to, for all runs that name it; in memory when not given."""
+    policy: Path | None = None
+    """Policy to apply instead of searching: a `policy.json`, of which the entry of `algo` is taken,
+    or a file of `pareto/`. The other settings must be those of the run that it is from."""
     tensorboard: bool = False
     """Write TensorBoard's files to the run folder."""
     resume: Path | None = None
@@ -105,6 +102,8 @@ class Config:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.tensorboard:
             check_tensorboard()
+        if self.policy is not None:
+            read_policy(self.policy, self.algo)
         if self.final_finetune_steps is not None and self.final_finetune_steps < 0:
             raise ValueError(
                 f"final_finetune_steps must be 0 or more, got {self.final_finetune_steps}"
@@ -146,15 +145,16 @@ def _run_job(job: Job, folder: RunFolder, console: Console) -> list[Row]:
     """Run a job to its end, or leave a folder with which to go on."""
     try:
         contenders = _contend(job)
-        _write_searches(folder, job)
-        rows = _score(job, folder, contenders)
-        _draw(folder, contenders)
+        write_searches(folder, job, _names(job.config))
+        rows = score_networks(job, folder, contenders)
+        draw_searches(folder, contenders)
+        write_pareto(folder, contenders)
         skipped = job.pruning_env.skipped_layers
         folder.write_text("report.md", format_report(job.config, rows, skipped))
         folder.finish([row._asdict() for row in rows])
     except BaseException as stop:
         with suppress(OSError):  # the disk may be full
-            _write_searches(folder, job)
+            write_searches(folder, job, _names(job.config))
         stop.add_note(resume_hint("experiments.compress", folder.path))
         raise
     finally:
@@ -170,94 +170,30 @@ def _default_folder(config: Config) -> Path:
     return Path("runs") / name
 
 
+def _names(config: Config) -> list[str]:
+    """Return the contenders in the order of the table."""
+    if config.policy is not None:
+        return ["policy"]
+    return [name for name in ("uniform", "random") if name != config.algo] + [config.algo]
+
+
 def _contend(job: Job) -> list[Contender]:
-    """Run uniform compression, random search and the agent; the agent goes first."""
+    """Run uniform compression, random search and the agent, which goes first; or a policy."""
+    names = _names(job.config)
+    if names == ["policy"]:
+        return [job.compress("policy", job.config.algo, None)]
     algorithm = job.config.algo
     agent = job.compress(algorithm, algorithm, None)
-    _write_searches(job.folder, job)
+    write_searches(job.folder, job, names)
     spent = (
         agent.pruning.episodes[-1].n_evaluations,
         agent.quantization.episodes[-1].n_evaluations,
     )
     baselines = []
-    for name in ("uniform", "random"):
-        if name != algorithm:
-            baselines.append(job.compress(name, name, spent))
-            _write_searches(job.folder, job)
+    for name in names[:-1]:
+        baselines.append(job.compress(name, name, spent))
+        write_searches(job.folder, job, names)
     return [*baselines, agent]
-
-
-def _write_searches(folder: RunFolder, job: Job) -> None:
-    """Write every episode so far, and the best ones."""
-    rows = []
-    policies: dict[str, dict[str, Any]] = {}
-    names = [name for name in ("uniform", "random") if name != job.config.algo]
-    for name in [*names, job.config.algo]:
-        for stage, value_name in VALUE_NAMES.items():
-            episodes = job.searches.get((name, stage), [])
-            rows += [{"search": name, "stage": stage} | episode.row() for episode in episodes]
-            if any(episode.accuracy is not None for episode in episodes):
-                best = best_episode(episodes)
-                policies.setdefault(name, {})[stage] = {
-                    "layers": best.layers,
-                    value_name: best.values,
-                    "actions": best.actions,
-                    "validation_accuracy": best.accuracy,
-                    "episode": best.index,
-                }
-    folder.write_rows("episodes.csv", rows)
-    folder.write_json("policy.json", policies)
-
-
-def _score(job: Job, folder: RunFolder, contenders: list[Contender]) -> list[Row]:
-    """Write every final network to a file and measure it on the test images, once."""
-    baseline_path = folder.path / "baseline.safetensors"
-    save_checkpoint(job.task.model, baseline_path)
-    full = job.pruning_env.unpruned
-    full_size = baseline_path.stat().st_size
-
-    def measure(
-        name: str, model: nn.Module, macs: int, params: int, size: int, stages: list[Stage]
-    ) -> Row:
-        return Row(
-            network=name,
-            validation_accuracy=job.task.accuracy(model, "validation"),
-            test_error=1.0 - job.task.accuracy(model, "test"),
-            macs=macs / full.macs,
-            params=params / full.params,
-            size_bytes=size,
-            size=size / full_size,
-            within_budget=not stages or size <= job.size_budget_bytes,
-            n_evaluations=sum(s.episodes[-1].n_evaluations for s in stages),
-            seconds=sum(e.seconds for s in stages for e in s.episodes),
-        )
-
-    rows = [measure("baseline", job.task.model, full.macs, full.params, full_size, [])]
-    for contender in contenders:
-        stages = [contender.pruning, contender.quantization]
-        model, best = contender.quantization.model, contender.quantization.best
-        size = save_packed(folder.path / f"network-{contender.name}.safetensors", model)
-        rows.append(
-            measure(contender.name, model, best.dense_macs, best.dense_params, size, stages)
-        )
-    return rows
-
-
-def _draw(folder: RunFolder, contenders: list[Contender]) -> None:
-    labels = {"pruning": "multiply-accumulates per image", "quantization": "bytes (predicted)"}
-    for stage, xlabel in labels.items():
-        results: dict[str, Stage] = {c.name: getattr(c, stage) for c in contenders}
-        rewards = {n: [episode.reward for episode in r.episodes] for n, r in results.items()}
-        value = VALUE_NAMES[stage]
-        chosen = {name: result.best for name, result in results.items()}
-        episodes = {name: result.episodes for name, result in results.items()}
-        folder.write_figure(f"reward-{stage}.png", draw_rewards(rewards, f"Search: {stage}"))
-        folder.write_figure(
-            f"layers-{stage}.png", draw_layers(chosen, value, f"Chosen {value} by layer")
-        )
-        folder.write_figure(
-            f"tradeoff-{stage}.png", draw_tradeoff(episodes, xlabel, f"Every episode: {stage}")
-        )
 
 
 def main() -> None:

@@ -10,7 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from experiments.search import Episode
 
-__all__ = ["draw_layers", "draw_rewards", "draw_tradeoff", "pareto_front"]
+__all__ = [
+    "draw_layers",
+    "draw_pareto",
+    "draw_rewards",
+    "draw_tradeoff",
+    "non_dominated",
+    "pareto_front",
+]
 
 WINDOW = 10
 
@@ -86,3 +93,45 @@ def pareto_front(costs: ArrayLike, accuracies: ArrayLike) -> NDArray[np.int64]:
     best_before = np.maximum.accumulate(np.concatenate([[-np.inf], accuracy[order][:-1]]))
     front: NDArray[np.int64] = order[accuracy[order] > best_before]
     return front
+
+
+def non_dominated(costs: ArrayLike, accuracies: ArrayLike) -> NDArray[np.int64]:
+    """Return the indices of the points that no other beats, by rising first cost.
+
+    A point beats another if it is no worse in anything and better in something; of equal points the
+    first is kept.
+
+    Args:
+        costs: (n, k) lower is better.
+        accuracies: (n,) higher is better.
+    """
+    points = np.column_stack([np.asarray(costs, np.float64), -np.asarray(accuracies, np.float64)])
+    _, first = np.unique(points, axis=0, return_index=True)
+    # np.unique sorts by the first column, then the next: nothing is beaten by what comes later.
+    front = [i for i in first if not _is_beaten(points[i], points[first])]
+    return np.array(front, np.int64)
+
+
+def _is_beaten(point: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
+    no_worse, better = (others <= point).all(axis=1), (others < point).any(axis=1)
+    return bool((no_worse & better).any())
+
+
+def draw_pareto(episodes: Sequence[Episode], front: Sequence[Episode]) -> Figure:
+    """Draw accuracy against dense MACs, coloured by non-zero parameters; the front is ringed."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    points = axes.scatter(
+        [e.dense_macs for e in episodes],
+        [e.accuracy or 0.0 for e in episodes],
+        c=[e.sparse_params for e in episodes],
+        s=12,
+        cmap="viridis",
+    )
+    ringed = ([e.dense_macs for e in front], [e.accuracy or 0.0 for e in front])
+    axes.scatter(*ringed, s=60, facecolors="none", edgecolors="k", label="not dominated")
+    figure.colorbar(points, label="non-zero parameters")
+    axes.set(xlabel="dense multiply-accumulates per image", ylabel="validation accuracy")
+    axes.set_title("Pruned networks: MACs, non-zero parameters, accuracy")
+    axes.legend(loc="lower right")
+    return figure

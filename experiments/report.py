@@ -8,12 +8,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 __all__ = ["Row", "format_markdown", "format_report", "print_rows", "read_rows"]
 
-HEADINGS = ("network", "test error %", "MACs %", "params %", "bytes", "size %", "evals")
+HEADINGS = (
+    "network",
+    "test error %",
+    "MACs %",
+    "sparse MACs %",
+    "params %",
+    "sparse params %",
+    "bytes",
+    "size %",
+    "evals",
+)
 
 
 class Row(NamedTuple):
@@ -27,8 +38,12 @@ class Row(NamedTuple):
     """Fraction of test images that it gets wrong."""
     macs: float
     """Dense multiply-accumulates, a fraction of the baseline's."""
+    sparse_macs: float
+    """Multiply-accumulates by non-zero weights, a fraction of the baseline's dense ones."""
     params: float
     """Stored parameters, a fraction of the baseline's."""
+    sparse_params: float
+    """Non-zero parameters, a fraction of the baseline's stored ones."""
     size_bytes: int
     """Bytes of the file on disk."""
     size: float
@@ -42,7 +57,13 @@ class Row(NamedTuple):
 
     def cells(self) -> tuple[str, ...]:
         """Format the columns of `HEADINGS`."""
-        percents = (self.test_error, self.macs, self.params)
+        percents = (
+            self.test_error,
+            self.macs,
+            self.sparse_macs,
+            self.params,
+            self.sparse_params,
+        )
         return (
             self.network,
             *(f"{100 * p:.2f}" for p in percents),
@@ -60,7 +81,14 @@ def read_rows(path: Path) -> list[Row]:
 
 def print_rows(console: Console, rows: list[Row]) -> None:
     """Print the final table."""
-    table = Table(title="Final networks")
+    # Nine columns fit into 80 characters.
+    table = Table(
+        title="Final networks",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for number, heading in enumerate(HEADINGS):
         first = number == 0
         table.add_column(heading, justify="left" if first else "right", no_wrap=first)
@@ -93,6 +121,8 @@ def format_report(config: Any, rows: list[Row], skipped: dict[str, str]) -> str:
             "",
             "Errors are on the test images, which no search has seen. Sizes are bytes on disk:",
             "float32 safetensors for the baseline, bit-packed safetensors for the others.",
+            "MACs and parameters count tensors as they are; sparse ones count what is not zero,",
+            "which does not make dense kernels faster.",
             "The best episode of each search was chosen by validation accuracy. A size is (over)",
             "the budget if so little was pruned that even 1 bit everywhere does not meet it.",
             "",

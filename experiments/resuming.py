@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.type_aliases import PolicyPredictor
 
-from agents import Random, Uniform
+from agents import Random
 from experiments.agent_state import agent_state, restore_agent
 from experiments.run_folder import RunFolder
 from experiments.search import Episode, EpisodeLog, run_learner, run_policy
@@ -55,7 +56,7 @@ class ResumableSearch:
         self._finish()
 
     def act(
-        self, policy: Random | Uniform, n_episodes: int, n_evaluations: int | None = None
+        self, policy: PolicyPredictor, n_episodes: int, n_evaluations: int | None = None
     ) -> None:
         """Let a policy act that does not learn, until there are enough episodes or evaluations."""
         observations = None
@@ -81,12 +82,13 @@ class ResumableSearch:
         self._folder.write_state(self._name, {"is_finished": True, "episodes": episodes})
 
 
-def _policy_state(policy: Random | Uniform) -> dict[str, Any] | None:
-    if isinstance(policy, Uniform):
+def _policy_state(policy: PolicyPredictor) -> dict[str, Any] | None:
+    """Return the state of a policy that draws; others are done after an episode."""
+    if not isinstance(policy, Random):
         return None
     return dict(policy.action_space.np_random.bit_generator.state)
 
 
-def _restore_policy(policy: Random | Uniform, state: dict[str, Any] | None) -> None:
+def _restore_policy(policy: PolicyPredictor, state: dict[str, Any] | None) -> None:
     if isinstance(policy, Random) and state is not None:
         policy.action_space.np_random.bit_generator.state = state

@@ -6,6 +6,7 @@ was stopped goes on where it was.
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,6 +27,7 @@ from compress_env.seeding import derive_generator
 from compress_env.task import select_device
 from experiments.actors import open_actors
 from experiments.algorithms import make_learner
+from experiments.policies import Script, StagePolicy, read_policy
 from experiments.progress import SearchProgress
 from experiments.resuming import ResumableSearch, read_finished
 from experiments.run_folder import RunFolder
@@ -71,6 +73,7 @@ class Job:
         self.console = console
         self.folder = folder
         self.searches = {}
+        self._policy = read_policy(config.policy, config.algo) if config.policy else {}
         # On the CPU: worker processes are sent what the environments are made from.
         self._data = load_data(config.dataset, data_root=config.data_root, download=config.download)
         self.pruning_env = PruningEnv(
@@ -194,19 +197,23 @@ class Job:
         if finished is not None:
             self.searches[key] = finished
             return finished
-        is_uniform = algorithm == "uniform"
-        total = 1 if is_uniform else n_evaluations or self.config.episodes
+        given = self._policy.get(key[1])
+        is_single = algorithm == "uniform" or given is not None
+        total = 1 if is_single else n_evaluations or self.config.episodes
         progress = SearchProgress(
             ": ".join(key), total, self.folder, self.console, tensorboard=self.config.tensorboard
         )
         with (
-            open_actors(env, 1 if is_uniform else self.config.n_envs) as actors,
+            open_actors(env, 1 if is_single else self.config.n_envs) as actors,
             progress.shown(),
         ):
             log = EpisodeLog(actors, progress.advance)
             self.searches[key] = log.episodes
             search = ResumableSearch(name, log, self.folder)
-            if is_uniform:
+            if given is not None:
+                search.act(Script(given), 1)
+                _check_values(log.episodes[0], given)
+            elif algorithm == "uniform":
                 search.act(Uniform(env.uniform_value() / env.value_scale), 1)
             elif algorithm == "random":
                 policy = Random(log.observation_space, log.action_space, self.config.seed)
@@ -224,3 +231,19 @@ class Job:
             folder = self.folder.path / "tensorboard" / name
             agent.set_logger(configure(str(folder), ["tensorboard"]))
         return agent
+
+
+def _check_values(episode: Episode, policy: StagePolicy) -> None:
+    """Check that a policy has done here what it did in the run that it is from.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    if episode.layers != policy.layers:
+        raise ValueError(f"the policy decides {policy.layers}, this network {episode.layers}")
+    for layer, now, then in zip(episode.layers, episode.values, policy.values, strict=True):
+        if not math.isclose(now, then, abs_tol=1e-9):
+            raise ValueError(
+                f"the policy was found under other settings: of {layer} it made {then}, here "
+                f"{now}; give the settings of its run"
+            )

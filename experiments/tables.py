@@ -25,7 +25,9 @@ __all__ = ["Config", "main", "mean_interval", "read_runs", "summarize"]
 COLUMNS = {
     "test_error": "test error %",
     "macs": "MACs %",
+    "sparse_macs": "sparse MACs %",
     "params": "params %",
+    "sparse_params": "sparse params %",
     "size": "size %",
 }
 FREE = {"seed", "out", "data_root", "download", "device", "store", "tensorboard", "resume"}
@@ -86,12 +88,13 @@ def mean_interval(values: ArrayLike) -> tuple[float, float]:
 def summarize(rows: pd.DataFrame) -> str:
     """Format the means over seeds, and the agent's difference to each baseline, as Markdown."""
     networks = list(dict.fromkeys(rows["network"]))
+    columns = {name: heading for name, heading in COLUMNS.items() if name in rows}
     lines = []
     for network in networks:
         mine = rows[rows["network"] == network]
-        cells = [_format(100.0 * mine[column].to_numpy()) for column in COLUMNS]
+        cells = [_format(100.0 * mine[column].to_numpy()) for column in columns]
         lines.append((network, *cells, f"{mine['n_evaluations'].mean():.0f}"))
-    table = format_markdown(("network", *COLUMNS.values(), "evals"), lines)
+    table = format_markdown(("network", *columns.values(), "evals"), lines)
     agent, errors = networks[-1], rows.pivot(index="seed", columns="network", values="test_error")
     verdicts = [
         f"- {agent} minus {other}: {_format(100.0 * (errors[agent] - errors[other]).to_numpy())} "

@@ -7,6 +7,7 @@ import importlib.util
 import re
 import sys
 import types
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -332,3 +333,13 @@ def test_naming_a_task_changes_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert not task.model.training
     assert all(torch.equal(v, before[k]) for k, v in task.model.state_dict().items())
+
+
+def test_what_cannot_be_identified_is_not_shared_and_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = CompressionTask(seeded(PlainNet), make_data(), device="cpu")
+    monkeypatch.setattr(type(task.data), "digest", lambda self: uuid.uuid4().hex)
+    names = {task_fingerprint(task, PruningEnv, {}) for _ in range(2)}
+    assert len(names) == 2
+    assert "results are not shared" in caplog.text

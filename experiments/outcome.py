@@ -1,0 +1,137 @@
+"""What the main job leaves in its folder: episodes, policies, networks, tables and figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from compress_env.envs.pruning import PruningEnv
+from compress_env.envs.quantization import QuantizationEnv
+from compress_env.layers import dense_macs, dense_params, sparse_macs, sparse_params
+from compress_env.models import save_checkpoint
+from compress_env.quantization.packing import save_packed
+from experiments.figures import (
+    draw_layers,
+    draw_pareto,
+    draw_rewards,
+    draw_tradeoff,
+    non_dominated,
+)
+from experiments.report import Row
+from experiments.run_folder import RunFolder
+from experiments.search import Episode, best_episode
+from experiments.stages import Contender, Job, Stage
+
+__all__ = ["draw_searches", "score_networks", "write_pareto", "write_searches"]
+
+VALUE_NAMES = {"pruning": PruningEnv.value_name, "quantization": QuantizationEnv.value_name}
+
+
+def write_searches(folder: RunFolder, job: Job, names: list[str]) -> None:
+    """Write every episode so far, and the best ones as policies.
+
+    Args:
+        folder: The run folder.
+        job: The job.
+        names: Its contenders, in the order in which they are told.
+    """
+    rows = []
+    policies: dict[str, dict[str, Any]] = {}
+    for name in names:
+        for stage, value_name in VALUE_NAMES.items():
+            episodes = job.searches.get((name, stage), [])
+            rows += [{"search": name, "stage": stage} | episode.row() for episode in episodes]
+            if any(episode.accuracy is not None for episode in episodes):
+                best = best_episode(episodes)
+                policies.setdefault(name, {})[stage] = _policy(best, value_name)
+    folder.write_rows("episodes.csv", rows)
+    folder.write_json("policy.json", policies)
+
+
+def _policy(episode: Episode, value_name: str) -> dict[str, Any]:
+    """Return what `--policy` reads, and a person."""
+    return {
+        "layers": episode.layers,
+        value_name: episode.values,
+        "actions": episode.actions,
+        "validation_accuracy": episode.accuracy,
+        "episode": episode.index,
+    }
+
+
+def write_pareto(folder: RunFolder, contenders: list[Contender]) -> None:
+    """Write the pruned networks that no other beats, each with a policy to make it again.
+
+    What counts is dense MACs, non-zero parameters and validation accuracy, of every finished
+    episode of every search.
+    """
+    archive = [
+        (contender.name, episode)
+        for contender in contenders
+        for episode in contender.pruning.episodes
+        if episode.accuracy is not None
+    ]
+    costs = [(e.dense_macs, e.sparse_params) for _, e in archive]
+    front = non_dominated(costs, [e.accuracy or 0.0 for _, e in archive])
+    rows = []
+    (folder.path / "pareto").mkdir(exist_ok=True)
+    for number, place in enumerate(front):
+        name, episode = archive[place]
+        policy = f"pareto/policy-{number:03}.json"
+        folder.write_json(policy, {name: {"pruning": _policy(episode, VALUE_NAMES["pruning"])}})
+        rows.append({"policy": policy, "search": name} | episode.row())
+    folder.write_rows("pareto.csv", rows)
+    points = [episode for _, episode in archive]
+    folder.write_figure("pareto.png", draw_pareto(points, [points[place] for place in front]))
+
+
+def score_networks(job: Job, folder: RunFolder, contenders: list[Contender]) -> list[Row]:
+    """Write every final network to a file and measure it on the test images, once."""
+    baseline_path = folder.path / "baseline.safetensors"
+    save_checkpoint(job.task.model, baseline_path)
+    full = job.pruning_env.unpruned
+    full_size = baseline_path.stat().st_size
+
+    def measure(name: str, model: nn.Module, size: int, stages: list[Stage]) -> Row:
+        positions = job.pruning_env.positions
+        return Row(
+            network=name,
+            validation_accuracy=job.task.accuracy(model, "validation"),
+            test_error=1.0 - job.task.accuracy(model, "test"),
+            macs=dense_macs(model, positions) / full.macs,
+            sparse_macs=sparse_macs(model, positions) / full.macs,
+            params=dense_params(model) / full.params,
+            sparse_params=sparse_params(model) / full.params,
+            size_bytes=size,
+            size=size / full_size,
+            within_budget=not stages or size <= job.size_budget_bytes,
+            n_evaluations=sum(s.episodes[-1].n_evaluations for s in stages),
+            seconds=sum(e.seconds for s in stages for e in s.episodes),
+        )
+
+    rows = [measure("baseline", job.task.model, full_size, [])]
+    for contender in contenders:
+        stages = [contender.pruning, contender.quantization]
+        model = contender.quantization.model
+        size = save_packed(folder.path / f"network-{contender.name}.safetensors", model)
+        rows.append(measure(contender.name, model, size, stages))
+    return rows
+
+
+def draw_searches(folder: RunFolder, contenders: list[Contender]) -> None:
+    """Draw rewards, choices and trade-offs of both stages."""
+    labels = {"pruning": "multiply-accumulates per image", "quantization": "bytes (predicted)"}
+    for stage, xlabel in labels.items():
+        results: dict[str, Stage] = {c.name: getattr(c, stage) for c in contenders}
+        rewards = {n: [episode.reward for episode in r.episodes] for n, r in results.items()}
+        value = VALUE_NAMES[stage]
+        chosen = {name: result.best for name, result in results.items()}
+        episodes = {name: result.episodes for name, result in results.items()}
+        folder.write_figure(f"reward-{stage}.png", draw_rewards(rewards, f"Search: {stage}"))
+        folder.write_figure(
+            f"layers-{stage}.png", draw_layers(chosen, value, f"Chosen {value} by layer")
+        )
+        folder.write_figure(
+            f"tradeoff-{stage}.png", draw_tradeoff(episodes, xlabel, f"Every episode: {stage}")
+        )
