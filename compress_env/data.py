@@ -1,4 +1,8 @@
-"""Named data sets: a dict of builders, each of which makes a `DataBundle`."""
+"""Named data sets: a dict of builders, each of which makes a `DataBundle`.
+
+torchvision and scikit-learn's data sets are imported by who needs them: each takes about as long to
+import as PyTorch, and every worker process imports this module.
+"""
 
 import copy
 import functools
@@ -17,13 +21,10 @@ from typing import Any
 import numpy as np
 import platformdirs
 import torch
-import torchvision
 from filelock import FileLock
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
-from torchvision.transforms import v2
 
 from compress_env.checkpoints import cache_dir, cache_lock, write_to_cache
 from compress_env.datasets import (
@@ -204,6 +205,8 @@ def _digits(request: DataRequest) -> DataBundle:
     size = 32 if request.size is None else request.size
     if size < 8:
         raise ValueError(f"the size of digits must be at least 8, got {size}")
+    from sklearn.datasets import load_digits
+
     pixels, digits = load_digits(return_X_y=True)
     # (n, 64) -> (n, 1, 8, 8)
     images = torch.from_numpy(pixels / 16).float().reshape(-1, 1, 8, 8)
@@ -242,14 +245,29 @@ class _Official:
     """A torchvision data set that fits in memory, with its official training and test images."""
 
     name: str
-    reader: Any
+    reader_name: str
     """torchvision's class."""
-    files: tuple[str, ...]
-    """The files that must be there, relative to the data root, all in one directory."""
     mean: Sequence[float]
     std: Sequence[float]
     augment: Augment
     num_classes: int = 10
+
+    @property
+    def reader(self) -> Any:
+        """The class itself."""
+        from torchvision import datasets
+
+        return getattr(datasets, self.reader_name)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that must be there, relative to the data root, all in one directory."""
+        reader = self.reader
+        if hasattr(reader, "resources"):  # of the MNIST family
+            names = [file.removesuffix(".gz") for file, _ in reader.resources]
+            return tuple(f"{reader.__name__}/raw/{name}" for name in names)
+        names = [file for file, _ in reader.train_list + reader.test_list]
+        return tuple(f"{reader.base_folder}/{name}" for name in [*names, reader.meta["filename"]])
 
     def __call__(self, request: DataRequest) -> DataBundle:
         """Split the test images in two and keep at most 50,000 of the training images."""
@@ -264,8 +282,9 @@ class _Official:
         return _bundle(self.name, request, self.num_classes, train, test)
 
     def _read(self, request: DataRequest) -> tuple[TensorSource, TensorSource]:
-        directory = (request.root / self.files[0]).parent
-        missing = [file for file in self.files if not (request.root / file).is_file()]
+        files = self.files
+        directory = (request.root / files[0]).parent
+        missing = [file for file in files if not (request.root / file).is_file()]
         if missing and not request.download:
             raise FileNotFoundError(
                 f"{self.name}: no {missing[0]} in {request.root}; download it with download=True "
@@ -295,16 +314,6 @@ class _Official:
         return TensorSource(images, labels, mean=self.mean, std=self.std, augment=augment)
 
 
-def _mnist_files(reader: Any) -> tuple[str, ...]:
-    names = [file.removesuffix(".gz") for file, _ in reader.resources]
-    return tuple(f"{reader.__name__}/raw/{name}" for name in names)
-
-
-def _cifar_files(reader: Any) -> tuple[str, ...]:
-    names = [file for file, _ in reader.train_list + reader.test_list]
-    return tuple(f"{reader.base_folder}/{name}" for name in [*names, reader.meta["filename"]])
-
-
 def _reason(error: BaseException) -> str:
     """Return the first line of an error's message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
@@ -312,6 +321,9 @@ def _reason(error: BaseException) -> str:
 
 def _imagenet(request: DataRequest) -> DataBundle:
     """ImageNet (ILSVRC 2012), read from `root/imagenet` in torchvision's layout."""
+    from torchvision import datasets
+    from torchvision.transforms import v2
+
     root = request.root / "imagenet"
     size = 224 if request.size is None else request.size
     needed = {"meta.bin": "devkit_t12.tar.gz", "train": "img_train.tar", "val": "img_val.tar"}
@@ -322,8 +334,8 @@ def _imagenet(request: DataRequest) -> DataBundle:
                 "automatically: put it there or set data_root= (--data-root)"
             )
     try:
-        train = torchvision.datasets.ImageNet(root, "train")
-        held_out = torchvision.datasets.ImageNet(root, "val")
+        train = datasets.ImageNet(root, "train")
+        held_out = datasets.ImageNet(root, "val")
     except _READ_ERRORS as error:
         raise ValueError(f"imagenet: corrupt file in {root} ({_reason(error)})") from error
     # 256 for 224, the usual evaluation crop.
@@ -338,13 +350,15 @@ def _imagenet(request: DataRequest) -> DataBundle:
 
 def _folder(request: DataRequest) -> DataBundle:
     """Any tree of `train/CLASS/IMAGE` with `val` and `test` beside `train`, or one of them."""
+    from torchvision import datasets
+
     splits = [split for split in ("train", "val", "test") if (request.root / split).is_dir()]
     if "train" not in splits or len(splits) == 1:
         raise FileNotFoundError(
             f"folder: expected train/ and val/ or test/ in {request.root}; name the tree with "
             "data_root= (--data-root)"
         )
-    trees = [torchvision.datasets.ImageFolder(request.root / split) for split in splits]
+    trees = [datasets.ImageFolder(request.root / split) for split in splits]
     classes = trees[0].classes
     for split, tree in zip(splits, trees, strict=True):
         if tree.classes != classes:
@@ -354,6 +368,8 @@ def _folder(request: DataRequest) -> DataBundle:
 
 def _folder_sources(trees: Sequence[Any], size: int | None) -> list[ImageSource]:
     """Keep the images of all trees in memory if they fit, otherwise read them when needed."""
+    from torchvision.transforms import v2
+
     for tree in trees:
         tree.transform = v2.PILToTensor() if size is None else _resize(size, size)
     shape = _decode(trees[0], 0).shape
@@ -423,8 +439,10 @@ def _write_array(images: NDArray[np.uint8], path: Path) -> None:
         np.save(file, images, allow_pickle=False)
 
 
-def _resize(shorter_side: int, size: int) -> v2.Transform:
+def _resize(shorter_side: int, size: int) -> Any:
     """Resize the shorter side and cut out the middle: uint8 tensor (3, size, size)."""
+    from torchvision.transforms import v2
+
     return v2.Compose([v2.Resize(shorter_side), v2.CenterCrop(size), v2.PILToTensor()])
 
 
@@ -444,32 +462,28 @@ DATASETS: dict[str, Callable[[DataRequest], DataBundle]] = {
     "digits": _digits,
     "mnist": _Official(
         name="mnist",
-        reader=torchvision.datasets.MNIST,
-        files=_mnist_files(torchvision.datasets.MNIST),
+        reader_name="MNIST",
         mean=(0.1307,),
         std=(0.3081,),
         augment=RandomCropFlip(padding=2, flip=False),
     ),
     "fashion_mnist": _Official(
         name="fashion_mnist",
-        reader=torchvision.datasets.FashionMNIST,
-        files=_mnist_files(torchvision.datasets.FashionMNIST),
+        reader_name="FashionMNIST",
         mean=(0.2860,),
         std=(0.3530,),
         augment=RandomCropFlip(padding=2),
     ),
     "cifar10": _Official(
         name="cifar10",
-        reader=torchvision.datasets.CIFAR10,
-        files=_cifar_files(torchvision.datasets.CIFAR10),
+        reader_name="CIFAR10",
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
         augment=RandomCropFlip(padding=4),
     ),
     "cifar100": _Official(
         name="cifar100",
-        reader=torchvision.datasets.CIFAR100,
-        files=_cifar_files(torchvision.datasets.CIFAR100),
+        reader_name="CIFAR100",
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
         num_classes=100,

@@ -25,8 +25,10 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep baselines that tests train out of the user's cache, and train each once."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COMPRESS_ENV_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("COMPRESS_ENV_CACHE", str(shared / "cache"))
         patch.setenv("COMPRESS_ENV_DATA", str(DATA_ROOT))
         yield
 
