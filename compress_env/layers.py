@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 __all__ = [
     "FLOAT_BYTES",
     "Layer",
+    "check_weights",
     "compute_layers",
     "dense_macs",
     "dense_params",
@@ -72,6 +74,20 @@ def compute_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     return {name: m for name, m in model.named_modules() if isinstance(m, LAYER_TYPES)}
 
 
+def check_weights(model: nn.Module) -> None:
+    """Check that every parameter has values.
+
+    Raises:
+        ValueError: If a lazy module has not seen an image yet, so that its weights are to come.
+    """
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise ValueError(
+            f"{lazy[0]!r} of the network has no values yet: lazy modules must be run on an image, "
+            "and trained, before they are compressed"
+        )
+
+
 def describe_layer(name: str, module: nn.Module, positions: int, n_calls: int = 1) -> Layer:
     """Describe a live module that has `positions` output positions per image.
 
@@ -100,7 +116,11 @@ def layer_table(model: nn.Module, image: Tensor) -> tuple[Layer, ...]:
 
     Returns:
         One row per layer that the forward pass reaches, in the order of its first call.
+
+    Raises:
+        ValueError: If a parameter of a lazy module has no values yet.
     """
+    check_weights(model)
     calls: dict[str, list[int]] = {}
 
     def record(name: str, output: Tensor) -> None:

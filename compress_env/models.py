@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,18 @@ from compress_env.checkpoints import (
     write_to_cache,
 )
 from compress_env.data import DataBundle, ImageSource
-from compress_env.resnet import resnet20
+from compress_env.networks.dense import densenet_small
+from compress_env.networks.libraries import LIBRARIES
+from compress_env.networks.mobile import mobilenet_v1, mobilenet_v2_narrow
+from compress_env.networks.plain import cnn4, lenet5, vgg8, vgg16, vgg19
+from compress_env.networks.resnet import (
+    resnet20,
+    resnet20_padded,
+    resnet56,
+    resnet56_padded,
+    resnet110,
+    resnet110_padded,
+)
 from compress_env.seeding import global_seed
 
 __all__ = [
@@ -30,6 +40,7 @@ __all__ = [
     "RECIPES",
     "Recipe",
     "build_model",
+    "check_model_name",
     "load_baseline",
     "load_checkpoint",
     "save_checkpoint",
@@ -58,39 +69,26 @@ class Recipe:
     """Seed of the initial weights, the order of the images and their augmentation."""
 
 
-def _lenet5(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    """LeNet-5 (LeCun et al., 1998) with ReLU and max-pooling.
-
-    Images smaller than 32x32 are padded in the first convolution, so that the number of parameters
-    depends on the channels and the classes only: 61,706 for 1 channel and 10 classes.
-    """
-    channels, height, width = image_shape
-    if max(height, width) > 32:
-        raise ValueError(f"lenet5 takes images of up to 32x32, got {height}x{width}")
-    padding = (math.ceil((32 - height) / 2), math.ceil((32 - width) / 2))
-    return nn.Sequential(
-        OrderedDict(
-            conv1=nn.Conv2d(channels, 6, 5, padding=padding),
-            relu1=nn.ReLU(),
-            pool1=nn.MaxPool2d(2),
-            conv2=nn.Conv2d(6, 16, 5),
-            relu2=nn.ReLU(),
-            pool2=nn.MaxPool2d(2),
-            flatten=nn.Flatten(),  # (b, 16, 5, 5) -> (b, 400)
-            fc1=nn.Linear(16 * 5 * 5, 120),
-            relu3=nn.ReLU(),
-            fc2=nn.Linear(120, 84),
-            relu4=nn.ReLU(),
-            fc3=nn.Linear(84, num_classes),
-        )
-    )
-
-
 MODELS: dict[str, Callable[[int, tuple[int, int, int]], nn.Module]] = {
-    "lenet5": _lenet5,
+    "lenet5": lenet5,
+    "cnn4": cnn4,
+    "vgg8": vgg8,
+    "vgg16": vgg16,
+    "vgg19": vgg19,
     "resnet20": resnet20,
+    "resnet56": resnet56,
+    "resnet110": resnet110,
+    "resnet20_padded": resnet20_padded,
+    "resnet56_padded": resnet56_padded,
+    "resnet110_padded": resnet110_padded,
+    "mobilenet_v1": mobilenet_v1,
+    "mobilenet_v2_narrow": mobilenet_v2_narrow,
+    "densenet_small": densenet_small,
 }
-"""Builders by name: (num_classes, image_shape) -> network with random weights."""
+"""Builders by name: (num_classes, image_shape) -> network with random weights.
+
+Besides these, `torchvision/NAME` and `timm/NAME` are the networks of those packages.
+"""
 
 RECIPES: dict[tuple[str, str], Recipe] = {
     ("lenet5", "digits"): Recipe(epochs=30, batch_size=32, label_smoothing=0.1),
@@ -104,7 +102,7 @@ def build_model(name: str, num_classes: int, image_shape: tuple[int, int, int]) 
     """Build a named network with random weights.
 
     Args:
-        name: A key of `MODELS`.
+        name: A key of `MODELS`, or `torchvision/NAME` or `timm/NAME`.
         num_classes: Number of logits, at least 1.
         image_shape: Shape of one image, (C, H, W), each at least 1.
 
@@ -113,15 +111,30 @@ def build_model(name: str, num_classes: int, image_shape: tuple[int, int, int]) 
 
     Raises:
         ValueError: If the name is unknown or the network cannot take the sizes.
+        ImportError: If it is a network of a package that is not installed.
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; valid names: {', '.join(MODELS)}")
+    check_model_name(name)
     if num_classes < 1 or len(image_shape) != 3 or min(image_shape) < 1:
         raise ValueError(
             "expected num_classes of at least 1 and image_shape (C, H, W) of at least (1, 1, 1), "
             f"got {num_classes} and {tuple(image_shape)}"
         )
+    library, _, network = name.partition("/")
+    if network:
+        return LIBRARIES[library](network, num_classes, image_shape)
     return MODELS[name](num_classes, image_shape)
+
+
+def check_model_name(name: str) -> None:
+    """Check that a name is one of `MODELS`, or may be one of a package's networks.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    library, _, network = name.partition("/")
+    if name not in MODELS and not (library in LIBRARIES and network):
+        names = [*MODELS, *(f"{library}/NAME" for library in LIBRARIES)]
+        raise ValueError(f"unknown model {name!r}; valid names: {', '.join(names)}")
 
 
 def load_baseline(
@@ -139,7 +152,7 @@ def load_baseline(
     wait. PyTorch's global random state is left as it was.
 
     Args:
-        name: A key of `MODELS`.
+        name: As in `build_model`.
         data: The data; only its training images are used.
         checkpoint: A file of weights to load instead: see `load_checkpoint`.
         device: Where to train and where the network goes.
@@ -179,7 +192,10 @@ def _train_cached(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Fill `model` from the cache, or train it and fill the cache."""
-    path = cache_dir() / "baselines" / f"{name}-{data.name}-{_digest(recipe, data)}.safetensors"
+    file_name = name.replace("/", "-")
+    path = (
+        cache_dir() / "baselines" / f"{file_name}-{data.name}-{_digest(recipe, data)}.safetensors"
+    )
     with cache_lock(path):
         if not _restore(model, path):
             _logger.info("training %s on %s for %d epochs", name, data.name, recipe.epochs)

@@ -5,18 +5,21 @@
 - `store`: the same search by PPO and by QCriticPPO without a store, with one that is empty at first
   (cold), and with one that has every step (warm).
 - `actors`: QCriticPPO with one and with two worker processes, without a store.
+- `lasso`: the choice of half of a 3x3 convolution's channels by the lasso's path, and by bisection
+  over lambda with coordinate descent, over the channels' Gram matrix and over explicit rows, on
+  drawn data; the memory that pruning takes. It needs neither network nor images.
 
 Every comparison is made in one process, the things compared taking turns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -30,17 +33,21 @@ from compress_env.envs.pruning import PruningEnv, PruningMethod
 from compress_env.models import build_model, load_baseline
 from compress_env.task import FinetuneConfig, select_device
 from experiments.command import resume_hint, run_command
+from experiments.lasso_timing import conv_size, measure_peak_bytes, time_lasso
 from experiments.report import format_markdown
 from experiments.run_folder import RunFolder, resume_run
 from experiments.timing import Rows, time_actors, time_steps, time_stores
 
 __all__ = ["Config", "main", "run"]
 
-Part = Literal["step", "store", "actors"]
+LASSO_TIMES = ("reduction_ms", "path_ms", "gram_ms", "rows_ms")
+T = TypeVar("T")
+Part = Literal["step", "store", "actors", "lasso"]
 TITLES = {
     "step": "A step, medians in milliseconds; ratio = step / bare loop",
     "store": "Searches with and without a store",
     "actors": "QCriticPPO with worker processes, without a store",
+    "lasso": "Selection of channels by the path and by bisection, medians in milliseconds",
 }
 
 
@@ -48,7 +55,7 @@ TITLES = {
 class Config:
     """Settings of the measurements."""
 
-    parts: tuple[Part, ...] = ("step", "store", "actors")
+    parts: tuple[Part, ...] = ("step", "store", "actors", "lasso")
     """What to measure."""
     model: str = "lenet5"
     """Named network."""
@@ -74,6 +81,12 @@ class Config:
     """Environment steps of each search in the part `actors`."""
     algorithms: tuple[str, ...] = ("ppo", "q_critic_ppo")
     """Agents of the part `store`."""
+    lasso_channels: tuple[int, ...] = (64, 256, 512)
+    """Input and output channels of the convolutions of the part `lasso`."""
+    lasso_tolerances: tuple[float, ...] = (1e-4, 1e-6, 1e-8)
+    """Tolerances of coordinate descent; the first is scikit-learn's default."""
+    lasso_repetitions: int = 5
+    """Rounds of the part `lasso`, each of both methods."""
     finetune_steps: int = 20
     """Minibatches of fine-tuning in each step."""
     channels_last: bool = False
@@ -97,7 +110,7 @@ class Config:
         Raises:
             ValueError: If a setting is out of range.
         """
-        for name in ("steps", "search_steps", "actor_steps"):
+        for name in ("steps", "search_steps", "actor_steps", "lasso_repetitions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.methods or not self.parts:
@@ -119,8 +132,12 @@ class Measurement:
         config.check()
         self.config = config
         self.folder = folder
-        self._data = load_data(config.dataset, data_root=config.data_root, download=config.download)
-        self._model = self._load_model(self._data)
+        self._network = None if set(config.parts) == {"lasso"} else self._load_network()
+
+    def _load_network(self) -> tuple[nn.Module, DataBundle]:
+        config = self.config
+        data = load_data(config.dataset, data_root=config.data_root, download=config.download)
+        return self._load_model(data), data
 
     def _load_model(self, data: DataBundle) -> nn.Module:
         config, device = self.config, select_device(self.config.device)
@@ -135,9 +152,9 @@ class Measurement:
     def _env(self, method: PruningMethod, store: StoreOption) -> PruningEnv:
         config = self.config
         settings = FinetuneConfig(channels_last=config.channels_last, bf16=config.bf16)
+        assert self._network is not None  # only the part `lasso` has none
         return PruningEnv(
-            self._model,
-            self._data,
+            *self._network,
             device=config.device,
             method=method,
             flops_budget=config.flops_budget,
@@ -149,25 +166,19 @@ class Measurement:
 
     def measure(self, part: Part) -> Rows:
         """Run all timings of a part, but for those that a stopped measurement has left."""
-        config, last = self.config, self.config.methods[-1]
+        config = self.config
         if part == "step":
-            timed = [
-                self._once(f"step-{method}", partial(self._time_steps, method))
-                for method in config.methods
-            ]
-            return [row for rows in timed for row in rows]
+            return self._each("step", config.methods, self._time_steps)
         if part == "store":
-            timed = [
-                self._once(f"store-{name}", partial(self._time_stores, name))
-                for name in config.algorithms
-            ]
-            return [row for rows in timed for row in rows]
-        # One worker gets one core, as each of two does; and then both.
-        settings = ((1, 1), (1, 2), (2, 1))
-        env = self._env(last, None)
-        return self._once(
-            "actors", lambda: time_actors(env, settings, config.actor_steps, config.seed)
-        )
+            return self._each("store", config.algorithms, self._time_stores)
+        if part == "lasso":
+            return self._each("lasso", config.lasso_channels, self._time_lasso)
+        return self._once("actors", self._time_actors)
+
+    def _each(self, name: str, cases: Sequence[T], measure: Callable[[T], Rows]) -> Rows:
+        """Measure each of several cases once."""
+        timed = [self._once(f"{name}-{case}", partial(measure, case)) for case in cases]
+        return [row for rows in timed for row in rows]
 
     def _once(self, name: str, measure: Callable[[], Rows]) -> Rows:
         """Measure and keep the rows, or return those that were kept."""
@@ -193,6 +204,18 @@ class Measurement:
             "warm": self._env(method, path),
         }
         return time_stores(envs, algorithm, self.config.search_steps, self.config.seed)
+
+    def _time_actors(self) -> Rows:
+        # One worker gets one core, as each of two does; and then both.
+        settings = ((1, 1), (1, 2), (2, 1))
+        env = self._env(self.config.methods[-1], None)
+        return time_actors(env, settings, self.config.actor_steps, self.config.seed)
+
+    def _time_lasso(self, n_channels: int) -> Rows:
+        config, size = self.config, conv_size(n_channels)
+        peak_bytes = measure_peak_bytes(size, config.seed)
+        rows = time_lasso(size, config.lasso_tolerances, config.lasso_repetitions, config.seed)
+        return [row | {"peak_bytes": peak_bytes} for row in rows]
 
 
 def summarize_steps(rows: Rows) -> pd.DataFrame:
@@ -238,10 +261,33 @@ def _actor_table(rows: Rows) -> str:
     return format_markdown(("workers x threads", "steps/s", "times one"), lines)
 
 
+def _lasso_table(rows: Rows) -> str:
+    lines = []
+    for _, group in pd.DataFrame(rows).groupby(["channels", "tolerance"], sort=False):
+        first = group.iloc[0]
+        times = {name: float(group[name].median()) for name in LASSO_TIMES}
+        lines.append(
+            (
+                f"{first['channels']}, {first['tolerance']:.0e}",
+                *(f"{milliseconds:.0f}" for milliseconds in times.values()),
+                f"{times['gram_ms'] / times['path_ms']:.2f}",
+                f"{times['rows_ms'] / times['path_ms']:.0f}",
+                "yes" if group["same"].all() else "no",
+                f"{first['peak_bytes'] / 2**20:.0f}",
+            )
+        )
+    ratios = ("Gram / path", "rows / path", "same support", "peak MiB")
+    return format_markdown(
+        ("C, tolerance", "reduction", "path", "Gram", "rows", *ratios),
+        [tuple(cell.replace("nan", "-") for cell in line) for line in lines],
+    )
+
+
 TABLES: dict[Part, Callable[[Rows], str]] = {
     "step": _step_table,
     "store": _store_table,
     "actors": _actor_table,
+    "lasso": _lasso_table,
 }
 
 

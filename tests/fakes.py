@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -77,7 +78,7 @@ class ShapedNet(PlainNet):
         return self.fc2(torch.relu(self.fc1(hidden.flatten(1))))  # type: ignore[no-any-return]
 
 
-def seeded(build: type[nn.Module], seed: int = 0) -> nn.Module:
+def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     """Build a network with fixed random weights and batch-norm statistics that are not trivial."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

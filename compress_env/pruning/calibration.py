@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compress_env.layers import Layer
+from compress_env.pruning.patches import PatchSampler
 from compress_env.pruning.statistics import (
     LayerStatistics,
-    PatchSampler,
     collect_responses,
     collect_statistics,
 )

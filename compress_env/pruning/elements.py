@@ -13,7 +13,13 @@ from compress_env.layers import compute_layers
 from compress_env.pruning.variational import InformationDropout, remove_elements, saliency
 from compress_env.task import CompressionTask
 
-__all__ = ["VariationalConfig", "prune_elements"]
+__all__ = [
+    "VariationalConfig",
+    "dropout_behind",
+    "measure_information",
+    "prune_elements",
+    "softplus_behind",
+]
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ def measure_information(
     generator: torch.Generator,
 ) -> Tensor:
     """Train with information dropout behind a layer; return what each output keeps, (N,) nats."""
-    with _dropout_behind(model, layer, task.example_image()) as dropout:
+    with dropout_behind(model, layer, task.example_image()) as dropout:
         task.finetune(
             model,
             config.n_steps,
@@ -98,7 +104,7 @@ def measure_information(
 
 
 @contextmanager
-def _dropout_behind(model: nn.Module, layer: str, image: Tensor) -> Iterator[InformationDropout]:
+def dropout_behind(model: nn.Module, layer: str, image: Tensor) -> Iterator[InformationDropout]:
     """Put information dropout behind a layer inside the block, trained with the network."""
     module = compute_layers(model)[layer]
     place = softplus_behind(model, layer, image)

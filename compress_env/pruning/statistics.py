@@ -1,36 +1,79 @@
 """Sufficient statistics of one layer, sampled at fixed places of the calibration images.
 
 Shape legend: b images in a batch, p positions per image, P = b * p rows in all, C input channels,
-k = kh * kw elements of a kernel, D = C * k inputs of one output unit, N output channels,
-L output positions of one image (height times width of a convolution, 1 for a plain linear layer).
+k = kh * kw elements of a kernel, D = C * k inputs of one output unit, N output channels.
+
+A layer with D <= P is described by sums over the rows, a wider one by the rows themselves, so that
+nothing of D x D is ever held for it: each form is the smaller one where it is used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, TypeAlias
+from functools import reduce
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compress_env.pruning.patches import PrunableLayer, sample_patches, sample_responses
+
 __all__ = [
+    "GramStatistics",
     "LayerStatistics",
-    "PatchSampler",
+    "RowStatistics",
     "collect_responses",
     "collect_statistics",
-    "sample_patches",
-    "sample_responses",
 ]
 
 _NARROW = 64  # columns below which one product is faster than a part of it
+_CHUNK = 2**22  # elements that are converted to float64 at a time: 32 MiB
+_MAX_ROW_BYTES = 2**29  # of the inputs held for a wide layer; 5,350 rows of 25,088 in float32
 
-PrunableLayer: TypeAlias = nn.Conv2d | nn.Linear
+Columns: TypeAlias = Tensor | slice
 
 
-class LayerStatistics(NamedTuple):
+class LayerStatistics(Protocol):
     """What channel selection and reconstruction need to know about one layer."""
+
+    @property
+    def gram(self) -> Tensor:
+        """``A = X^T X``, shape (D, D), float64."""
+
+    @property
+    def cross(self) -> Tensor:
+        """``B = X^T Y``, shape (D, N), float64."""
+
+    @property
+    def n_rows(self) -> int:
+        """Number of sampled rows P."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the layer's flattened weight, (N, D)."""
+
+    @property
+    def input_energy(self) -> Tensor:
+        """Sums of squares of the inputs, the diagonal of A, shape (D,), float64."""
+
+    def gram_block(
+        self, rows: Columns, columns: Columns, dtype: torch.dtype = torch.float64
+    ) -> Tensor:
+        """Return a block of A.
+
+        Args:
+            rows: Indices or a slice of its rows.
+            columns: Indices or a slice of its columns.
+            dtype: In which the block is computed if it has to be.
+        """
+
+    def cross_rows(self, rows: Columns, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return rows of B, as :meth:`gram_block` returns a block of A."""
+
+
+class GramStatistics(NamedTuple):
+    """Statistics as sums over the rows, of a layer with no more inputs than rows."""
 
     gram: Tensor
     """``A = X^T X``, shape (D, D), float64."""
@@ -39,110 +82,83 @@ class LayerStatistics(NamedTuple):
     n_rows: int
     """Number of sampled rows P."""
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the layer's flattened weight, (N, D)."""
+        return self.cross.shape[1], self.cross.shape[0]
 
-class PatchSampler:
-    """Draws the output positions at which a layer is observed, the same at every call.
+    @property
+    def input_energy(self) -> Tensor:
+        """Sums of squares of the inputs, shape (D,), float64."""
+        return self.gram.diagonal()
 
-    The positions of a layer depend only on the seed and on its number L of output positions, so
-    that the unpruned and the pruned network are compared at the same places.
+    def gram_block(
+        self, rows: Columns, columns: Columns, dtype: torch.dtype = torch.float64
+    ) -> Tensor:
+        """Return a block of A in float64."""
+        return self.gram[rows][:, columns]
 
-    Args:
-        n_images: Number of calibration images.
-        n_positions: Positions per image; a layer with fewer output positions is observed at all.
-        seed: Seed of the draw.
-
-    Raises:
-        ValueError: If a count is not positive.
-    """
-
-    def __init__(self, n_images: int, n_positions: int = 10, seed: int = 0) -> None:
-        """Check the arguments; nothing is drawn yet."""
-        if n_images < 1 or n_positions < 1:
-            raise ValueError(
-                f"expected n_images >= 1 and n_positions >= 1, got {n_images} and {n_positions}"
-            )
-        self.n_images = n_images
-        self.n_positions = n_positions
-        self.seed = seed
-        self._drawn: dict[int, Tensor] = {}
-
-    def positions(self, n_outputs: int) -> Tensor:
-        """Return the positions for a layer with ``n_outputs`` output positions per image.
-
-        Args:
-            n_outputs: L, the height times the width of a convolution's output; 1 for a linear
-                layer applied to flat features.
-
-        Returns:
-            Flat (row-major) positions, shape (n_images, min(n_positions, L)), int64, on the CPU,
-            without repetition within an image.
-
-        Raises:
-            ValueError: If ``n_outputs`` is not positive.
-        """
-        if n_outputs < 1:
-            raise ValueError(f"expected n_outputs >= 1, got {n_outputs}")
-        if n_outputs not in self._drawn:
-            generator = torch.Generator().manual_seed(self.seed)
-            rows = [
-                torch.randperm(n_outputs, generator=generator)[: self.n_positions].clone()
-                for _ in range(self.n_images)
-            ]
-            self._drawn[n_outputs] = torch.stack(rows)
-        return self._drawn[n_outputs]
+    def cross_rows(self, rows: Columns, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return rows of B in float64."""
+        return self.cross[rows]
 
 
-def sample_patches(inputs: Tensor, layer: PrunableLayer, positions: Tensor) -> Tensor:
-    """Gather the flattened inputs of the sampled outputs, without unfolding the others.
+class RowStatistics(NamedTuple):
+    """Statistics as the rows themselves, of a layer with more inputs than rows."""
 
-    Args:
-        inputs: Input of the layer: (b, C, height, width) for a convolution, (b, ..., D) for a
-            linear layer.
-        layer: A ``Conv2d`` with ``groups=1``, any stride, padding, padding mode and dilation, or
-            a ``Linear``.
-        positions: Flat output positions, shape (b, p), int64.
+    inputs: Tensor
+    """X, shape (P, D), float32 or float64."""
+    responses: Tensor
+    """Y, shape (P, N), float32 or float64."""
 
-    Returns:
-        X, shape (b * p, D), in the dtype of ``inputs``; row ``i * p + j`` belongs to position j of
-        image i, and its columns are ordered as in ``layer.weight.flatten(1)``.
+    @property
+    def gram(self) -> Tensor:
+        """``A = X^T X``, shape (D, D), float64: larger than the rows, and made at each call."""
+        return self.gram_block(slice(None), slice(None))
 
-    Raises:
-        ValueError: If the convolution is grouped, or the batch sizes disagree.
-    """
-    _check_batch(inputs, positions)
-    positions = positions.to(inputs.device)
-    if isinstance(layer, nn.Linear):
-        return _gather_rows(inputs, positions)
-    if layer.groups != 1:
-        raise ValueError(f"expected a Conv2d with groups=1, got groups={layer.groups}")
-    padded = _pad(inputs, layer)
-    index = _patch_index(layer, positions, padded.shape[-2], padded.shape[-1])
-    return _gather_patches(padded, index)
+    @property
+    def cross(self) -> Tensor:
+        """``B = X^T Y``, shape (D, N), float64, made at each call."""
+        return self.cross_rows(slice(None))
 
+    @property
+    def n_rows(self) -> int:
+        """Number of sampled rows P."""
+        return len(self.inputs)
 
-def sample_responses(outputs: Tensor, layer: PrunableLayer, positions: Tensor) -> Tensor:
-    """Gather the pre-activations without bias at the sampled output positions.
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the layer's flattened weight, (N, D)."""
+        return self.responses.shape[1], self.inputs.shape[1]
 
-    Args:
-        outputs: Output of the layer: (b, N, height, width) for a convolution, (b, ..., N) for a
-            linear layer.
-        layer: The layer, for its bias and its kind.
-        positions: Flat output positions, shape (b, p), int64.
+    @property
+    def input_energy(self) -> Tensor:
+        """Sums of squares of the inputs, shape (D,), float64."""
+        return _sum(x.double().square().sum(dim=0) for x in self._chunks(self.inputs))
 
-    Returns:
-        Y, shape (b * p, N), in the dtype of ``outputs``, rows ordered as in
-        :func:`sample_patches`.
+    def gram_block(
+        self, rows: Columns, columns: Columns, dtype: torch.dtype = torch.float64
+    ) -> Tensor:
+        """Return a block of A, computed from the rows in a precision."""
+        return _sum(
+            x[:, rows].to(dtype).T @ x[:, columns].to(dtype) for x in self._chunks(self.inputs)
+        )
 
-    Raises:
-        ValueError: If the batch sizes disagree.
-    """
-    _check_batch(outputs, positions)
-    positions = positions.to(outputs.device)
-    if isinstance(layer, nn.Conv2d):
-        # (b, N, height, width) -> (b, L, N)
-        outputs = outputs.flatten(2).transpose(1, 2)
-    rows = _gather_rows(outputs, positions)
-    return rows if layer.bias is None else rows - layer.bias.detach()
+    def cross_rows(self, rows: Columns, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return rows of B, computed from the rows in a precision."""
+        pairs = zip(self._chunks(self.inputs), self._chunks(self.responses), strict=True)
+        return _sum(x[:, rows].to(dtype).T @ y.to(dtype) for x, y in pairs)
+
+    def row_gram(self, columns: Tensor) -> Tensor:
+        """Return ``X_S X_S^T``, shape (P, P), float64, of some columns S."""
+        total = self.inputs.new_zeros(self.n_rows, self.n_rows, dtype=torch.float64)
+        for part in torch.split(columns, _share(self.n_rows)):
+            _add_gram_(total, self.inputs[:, part].double().T)
+        _mirror_(total)
+        return total
+
+    def _chunks(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(rows, _share(max(self.shape)))
 
 
 def collect_responses(
@@ -196,7 +212,9 @@ def collect_statistics(
     """Return the statistics of the live layer's inputs and the unpruned layer's responses.
 
     The model is run up to the layer in evaluation mode without gradients, and left as it was. The
-    sums are made batch by batch in float64, so that no more than one batch of inputs is held.
+    sums are made batch by batch in float64, so that no more than one batch of inputs is held. The
+    inputs of a layer with more inputs than rows are held instead, up to 512 MiB; of more, evenly
+    spaced rows are.
 
     Args:
         model: The live, partly pruned network.
@@ -220,19 +238,66 @@ def collect_statistics(
         responses = responses[:, out_channels.to(responses.device)]
     # (n_images * p, N) -> (n_images, p, N)
     by_image = responses.reshape(*positions.shape, responses.shape[1])
-    total: LayerStatistics | None = None
+    n_rows, n_inputs = len(responses), layer.weight[0].numel()
+    kind = _GramSums if n_inputs <= n_rows else _RowBuffer
+    collected = kind(n_rows, n_inputs, responses.shape[1], layer.weight)
     start = 0
     for batch in batches:
         places = slice(start, start + len(batch))
         inputs = _run_until_input(model, layer, layer_name, batch)
         x = sample_patches(inputs, layer, positions[places])
-        y = by_image[places].flatten(0, 1)
-        part = _statistics_of(x.double(), y.to(x.device).double())
-        total = part if total is None else _add(total, part)
+        collected.add(x, by_image[places].flatten(0, 1).to(x.device))
         start += len(batch)
     _check_all_used(start, positions)
-    assert total is not None  # there is a position, hence an image
-    return total
+    return collected.result()
+
+
+class _GramSums:
+    """Adds up the sums over the rows."""
+
+    def __init__(self, n_rows: int, n_inputs: int, n_outputs: int, weight: Tensor) -> None:
+        self._gram = weight.new_zeros(n_inputs, n_inputs, dtype=torch.float64)
+        self._cross = weight.new_zeros(n_inputs, n_outputs, dtype=torch.float64)
+        self._n_rows = n_rows
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add rows X, (r, D), and Y, (r, N)."""
+        n_rows = _share(x.shape[1])
+        for part, responses in zip(torch.split(x, n_rows), torch.split(y, n_rows), strict=True):
+            part = part.double()
+            _add_gram_(self._gram, part)
+            self._cross.addmm_(part.T, responses.double())
+
+    def result(self) -> GramStatistics:
+        """Return the statistics of all rows."""
+        _mirror_(self._gram)
+        return GramStatistics(self._gram, self._cross, self._n_rows)
+
+
+class _RowBuffer:
+    """Holds rows, or as many of them, evenly spaced, as its memory allows."""
+
+    def __init__(self, n_rows: int, n_inputs: int, n_outputs: int, weight: Tensor) -> None:
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        n_kept = min(n_rows, max(1, _MAX_ROW_BYTES // (n_inputs * dtype.itemsize)))
+        self._kept = torch.arange(n_kept, device=weight.device) * n_rows // n_kept
+        self._inputs = weight.new_empty(n_kept, n_inputs, dtype=dtype)
+        self._responses = weight.new_empty(n_kept, n_outputs, dtype=dtype)
+        self._n_seen = self._n_held = 0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Take what is to be kept of rows X, (r, D), and Y, (r, N)."""
+        kept = self._kept - self._n_seen
+        kept = kept[(kept >= 0) & (kept < len(x))]
+        places = slice(self._n_held, self._n_held + len(kept))
+        self._inputs[places] = x[kept]
+        self._responses[places] = y[kept]
+        self._n_seen += len(x)
+        self._n_held += len(kept)
+
+    def result(self) -> RowStatistics:
+        """Return the rows."""
+        return RowStatistics(self._inputs, self._responses)
 
 
 class _AllSeenError(Exception):
@@ -305,92 +370,37 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _statistics_of(x: Tensor, y: Tensor) -> LayerStatistics:
-    """Return the statistics of one batch of rows."""
-    return LayerStatistics(_gram(x), x.T @ y, len(x))
-
-
-def _gram(x: Tensor) -> Tensor:
-    """Return ``X^T X``, exactly symmetric, multiplying each pair of wide blocks of columns once."""
+def _add_gram_(total: Tensor, x: Tensor) -> None:
+    """Add ``X^T X`` to the upper triangle, multiplying each pair of wide blocks of columns once."""
     half = x.shape[1] // 2
     if half < _NARROW:
-        return x.T @ x
+        total.addmm_(x.T, x)
+        return
     left, right = x[:, :half], x[:, half:]
-    corner = left.T @ right
-    # two of (D/2, D) -> (D, D)
-    return torch.cat([torch.cat([_gram(left), corner], 1), torch.cat([corner.T, _gram(right)], 1)])
+    total[:half, half:].addmm_(left.T, right)
+    _add_gram_(total[:half, :half], left)
+    _add_gram_(total[half:, half:], right)
 
 
-def _add(left: LayerStatistics, right: LayerStatistics) -> LayerStatistics:
-    """Add two batches' statistics."""
-    return LayerStatistics(
-        left.gram + right.gram, left.cross + right.cross, left.n_rows + right.n_rows
-    )
+def _mirror_(total: Tensor) -> None:
+    """Copy the upper triangle of a square matrix to the lower one, by blocks."""
+    half = len(total) // 2
+    if half < _NARROW:
+        total.copy_(total.triu() + total.triu(1).T)
+        return
+    total[half:, :half] = total[:half, half:].T
+    _mirror_(total[:half, :half])
+    _mirror_(total[half:, half:])
 
 
-def _gather_rows(features: Tensor, positions: Tensor) -> Tensor:
-    """Pick rows of (b, ..., F) features at (b, p) flat positions; the result is (b * p, F)."""
-    # (b, ..., F) -> (b, L, F)
-    rows = features.reshape(len(features), -1, features.shape[-1])
-    image = torch.arange(len(rows), device=rows.device)[:, None]
-    # (b, p, F) -> (b * p, F)
-    return rows[image, positions].flatten(0, 1)
+def _share(width: int) -> int:
+    """Return how many rows of a width are converted at a time."""
+    return max(1, _CHUNK // width)
 
 
-def _gather_patches(padded: Tensor, index: Tensor) -> Tensor:
-    """Pick (b, p, k) flat positions of a padded (b, C, height, width) input."""
-    (n_images, n_channels), (n_positions, n_offsets) = padded.shape[:2], index.shape[1:]
-    # (b, C, height, width) -> (b, C, height * width)
-    flat = padded.flatten(2)
-    # (b, p, k) -> (b, C, p * k), a view: every channel is read at the same places
-    places = index.flatten(1)[:, None].expand(-1, n_channels, -1)
-    # (b, C, p * k) -> (b, C, p, k) -> (b, p, C, k) -> (b * p, C * k)
-    patches = flat.gather(2, places).view(n_images, n_channels, n_positions, n_offsets)
-    return patches.transpose(1, 2).reshape(n_images * n_positions, n_channels * n_offsets)
-
-
-def _patch_index(layer: nn.Conv2d, positions: Tensor, height: int, width: int) -> Tensor:
-    """Return the flat places, (b, p, k), that each output position reads in the padded input."""
-    (kernel_h, kernel_w), (stride_h, stride_w) = layer.kernel_size, layer.stride
-    dilation_h, dilation_w = layer.dilation
-    n_rows, n_columns = _output_size(layer, height, width)
-    _check_range(positions, n_rows * n_columns)
-    first = (positions // n_columns) * stride_h * width + (positions % n_columns) * stride_w
-    offset_h = torch.arange(kernel_h, device=positions.device) * dilation_h * width
-    offset_w = torch.arange(kernel_w, device=positions.device) * dilation_w
-    # (kh, 1) + (1, kw) -> (kh * kw,)
-    offsets = (offset_h[:, None] + offset_w[None, :]).flatten()
-    return first[..., None] + offsets
-
-
-def _output_size(layer: nn.Conv2d, height: int, width: int) -> tuple[int, int]:
-    """Return the output's height and width for a padded input's."""
-    sizes = [
-        (size - dilation * (kernel - 1) - 1) // stride + 1
-        for size, dilation, kernel, stride in zip(
-            (height, width), layer.dilation, layer.kernel_size, layer.stride, strict=True
-        )
-    ]
-    return sizes[0], sizes[1]
-
-
-def _pad(inputs: Tensor, layer: nn.Conv2d) -> Tensor:
-    """Pad an input as the convolution itself would."""
-    (top, bottom), (left, right) = _padding(layer, 0), _padding(layer, 1)
-    if not (top or bottom or left or right):
-        return inputs
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    return F.pad(inputs, (left, right, top, bottom), mode=mode)
-
-
-def _padding(layer: nn.Conv2d, axis: int) -> tuple[int, int]:
-    """Return the padding before and after along an axis; 'same' puts an odd rest after."""
-    if layer.padding == "valid":
-        return 0, 0
-    if isinstance(layer.padding, str):
-        total = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
-        return total // 2, total - total // 2
-    return layer.padding[axis], layer.padding[axis]
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    """Add tensors up in the first one."""
+    return reduce(Tensor.add_, parts)
 
 
 def _layer(model: nn.Module, name: str) -> PrunableLayer:
@@ -411,13 +421,6 @@ def _check_reached(names: Iterable[str], seen: Container[str]) -> None:
         raise ValueError(f"the forward pass did not reach {missing}")
 
 
-def _check_batch(features: Tensor, positions: Tensor) -> None:
-    if len(features) != len(positions):
-        raise ValueError(
-            f"expected positions for {len(features)} images, got them for {len(positions)}"
-        )
-
-
 def _check_rows(responses: Tensor, positions: Tensor) -> None:
     if not positions.numel():
         raise ValueError("expected at least one position, got none")
@@ -428,8 +431,3 @@ def _check_rows(responses: Tensor, positions: Tensor) -> None:
 def _check_all_used(n_images: int, positions: Tensor) -> None:
     if n_images != len(positions):
         raise ValueError(f"expected {len(positions)} images in the batches, got {n_images}")
-
-
-def _check_range(positions: Tensor, n_outputs: int) -> None:
-    if ((positions < 0) | (positions >= n_outputs)).any():
-        raise ValueError(f"expected positions in 0..{n_outputs - 1}, got others")

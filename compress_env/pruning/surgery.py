@@ -1,17 +1,15 @@
-"""Which channels must go together, and how they are removed from a live network.
+"""The walk over the groups of channels of a network, and their removal from a live one.
 
-Torch-Pruning's dependency graph says which slices of which tensors belong to a channel, and its
-pruning functions cut them out. The graph is traced once, on the unpruned network; afterwards a
-channel is always named by its number in that network and `LiveChannels` knows where it is now.
+Groups are found once, on the unpruned network; afterwards a channel is always named by its number
+in that network and `LiveChannels` knows where it is now.
 """
 
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,44 +18,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compress_env.layers import Layer, compute_layers, layer_table
+from compress_env.pruning.checking import SafetyCheck
+from compress_env.pruning.groups import ChannelGroup, Member, Side, group_channels
+from compress_env.pruning.tracing import ChannelTrace, is_depthwise, trace_channels
 
-__all__ = ["ChannelGroup", "Decision", "LiveChannels", "Member", "Walk", "find_walk"]
-
-Side = Literal["in", "out"]
-TOLERANCE = 1e-4  # of the largest logit, for "pruned equals zeroed" in float32
-
-
-class Member(NamedTuple):
-    """One module that loses slices when a channel of a group goes.
-
-    Attributes:
-        module: Dotted name.
-        side: Whether its inputs or its outputs are cut.
-        positions: (n_channels, k) int64, the k positions of each channel along that side.
-        prune: Torch-Pruning's function `(module, positions)` that cuts them out.
-    """
-
-    module: str
-    side: Side
-    positions: NDArray[np.int64]
-    prune: Callable[[nn.Module, list[int]], Any]
-
-
-@dataclass(frozen=True)
-class ChannelGroup:
-    """Channels that are removed together from all `members`; the first member produces them."""
-
-    n_channels: int
-    members: tuple[Member, ...]
-
-    @property
-    def consumers(self) -> tuple[Member, ...]:
-        """The members that read the channels."""
-        return tuple(m for m in self.members if m.side == "in")
-
-    def columns(self, layer: str) -> NDArray[np.int64]:
-        """Positions of each channel among the inputs of a consumer, (n_channels, k) int64."""
-        return next(m.positions for m in self.consumers if m.module == layer)
+__all__ = [
+    "ChannelGroup",
+    "Decision",
+    "LiveChannels",
+    "Member",
+    "Side",
+    "Walk",
+    "find_walk",
+    "zero_channels",
+]
 
 
 @dataclass(frozen=True)
@@ -74,7 +48,7 @@ class Decision:
 
 
 class Walk(NamedTuple):
-    """The decisions in execution order, and the layers left out with the reason."""
+    """The decisions in execution order, and the layers whose inputs stay, with the reason."""
 
     decisions: tuple[Decision, ...]
     skipped: dict[str, str]
@@ -108,10 +82,25 @@ class LiveChannels:
             module = self.model.get_submodule(member.module)
             frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
             with torch.no_grad():
-                member.prune(module, np.flatnonzero(gone).tolist())
+                _cut(module, member.side, np.flatnonzero(gone).tolist())
             for name in frozen:  # Torch-Pruning makes new parameters
                 module.get_parameter(name).requires_grad_(False)
             self._alive[member.module, member.side] = alive[~gone]
+
+
+def _cut(module: nn.Module, side: Side, positions: list[int]) -> None:
+    """Cut positions out of one side of a module, in place."""
+    if isinstance(module, nn.Linear):
+        cutter = tp.prune_linear_in_channels if side == "in" else tp.prune_linear_out_channels
+    elif is_depthwise(module):
+        cutter = tp.prune_depthwise_conv_out_channels
+    elif isinstance(module, nn.Conv2d):
+        cutter = tp.prune_conv_in_channels if side == "in" else tp.prune_conv_out_channels
+    elif isinstance(module, nn.PReLU):
+        cutter = tp.prune_prelu_out_channels
+    else:
+        cutter = tp.prune_batchnorm_out_channels
+    cutter(module, positions)
 
 
 def _width(module: nn.Module, side: Side) -> int:
@@ -119,138 +108,85 @@ def _width(module: nn.Module, side: Side) -> int:
         return module.in_channels if side == "in" else module.out_channels
     if isinstance(module, nn.Linear):
         return module.in_features if side == "in" else module.out_features
-    weight = next(module.parameters(), None)
-    width = getattr(module, "num_features", None) or (0 if weight is None else weight.shape[0])
-    return int(width)
+    if isinstance(module, nn.PReLU):
+        return module.num_parameters
+    width = module.num_features
+    assert isinstance(width, int)
+    return width
 
 
 def find_walk(model: nn.Module, image: Tensor) -> Walk:
     """Find the pruning decisions of a network.
 
+    A copy of the network is examined on the CPU: what the walk is does not depend on the device,
+    whose kernels may be too coarse to tell what is safe.
+
     Args:
         model: The unpruned network; not changed.
-        image: One batch of images, (b, C, H, W) float32, on the model's device.
+        image: One batch of images, (b, C, H, W) float32.
 
     Returns:
         One decision per layer whose input channels can be removed, in execution order. A group is
-        decided once, at its first consumer; one whose removal fails the check of `_check_group`
-        is left out, its first consumer listed with the reason.
+        decided once, at its first consumer. Layers that read channels which stay are listed with
+        the reason, but for those that only read the image.
 
     Raises:
-        ValueError: If no layer can be pruned.
+        ValueError: If no layer can be pruned, a layer has no weights yet, or the forward pass reads
+            values that depend on the images.
     """
-    layers = {layer.name: layer for layer in layer_table(model, image)}
-    order = list(layers)
-    decided: dict[str, list[ChannelGroup]] = {}
-    skipped: dict[str, str] = {}
-    for group in _channel_groups(model, image):
-        if not group.consumers:
-            continue  # the logits
-        readers = [m.module for m in group.consumers if m.module in layers]
-        if not readers:
-            skipped[group.consumers[0].module] = "it is neither a Conv2d nor a Linear"
-            continue
-        first = min(readers, key=order.index)
-        reason = _refuse(group, layers) or _check_group(model, image, group)
-        if reason:
-            skipped[first] = reason
-        else:
-            decided.setdefault(first, []).append(group)
-    if not decided:
+    scratch, image = copy.deepcopy(model).cpu().eval(), image.cpu()
+    trace = trace_channels(scratch, image)
+    table = layer_table(scratch, image)
+    groups = group_channels(trace.sides, trace.stays)
+    groups = [group for group in groups if group.consumers]
+    unsafe = SafetyCheck(scratch, image, _remove_one_each).find_unsafe(groups)
+    safe = [group for i, group in enumerate(groups) if i not in unsafe]
+    refused = [(groups[i], reason) for i, reason in unsafe.items()]
+    skipped = _explain(table, trace, safe, refused)
+    decisions = tuple(_decide(table, safe))
+    if not decisions:
         reasons = "; ".join(f"{name}: {why}" for name, why in skipped.items())
         raise ValueError(f"model has no prunable layer ({reasons or 'no hidden channels'})")
-    for name in skipped.keys() & decided.keys():
-        skipped[name] = f"some of its inputs stay: {skipped[name]}"
-    first_readers = sorted(decided, key=order.index)
-    decisions = (Decision(layers[name], tuple(decided[name])) for name in first_readers)
-    return Walk(tuple(decisions), skipped)
+    return Walk(decisions, skipped)
 
 
-def _channel_groups(model: nn.Module, image: Tensor) -> list[ChannelGroup]:
-    """Trace the network and list every group of coupled output channels."""
-    traced = copy.deepcopy(model).eval()
-    for parameter in traced.parameters():
-        parameter.requires_grad_(True)
-    names = {module: name for name, module in traced.named_modules()}
-    with warnings.catch_warnings(), torch.enable_grad():
-        warnings.simplefilter("ignore")
-        graph = tp.DependencyGraph().build_dependency(traced, image, verbose=False)
-        groups = list(graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]))
-    return [_convert(graph, group, names) for group in groups]
+def _remove_one_each(model: nn.Module, channels: Sequence[tuple[ChannelGroup, int]]) -> None:
+    live = LiveChannels(model)
+    for group, channel in channels:
+        live.remove(group, [channel])
 
 
-def _convert(graph: Any, group: Any, names: dict[nn.Module, str]) -> ChannelGroup:
-    n_channels = len(group[0].idxs)
-    members = []
-    for item in group:
-        module = item.dep.target.module
-        if isinstance(module, nn.Parameter):
-            members.append(Member("", "out", np.empty((0, 0), np.int64), item.dep.handler))
-        elif module in names:
-            side: Side = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
-            index = _positions_by_channel(item.idxs, item.root_idxs, n_channels)
-            members.append(Member(names[module], side, index, item.dep.handler))
-    return ChannelGroup(n_channels, tuple(members))
+def _decide(table: Sequence[Layer], groups: Sequence[ChannelGroup]) -> Iterator[Decision]:
+    """Yield the layers that are first to read groups, in the order of `table`."""
+    order = {layer.name: place for place, layer in enumerate(table)}
+    decided: dict[int, list[ChannelGroup]] = {}
+    for group in groups:
+        first = min(order[member.module] for member in group.consumers)
+        decided.setdefault(first, []).append(group)
+    for place in sorted(decided):
+        yield Decision(table[place], tuple(decided[place]))
 
 
-def _positions_by_channel(
-    positions: Sequence[int], channels: Sequence[int], n_channels: int
-) -> NDArray[np.int64]:
-    """Arrange positions as (n_channels, k); (0, 0) when the channels do not have k each."""
-    counts = np.bincount(channels, minlength=n_channels)
-    if len(counts) != n_channels or counts.min() == 0 or counts.min() != counts.max():
-        return np.empty((0, 0), np.int64)
-    order = np.lexsort((positions, channels))
-    return np.asarray(positions, np.int64)[order].reshape(n_channels, -1)
-
-
-def _refuse(group: ChannelGroup, layers: dict[str, Layer]) -> str | None:
-    """Return why a group cannot be handled, judged from its members alone."""
-    for member in group.members:
-        if not member.module:
-            return "its channels belong to a bare parameter"
-        if member.positions.size == 0:
-            return f"its channels map unevenly onto {member.module!r}"
-        layer = layers.get(member.module)
-        if layer is not None and layer.n_calls > 1:
-            return f"layer {member.module!r} runs more than once per image"
-        if layer is not None and 1 < layer.groups < layer.out_channels:
-            return f"layer {member.module!r} is a grouped convolution"
-    return None
-
-
-def _check_group(model: nn.Module, image: Tensor, group: ChannelGroup) -> str | None:
-    """Prune one channel on a copy, run it on noise, and compare with the channel zeroed.
-
-    Returns:
-        None when shapes and values agree, otherwise the reason.
-    """
-    if group.n_channels < 2:
-        return "it has a single channel"
-    channel = [_strongest_channel(model, group)]
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(2, *image.shape[1:], generator=generator).to(image)
-    pruned, zeroed = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
-    try:
-        LiveChannels(pruned).remove(group, channel)
-        zero_channels(zeroed, group, channel)
-        with torch.no_grad():
-            got, wanted = pruned(noise), zeroed(noise)
-    except Exception as error:  # any failure of foreign forward code is the answer itself
-        return f"removing a channel breaks the network ({type(error).__name__})"
-    if got.shape != wanted.shape:
-        return "removing a channel changes the shape of the output"
-    if not torch.allclose(got, wanted, rtol=0.0, atol=TOLERANCE * float(1 + wanted.abs().max())):
-        return "removing a channel is not the same as zeroing it"
-    return None
-
-
-def _strongest_channel(model: nn.Module, group: ChannelGroup) -> int:
-    """Return the channel that its producer answers with most, bias and weights together."""
-    producer = model.get_submodule(group.members[0].module)
-    strength = sum(p.detach().flatten(1).norm(dim=1) for p in producer.parameters() if p.dim() > 1)
-    bias = getattr(producer, "bias", None)
-    return int((strength if bias is None else strength + bias.detach()).argmax())
+def _explain(
+    table: Sequence[Layer],
+    trace: ChannelTrace,
+    safe: Sequence[ChannelGroup],
+    refused: Sequence[tuple[ChannelGroup, str]],
+) -> dict[str, str]:
+    """Return why inputs of layers stay, in execution order; what cannot be cut comes last."""
+    reasons: dict[str, str] = {}
+    for name, side, classes in trace.sides:
+        found = [x for x in classes.tolist() if x in trace.reasons]
+        if side == "in" and found:
+            reasons.setdefault(name, trace.reasons[found[0]])
+    for group, reason in refused:
+        for member in group.consumers:
+            reasons.setdefault(member.module, reason)
+    pruned = {member.module for group in safe for member in group.consumers}
+    for name in reasons.keys() & pruned:
+        reasons[name] = f"some of its inputs stay: {reasons[name]}"
+    ordered = [layer.name for layer in table if layer.name in reasons]
+    return {name: reasons[name] for name in ordered} | trace.unsupported
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -127,7 +128,7 @@ def test_channels_last_changes_the_strides_alone() -> None:
 
 
 @pytest.mark.parametrize("options", [{"bf16": True}, {"bf16": True, "channels_last": True}])
-def test_bfloat16_finetunes_and_scores_like_float32(options: dict[str, bool]) -> None:
+def test_bfloat16_finetunes_and_scores_like_float32(options: dict[str, Any]) -> None:
     model, exact = seeded(BranchedNet), seeded(BranchedNet)
     finetune(model, batches(40), learning_rate=0.05, **options)
     finetune(exact, batches(40), learning_rate=0.05)

@@ -1,6 +1,5 @@
 """Tests of the named networks, their recipes and the cached baselines."""
 
-import copy
 import logging
 import subprocess
 import sys
@@ -10,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from compress_env import models
-from compress_env.data import DATASETS, DataBundle, cache_dir, load_data
+from compress_env.data import DATASETS, DataBundle, cache_dir, load_data, make_data_bundle
 from compress_env.models import (
     MODELS,
     RECIPES,
@@ -21,7 +21,6 @@ from compress_env.models import (
     load_baseline,
     save_checkpoint,
 )
-from compress_env.pruning.surgery import LiveChannels, find_walk, zero_channels
 from tests.fakes import DATA_ROOT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,83 +51,24 @@ def _weights(model: nn.Module) -> Tensor:
     return torch.cat([parameter.flatten() for parameter in model.parameters()]).detach()
 
 
+def _coloured(n_images: int) -> TensorDataset:
+    return TensorDataset(torch.rand(n_images, 3, 32, 32), torch.arange(n_images) % 10)
+
+
 def _cached() -> list[Path]:
     return sorted((cache_dir() / "baselines").glob("*.safetensors"))
 
 
-# Networks
-
-
-@pytest.mark.parametrize("side", [28, 32])
-def test_lenet5_has_the_classic_parameters(side: int) -> None:
-    model = build_model("lenet5", 10, (1, side, side))
-    counts = {
-        name: sum(p.numel() for p in layer.parameters())
-        for name, layer in model.named_children()
-        if list(layer.parameters())
-    }
-    assert counts == {"conv1": 156, "conv2": 2416, "fc1": 48120, "fc2": 10164, "fc3": 850}
-
-
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 31, 17), (1, 29, 32), (2, 1, 1)])
-def test_lenet5_pads_small_images(shape: tuple[int, int, int]) -> None:
-    model = build_model("lenet5", 7, shape)
-    assert model(torch.zeros(2, *shape)).shape == (2, 7)
-    assert sum(p.numel() for p in model.parameters()) == 61_706 + 150 * (shape[0] - 1) - 3 * 85
-
-
-@pytest.mark.parametrize(
-    ("shape", "num_classes"), [((3, 32, 32), 10), ((1, 8, 8), 3), ((2, 9, 17), 10)]
-)
-def test_resnet20_has_the_parameters_of_the_paper_and_its_projections(
-    shape: tuple[int, int, int], num_classes: int
-) -> None:
-    model = build_model("resnet20", num_classes, shape)
-    assert model(torch.zeros(2, *shape)).shape == (2, num_classes)
-    expected = 272_474 + 9 * 16 * (shape[0] - 3) + 65 * (num_classes - 10)
-    assert sum(p.numel() for p in model.parameters()) == expected
-
-
-def test_every_residual_stream_of_resnet20_can_be_pruned() -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = build_model("resnet20", 10, (1, 8, 8)).eval()
-    walk = find_walk(model, torch.zeros(1, 1, 8, 8))
-    assert walk.skipped == {}
-    # The three streams, first read by a block's first convolution, and the inside of nine blocks.
-    sizes = {d.layer.name: [g.n_channels for g in d.groups] for d in walk.decisions}
-    streams = {"stages.0.0.conv1": [16], "stages.1.1.conv1": [32], "stages.2.1.conv1": [64]}
-    inside = {
-        f"stages.{stage}.{block}.conv2": [16 * 2**stage] for stage in range(3) for block in range(3)
-    }
-    assert sizes == streams | inside
-
-
-def test_resnet20_pruned_equals_zeroed() -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = build_model("resnet20", 10, (1, 8, 8)).eval()
-    walk = find_walk(model, torch.zeros(1, 1, 8, 8))
-    pruned, zeroed = copy.deepcopy(model), copy.deepcopy(model)
-    channels = LiveChannels(pruned)
-    for decision in walk.decisions:
-        for group in decision.groups:
-            gone = list(range(0, group.n_channels, 3))
-            channels.remove(group, gone)
-            zero_channels(zeroed, group, gone)
-    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        torch.testing.assert_close(pruned(images), zeroed(images), rtol=1e-4, atol=1e-5)
-    n_parameters = sum(p.numel() for p in pruned.parameters())
-    assert n_parameters < 0.5 * sum(p.numel() for p in model.parameters())
+# Names
 
 
 @pytest.mark.parametrize(
     ("name", "num_classes", "shape", "message"),
     [
-        ("resnet20", 10, (3, 7, 32), "at least 8x8, got 7x32"),
-        ("lenet", 10, (1, 28, 28), "unknown model 'lenet'; valid names: lenet5"),
-        ("lenet5", 10, (3, 64, 32), "up to 32x32, got 64x32"),
+        ("lenet", 10, (1, 28, 28), "unknown model 'lenet'; valid names: lenet5, .*timm/NAME"),
+        ("resnet18", 10, (3, 32, 32), "unknown model 'resnet18'; valid.*torchvision/NAME"),
+        ("torchvision/", 10, (3, 32, 32), "unknown model 'torchvision/'"),
+        ("keras/resnet50", 10, (3, 32, 32), "unknown model 'keras/resnet50'"),
         ("lenet5", 0, (1, 28, 28), "num_classes of at least 1.*got 0"),
         ("lenet5", 10, (1, 0, 28), r"got 10 and \(1, 0, 28\)"),
         ("lenet5", 10, (28, 28), r"\(C, H, W\).*got 10 and \(28, 28\)"),
@@ -253,6 +193,17 @@ def test_without_recipe_or_checkpoint_the_choices_are_named(digits: DataBundle) 
         ValueError, match=r"no recipe for lenet5 on mine.*checkpoint=.*lenet5 on mn"
     ):
         load_baseline("lenet5", replace(digits, name="mine"))
+
+
+def test_networks_of_packages_are_loaded_by_checkpoint(digits: DataBundle, tmp_path: Path) -> None:
+    coloured = make_data_bundle(*(_coloured(n) for n in (20, 10)), n_calibration=4, num_classes=10)
+    model = build_model("torchvision/mobilenet_v3_small", 10, (3, 32, 32))
+    save_checkpoint(model, tmp_path / "mine.safetensors")
+    name = "torchvision/mobilenet_v3_small"
+    loaded = load_baseline(name, coloured, checkpoint=tmp_path / "mine.safetensors")
+    assert torch.equal(_weights(loaded), _weights(model))
+    with pytest.raises(ValueError, match=f"no recipe for {name}"):
+        load_baseline(name, coloured)
 
 
 def test_processes_that_start_at_once_train_once(tmp_path: Path) -> None:

@@ -80,7 +80,29 @@ def test_actors_are_timed_and_a_stopped_measurement_goes_on(
     assert all(row["steps"] == 8 and row["steps_per_s"] > 0 for row in results["actors"])
 
 
+def test_selection_is_timed_without_network_and_images(tmp_path: Path) -> None:
+    config = Config(
+        parts=("lasso",),
+        dataset="mnist",
+        data_root=tmp_path / "missing",
+        lasso_channels=(8, 16),
+        lasso_tolerances=(1e-4, 1e-8),
+        lasso_repetitions=2,
+        out=tmp_path / "out",
+    )
+    rows = pd.DataFrame(run(config, quiet())["lasso"])
+    assert len(rows) == 2 * 2 * 2
+    assert (rows["kept"] == rows["channels"] // 2).all()
+    assert rows["same"][rows["tolerance"] == 1e-8].all()
+    assert (rows[["reduction_ms", "path_ms", "gram_ms", "rows_ms"]] > 0).all(axis=None)
+    table = (tmp_path / "out" / "throughput.md").read_text()
+    assert "| C, tolerance | reduction | path | Gram | rows | Gram / path |" in table
+    assert table.count("| 16, 1e-08 |") == 1
+
+
 def test_no_steps_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="steps must be at least 1"):
         run(Config(steps=0, out=tmp_path / "out"), quiet())
+    with pytest.raises(ValueError, match="lasso_repetitions must be at least 1"):
+        run(Config(parts=("lasso",), lasso_repetitions=0, out=tmp_path / "out"), quiet())
     assert list(tmp_path.iterdir()) == []

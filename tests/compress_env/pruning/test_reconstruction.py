@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from compress_env.pruning.reconstruction import reconstruct
-from compress_env.pruning.statistics import LayerStatistics
+from compress_env.pruning.statistics import GramStatistics, RowStatistics
 
 
-def gather(x: Tensor, y: Tensor) -> LayerStatistics:
+def gather(x: Tensor, y: Tensor) -> GramStatistics:
     """The statistics of explicit rows, written out."""
-    return LayerStatistics(x.double().T @ x.double(), x.double().T @ y.double(), len(x))
+    return GramStatistics(x.double().T @ x.double(), x.double().T @ y.double(), len(x))
 
 
 def make_rows(seed: int, n_rows: int = 80, n_inputs: int = 12) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,6 +57,33 @@ def test_the_error_does_not_exceed_that_of_the_old_weights(
     before = (y - x[:, columns] @ weight[:, columns].T).square().sum()
     after = (y - x[:, columns] @ fitted.T).square().sum()
     assert float(after) <= float(before) + 1e-6 * float(y.square().sum())
+
+
+@given(
+    seed=st.integers(0, 1000),
+    n_kept=st.integers(1, 30),
+    n_rows=st.integers(1, 40),
+    n_dead=st.integers(0, 3),
+)
+@settings(max_examples=40, deadline=None)
+def test_rows_and_sums_give_the_same_weights(
+    seed: int, n_kept: int, n_rows: int, n_dead: int
+) -> None:
+    x, _, y = make_rows(seed, n_rows, n_inputs=30)
+    x[:, :n_dead] = 0
+    columns = torch.randperm(30, generator=torch.Generator().manual_seed(seed))[:n_kept]
+    by_rows = reconstruct(RowStatistics(x, y), columns, ridge=1e-5)
+    by_sums = reconstruct(gather(x, y), columns, ridge=1e-5)
+    assert not by_rows[:, columns < n_dead].any()
+    torch.testing.assert_close(by_rows, by_sums, rtol=1e-6, atol=1e-7)
+
+
+def test_rows_in_single_precision_are_fitted_in_double_precision() -> None:
+    x, _, y = make_rows(0, n_rows=20, n_inputs=40)
+    exact = reconstruct(RowStatistics(x.float().double(), y.float().double()), torch.arange(40))
+    fitted = reconstruct(RowStatistics(x.float(), y.float()), torch.arange(40))
+    assert fitted.dtype == torch.float32
+    torch.testing.assert_close(fitted, exact.float(), rtol=0, atol=0)
 
 
 def test_all_columns_give_back_the_exact_weights() -> None:
@@ -105,3 +132,6 @@ def test_reconstruct_rejects_statistics_that_are_not_finite() -> None:
     x[0, 0] = float("inf")
     with pytest.raises(ValueError, match="finite statistics"):
         reconstruct(gather(x, y), torch.arange(3))
+    rows = RowStatistics(x[:2], y[:2])
+    with pytest.raises(ValueError, match="finite statistics"):
+        reconstruct(rows, torch.arange(3))

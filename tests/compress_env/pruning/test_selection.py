@@ -14,13 +14,19 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Lasso, lars_path
 from torch import Tensor
 
-from compress_env.pruning.selection import magnitude_scores, select_by_lasso, select_by_magnitude
-from compress_env.pruning.statistics import LayerStatistics
+from compress_env.pruning import selection
+from compress_env.pruning.selection import (
+    lasso_problem,
+    magnitude_scores,
+    select_by_lasso,
+    select_by_magnitude,
+)
+from compress_env.pruning.statistics import GramStatistics, RowStatistics
 
 
-def gather(x: Tensor, y: Tensor) -> LayerStatistics:
+def gather(x: Tensor, y: Tensor) -> GramStatistics:
     """The statistics of explicit rows, written out."""
-    return LayerStatistics(x.double().T @ x.double(), x.double().T @ y.double(), len(x))
+    return GramStatistics(x.double().T @ x.double(), x.double().T @ y.double(), len(x))
 
 
 def make_problem(
@@ -80,6 +86,45 @@ def test_columns_outside_the_candidates_count_as_kept(seed: int) -> None:
         assert kept.tolist() == lasso_support(features, target.flatten().numpy(), n_keep)
 
 
+@given(
+    seed=st.integers(0, 10_000),
+    n_channels=st.integers(1, 10),
+    n_columns=st.integers(1, 4),
+    n_rows=st.integers(1, 50),
+    n_others=st.integers(0, 3),
+    step=st.sampled_from([1, 300, 10_000]),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_problem_is_that_of_explicit_features_in_both_forms(
+    seed: int, n_channels: int, n_columns: int, n_rows: int, n_others: int, step: int
+) -> None:
+    x, weight, y = make_problem(seed, n_channels + n_others, n_columns, 3, n_rows)
+    order = torch.randperm(n_channels + n_others, generator=torch.Generator().manual_seed(seed))
+    columns = plain_columns(n_channels + n_others, n_columns)[order]
+    certain = columns[n_channels:].flatten()
+    features = explicit_features(x, weight, columns[:n_channels])
+    target = (y - x[:, certain] @ weight[:, certain].T).flatten().numpy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "_MAX_BLOCK", step)
+        for statistics in (gather(x, y), RowStatistics(x, y)):
+            problem = lasso_problem(statistics, weight, columns[:n_channels])
+            np.testing.assert_allclose(problem.gram, features.T @ features, rtol=1e-9, atol=1e-7)
+            np.testing.assert_allclose(problem.target, features.T @ target, rtol=1e-9, atol=1e-7)
+            assert np.array_equal(problem.gram, problem.gram.T)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("n_rows", [40, 500], ids=["wide", "narrow"])
+def test_single_precision_and_rows_give_the_same_support(seed: int, n_rows: int) -> None:
+    x, weight, _ = make_problem(seed, n_channels=32, n_columns=4, n_outputs=24, n_rows=n_rows)
+    x, weight = x.relu().float(), weight.float()
+    y, columns = x @ weight.T, plain_columns(32, 4)
+    for n_keep in (3, 8, 16, 24, 29):
+        expected = select_by_lasso(gather(x, y), weight.double(), columns, n_keep).tolist()
+        for statistics in (gather(x, y), RowStatistics(x, y)):
+            assert select_by_lasso(statistics, weight, columns, n_keep).tolist() == expected
+
+
 def test_a_path_on_which_channels_leave_again_is_followed() -> None:
     for seed in itertools.count():
         x, weight, y = make_problem(seed, n_channels=12, n_columns=1, n_outputs=1, n_rows=15)
@@ -128,7 +173,7 @@ def test_dead_channels_go_first(dead: str) -> None:
 @pytest.mark.parametrize("energy", [0.0, 1.0], ids=["no input", "no response"])
 def test_without_any_signal_the_lowest_indices_stay(energy: float) -> None:
     gram = energy * torch.eye(6, dtype=torch.float64)
-    nothing = LayerStatistics(gram, torch.zeros(6, 2, dtype=torch.float64), 10)
+    nothing = GramStatistics(gram, torch.zeros(6, 2, dtype=torch.float64), 10)
     kept = select_by_lasso(nothing, torch.ones(2, 6), plain_columns(3, 2), 2)
     assert kept.tolist() == [0, 1]
 
@@ -191,9 +236,11 @@ def test_lasso_rejects_what_is_not_finite_or_does_not_fit() -> None:
     broken[0, 0] = float("nan")
     with pytest.raises(ValueError, match="not in weight"):
         select_by_lasso(statistics, broken, columns, 2)
-    with pytest.raises(ValueError, match="not in cross"):
+    with pytest.raises(ValueError, match="not in responses"):
         select_by_lasso(statistics._replace(cross=statistics.cross / 0), weight, columns, 2)
-    with pytest.raises(ValueError, match="expected statistics for a weight of shape"):
+    with pytest.raises(ValueError, match="not in inputs"):
+        select_by_lasso(statistics._replace(gram=statistics.gram / 0), weight, columns, 2)
+    with pytest.raises(ValueError, match=r"a weight of shape \(2, 24\), got them for \(4, 24\)"):
         select_by_lasso(statistics, weight[:2], columns, 2)
     with pytest.raises(ValueError, match="one twice"):
         select_by_lasso(statistics, weight, columns * 0, 2)

@@ -1,25 +1,23 @@
-"""Sampled rows and sufficient statistics against a full unfold."""
+"""Sufficient statistics against products of explicit rows, in both forms."""
 
 from __future__ import annotations
 
 import copy
-import math
-from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from compress_env.pruning import statistics as statistics_module
+from compress_env.pruning.patches import PatchSampler, sample_patches, sample_responses
 from compress_env.pruning.statistics import (
+    GramStatistics,
     LayerStatistics,
-    PatchSampler,
+    RowStatistics,
     collect_responses,
     collect_statistics,
-    sample_patches,
-    sample_responses,
 )
 
 N_OUTPUTS = {"conv1": 64, "conv2": 9, "fc1": 1, "fc2": 1}  # of SmallNet, per image
@@ -85,115 +83,6 @@ def statistics_of_rows(x: Tensor, y: Tensor, sizes: list[int]) -> LayerStatistic
     return collect_statistics(model, "0", torch.split(x, sizes), positions, y)
 
 
-def rows_by_full_convolution(layer: nn.Conv2d, inputs: Tensor, positions: Tensor) -> Tensor:
-    """The layer's outputs without bias at the positions, by running all of it."""
-    outputs = layer(inputs)
-    if layer.bias is not None:
-        outputs = outputs - layer.bias[:, None, None]
-    # (b, N, L) -> (b, N, p) -> (b * p, N)
-    places = positions[:, None].expand(-1, layer.out_channels, -1)
-    rows: Tensor = outputs.flatten(2).gather(2, places).transpose(1, 2).reshape(-1, len(outputs[0]))
-    return rows.detach()
-
-
-CONVOLUTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "stride": {"stride": 2},
-    "padding": {"padding": 2},
-    "rectangular": {"kernel_size": (3, 1), "stride": (1, 2), "padding": (1, 0)},
-    "same": {"padding": "same"},
-    "same even kernel": {"kernel_size": 4, "padding": "same"},
-    "valid": {"padding": "valid"},
-    "dilation": {"dilation": 2, "padding": 2},
-    "same dilation": {"dilation": (1, 2), "padding": "same"},
-    "reflect": {"padding": 1, "padding_mode": "reflect"},
-    "replicate": {"padding": 2, "padding_mode": "replicate"},
-    "circular": {"padding": 1, "padding_mode": "circular"},
-    "no bias": {"bias": False},
-    "1x1": {"kernel_size": 1, "stride": 2},
-}
-
-
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
-@pytest.mark.parametrize("options", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
-def test_patches_times_weight_are_the_convolutions_outputs(options: dict[str, Any]) -> None:
-    torch.manual_seed(0)
-    layer = nn.Conv2d(3, 5, **{"kernel_size": 3, **options})
-    inputs = torch.randn(4, 3, 9, 7)
-    outputs = layer(inputs)
-    positions = torch.randint(outputs[0, 0].numel(), (4, 6))
-    patches = sample_patches(inputs, layer, positions)
-    expected = rows_by_full_convolution(layer, inputs, positions)
-    torch.testing.assert_close(patches @ layer.weight.detach().flatten(1).T, expected)
-    torch.testing.assert_close(sample_responses(outputs.detach(), layer, positions), expected)
-
-
-def test_patches_equal_a_full_unfold() -> None:
-    inputs = torch.randn(2, 3, 6, 6)
-    layer = nn.Conv2d(3, 1, 3, stride=2, padding=1)
-    positions = torch.tensor([[0, 8, 4], [3, 3, 1]])
-    unfolded = F.unfold(inputs, 3, stride=2, padding=1).transpose(1, 2)
-    expected = torch.cat([unfolded[i, positions[i]] for i in range(2)])
-    torch.testing.assert_close(sample_patches(inputs, layer, positions), expected, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("leading", [(), (5,), (2, 3)], ids=["flat", "tokens", "grid"])
-def test_linear_rows_flatten_the_leading_dimensions(leading: tuple[int, ...]) -> None:
-    layer = nn.Linear(4, 3)
-    inputs = torch.randn(6, *leading, 4)
-    positions = torch.randint(math.prod(leading), (6, 2))
-    rows = sample_patches(inputs, layer, positions)
-    expected = inputs.reshape(6, -1, 4)[torch.arange(6)[:, None], positions].reshape(12, 4)
-    torch.testing.assert_close(rows, expected)
-    responses = sample_responses(layer(inputs).detach(), layer, positions)
-    torch.testing.assert_close(responses, rows @ layer.weight.detach().T)
-
-
-def test_sampling_rejects_what_does_not_fit() -> None:
-    with pytest.raises(ValueError, match="groups=2"):
-        sample_patches(
-            torch.ones(1, 4, 5, 5), nn.Conv2d(4, 4, 3, groups=2), torch.zeros(1, 1).long()
-        )
-    with pytest.raises(ValueError, match=r"positions in 0\.\.8"):
-        sample_patches(torch.ones(1, 1, 5, 5), nn.Conv2d(1, 1, 3), torch.full((1, 1), 9))
-    with pytest.raises(ValueError, match="positions for 2 images"):
-        sample_patches(torch.ones(2, 4), nn.Linear(4, 1), torch.zeros(3, 1).long())
-
-
-@given(
-    n_images=st.integers(1, 20),
-    n_positions=st.integers(1, 12),
-    n_outputs=st.integers(1, 60),
-    seed=st.integers(0, 2**31),
-)
-@settings(max_examples=50, deadline=None)
-def test_positions_are_fixed_distinct_and_in_range(
-    n_images: int, n_positions: int, n_outputs: int, seed: int
-) -> None:
-    sampler = PatchSampler(n_images, n_positions, seed)
-    positions = sampler.positions(n_outputs)
-    assert positions.shape == (n_images, min(n_positions, n_outputs))
-    assert 0 <= int(positions.min()) <= int(positions.max()) < n_outputs
-    assert all(len(torch.unique(row)) == len(row) for row in positions)
-    assert torch.equal(positions, PatchSampler(n_images, n_positions, seed).positions(n_outputs))
-
-
-def test_positions_differ_between_images_and_seeds() -> None:
-    positions = PatchSampler(5, 4, seed=0).positions(100)
-    assert len(torch.unique(positions, dim=0)) == 5
-    assert not torch.equal(positions, PatchSampler(5, 4, seed=1).positions(100))
-
-
-@pytest.mark.parametrize(
-    ("n_images", "n_positions"), [(0, 1), (1, 0)], ids=["no image", "no position"]
-)
-def test_sampler_rejects_empty_draws(n_images: int, n_positions: int) -> None:
-    with pytest.raises(ValueError, match="expected n_images >= 1 and n_positions >= 1"):
-        PatchSampler(n_images, n_positions)
-    with pytest.raises(ValueError, match="expected n_outputs >= 1"):
-        PatchSampler(1, 1).positions(0)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_collected_inputs_and_responses_belong_together(
     model: SmallNet, images: Tensor, name: str
@@ -217,7 +106,7 @@ def test_responses_are_those_before_an_in_place_activation(images: Tensor) -> No
     positions = {"0": PatchSampler(10, 5).positions(36)}
     model = nn.Sequential(layer, nn.ReLU(inplace=True), nn.Conv2d(3, 2, 3))
     both = collect_responses(model, ["0", "2"], [images], {**positions, "2": positions["0"] % 16})
-    expected = rows_by_full_convolution(layer, images, positions["0"])
+    expected = sample_responses(layer(images).detach(), layer, positions["0"])
     torch.testing.assert_close(both["0"], expected)
     assert (both["0"] < 0).any()
 
@@ -286,10 +175,50 @@ def test_accumulated_batches_equal_one_batch(
     x = torch.randn(sum(sizes), n_inputs, generator=generator)
     y = torch.randn(sum(sizes), n_outputs, generator=generator)
     statistics = statistics_of_rows(x, y, sizes)
+    assert isinstance(statistics, GramStatistics if n_inputs <= len(x) else RowStatistics)
     assert statistics.n_rows == sum(sizes)
+    assert statistics.shape == (n_outputs, n_inputs)
     assert statistics.gram.dtype == statistics.cross.dtype == torch.float64
     torch.testing.assert_close(statistics.gram, x.double().T @ x.double())
     torch.testing.assert_close(statistics.cross, x.double().T @ y.double())
+
+
+def test_sums_of_a_wide_layer_are_exactly_symmetric() -> None:
+    x = torch.randn(700, 611, generator=torch.Generator().manual_seed(0))
+    statistics = statistics_of_rows(x, x[:, :3], [300, 300, 100])
+    assert torch.equal(statistics.gram, statistics.gram.T)
+    torch.testing.assert_close(statistics.gram, x.double().T @ x.double())
+    torch.testing.assert_close(statistics.cross, x.double().T @ x[:, :3].double())
+
+
+@pytest.mark.parametrize("chunk", [1, 70, 2**22], ids=["a row", "some rows", "all rows"])
+def test_both_forms_read_the_same(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(statistics_module, "_CHUNK", chunk)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(9, 20, generator=generator)
+    y = torch.randn(9, 4, generator=generator)
+    rows = RowStatistics(x, y)
+    sums = GramStatistics(x.double().T @ x.double(), x.double().T @ y.double(), 9)
+    assert rows.n_rows == sums.n_rows and rows.shape == sums.shape == (4, 20)
+    torch.testing.assert_close(rows.input_energy, sums.input_energy)
+    some, other = torch.tensor([7, 0, 19]), slice(5, 12)
+    torch.testing.assert_close(rows.gram_block(some, other), sums.gram_block(some, other))
+    torch.testing.assert_close(rows.gram_block(some, some), sums.gram_block(some, some))
+    torch.testing.assert_close(rows.cross_rows(some), sums.cross_rows(some))
+    part = x[:, some].double()
+    torch.testing.assert_close(rows.row_gram(some), part @ part.T)
+
+
+def test_rows_are_kept_evenly_spaced_within_the_memory_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = torch.randn(10, 16, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(statistics_module, "_MAX_ROW_BYTES", 4 * 16 * 4 + 3)
+    for sizes in ([10], [1, 2, 3, 4]):
+        statistics = statistics_of_rows(x, 2 * x[:, :3], sizes)
+        assert isinstance(statistics, RowStatistics)
+        assert torch.equal(statistics.inputs, x[[0, 2, 5, 7]])
+        assert torch.equal(statistics.responses, 2 * x[[0, 2, 5, 7], :3])
 
 
 def test_statistics_pick_the_live_output_channels(model: SmallNet, images: Tensor) -> None:

@@ -70,7 +70,7 @@ class TestDivergence:
     def test_log_uniform_is_a_difference_of_entropies(self) -> None:
         """Up to a constant it is minus the entropy of log eps, a normal of that width."""
         widths = torch.tensor([0.1, 0.3, 0.6], dtype=torch.float64)
-        entropies = torch.distributions.Normal(0.0, widths).entropy()
+        entropies = torch.distributions.Normal(0.0, widths).entropy()  # type: ignore[no-untyped-call]
         constants = kl_log_uniform(widths) + entropies
         torch.testing.assert_close(constants, constants[:1].expand(3))
 
@@ -96,7 +96,7 @@ class TestDivergence:
         samples = feature * noise_of(torch.tensor(alpha, dtype=torch.float64), xi)
         posterior = torch.distributions.LogNormal(math.log(feature) - alpha**2 / 2, alpha)
         prior = torch.distributions.LogNormal(mu, sigma)
-        ratio = posterior.log_prob(samples) - prior.log_prob(samples)
+        ratio = posterior.log_prob(samples) - prior.log_prob(samples)  # type: ignore[no-untyped-call]
         exact = kl_log_normal(*map(torch.tensor, (alpha, feature, mu, sigma))).item()
         error = 4 * ratio.std().item() / math.sqrt(len(ratio))
         assert ratio.mean().item() == pytest.approx(exact, abs=error)

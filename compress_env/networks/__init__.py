@@ -1,0 +1,1 @@
+"""Builders of named networks: (num_classes, image_shape) -> network with random weights."""

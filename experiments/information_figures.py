@@ -1,0 +1,108 @@
+"""Figures of information dropout: what is passed on, the weights, and the noise."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy import stats
+
+__all__ = ["LogNormal", "draw_information", "draw_noise", "draw_weights"]
+
+Array = NDArray[np.float64]
+LogNormal = tuple[float, float]
+"""Mean and standard deviation of the logarithm."""
+
+
+def draw_information(images: Array, information: Array, title: str) -> Figure:
+    """Draw images above the information kept at each of their pixels.
+
+    Args:
+        images: (b, H, W).
+        information: (b, H, W), nats.
+        title: Of the figure.
+    """
+    figure = Figure(figsize=(1.0 + 1.5 * len(images), 3.6), layout="constrained")
+    axes = figure.subplots(2, len(images), squeeze=False)
+    low, high = float(information.min()), float(information.max())
+    for column, (image, nats) in enumerate(zip(images, information, strict=True)):
+        axes[0, column].imshow(image, cmap="gray")
+        drawn = axes[1, column].imshow(nats, cmap="viridis", vmin=low, vmax=high)
+    _without_ticks(axes)
+    axes[0, 0].set_ylabel("input")
+    axes[1, 0].set_ylabel("information")
+    figure.colorbar(drawn, ax=list(axes[1]), label="nats per pixel")
+    figure.suptitle(title)
+    return figure
+
+
+def draw_weights(weights: Array, information: Array, title: str) -> Figure:
+    """Draw the filters of a first layer, those that keep most information first.
+
+    Args:
+        weights: (N, H, W), mean over input channels.
+        information: (N,) mean over images and positions, nats.
+        title: Of the figure.
+    """
+    n_columns = min(8, len(weights))
+    n_rows = math.ceil(len(weights) / n_columns)
+    figure = Figure(figsize=(0.8 + 1.3 * n_columns, 0.9 + 1.5 * n_rows), layout="constrained")
+    axes = figure.subplots(n_rows, n_columns, squeeze=False)
+    bound = float(np.abs(weights).max())
+    _without_ticks(axes)
+    for panel in axes.flat[len(weights) :]:
+        panel.set_axis_off()
+    for panel, channel in zip(axes.flat, np.argsort(-information), strict=False):
+        drawn = panel.imshow(weights[channel], cmap="coolwarm", vmin=-bound, vmax=bound)
+        panel.set_title(f"{information[channel]:.3f} nats", fontsize=8)
+    figure.colorbar(drawn, ax=list(axes.flat), label="weight")
+    figure.suptitle(title)
+    return figure
+
+
+def _without_ticks(axes: NDArray[Any]) -> None:
+    for panel in axes.flat:
+        panel.set_xticks([])
+        panel.set_yticks([])
+
+
+def draw_noise(panels: list[tuple[str, Array, LogNormal, LogNormal | None]], title: str) -> Figure:
+    """Draw histograms of sampled noise with log-normal densities.
+
+    Args:
+        panels: Heading, samples (n,), fitted log-normal, and the true one if there is one.
+        title: Of the figure.
+    """
+    figure = Figure(figsize=(1.0 + 3.6 * len(panels), 3.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
+    for panel, (heading, samples, fitted, true) in zip(axes.flat, panels, strict=True):
+        highest = float(np.quantile(samples, 0.999))
+        panel.hist(
+            samples,
+            bins=80,
+            range=(0.0, highest),
+            density=True,
+            color="C0",
+            alpha=0.4,
+            label="noise",
+        )
+        _draw_density(panel, highest, fitted, "C1", "fitted log-normal", "-")
+        if true is not None:
+            _draw_density(panel, highest, true, "k", "true log-normal", ":")
+        panel.set(xlabel="noise", ylabel="density", title=heading)
+        panel.legend(fontsize=8)
+    figure.suptitle(title)
+    return figure
+
+
+def _draw_density(
+    axes: Axes, highest: float, parameters: LogNormal, color: str, label: str, style: str
+) -> None:
+    mu, sigma = parameters
+    x = np.linspace(highest / 500, highest, 500)
+    density = stats.lognorm(s=sigma, scale=math.exp(mu)).pdf(x)
+    axes.plot(x, density, style, color=color, label=label)

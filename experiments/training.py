@@ -1,0 +1,69 @@
+"""Networks trained from scratch, one for each seed of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from compress_env.data import DataBundle
+from compress_env.datasets import stratified_split
+from compress_env.models import build_model
+from compress_env.seeding import derive_generator, global_seed
+from compress_env.task import CompressionTask, FinetuneConfig
+
+__all__ = ["limit_images", "seeded_task", "train_epochs"]
+
+
+def seeded_task(
+    model: str, data: DataBundle, *, seed: int, learning_rate: float, device: str
+) -> CompressionTask:
+    """Return a task whose network has the random weights of a seed.
+
+    Args:
+        model: A key of `compress_env.models.MODELS`.
+        data: The four image sets.
+        seed: Seed of the weights.
+        learning_rate: Highest step size of `train_epochs`.
+        device: auto, cpu, cuda and so on.
+    """
+    with global_seed(seed, torch.device("cpu")):
+        network = build_model(model, data.num_classes, data.image_shape)
+    settings = FinetuneConfig(learning_rate=learning_rate)
+    return CompressionTask(network, data, device=device, config=settings)
+
+
+def train_epochs(
+    task: CompressionTask,
+    network: nn.Module,
+    n_epochs: int,
+    seed: int,
+    penalty: Callable[[], Tensor] | None = None,
+) -> None:
+    """Train a network in place, its step size falling to 0 along a cosine.
+
+    Args:
+        task: Gives images and settings.
+        network: The network.
+        n_epochs: Passes over the training images.
+        seed: Seed of their order, their augmentation and of noise.
+        penalty: As in `CompressionTask.finetune`.
+
+    Raises:
+        FloatingPointError: If the loss is not finite.
+    """
+    n_images = len(task.data.train)
+    n_steps = n_epochs * max(1, n_images // task.config.batch_size)
+    task.finetune(network, n_steps, derive_generator(seed, 0), anneal=True, penalty=penalty)
+    task.reestimate_batch_norm(network, derive_generator(seed, 1))
+
+
+def limit_images(data: DataBundle, n_validation: int | None) -> DataBundle:
+    """Return the bundle with at most `n_validation` validation images, the same for all seeds."""
+    source = data.validation
+    if n_validation is None or n_validation >= len(source):
+        return data
+    chosen = stratified_split(source.labels, [n_validation], 0)[0]
+    return replace(data, validation=source.subset(chosen))
