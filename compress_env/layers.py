@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 __all__ = [
     "FLOAT_BYTES",
     "Layer",
-    "check_weights",
+    "check_network",
     "compute_layers",
     "dense_macs",
     "dense_params",
@@ -74,12 +74,15 @@ def compute_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     return {name: m for name, m in model.named_modules() if isinstance(m, LAYER_TYPES)}
 
 
-def check_weights(model: nn.Module) -> None:
-    """Check that every parameter has values.
+def check_network(model: nn.Module) -> None:
+    """Check that a network has layers to be looked into, and weights.
 
     Raises:
-        ValueError: If a lazy module has not seen an image yet, so that its weights are to come.
+        ValueError: If it is TorchScript, or if a lazy module has not seen an image yet, so that its
+            weights are to come.
     """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ValueError("the network is TorchScript: give the module that it was made from")
     lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
     if lazy:
         raise ValueError(
@@ -118,9 +121,9 @@ def layer_table(model: nn.Module, image: Tensor) -> tuple[Layer, ...]:
         One row per layer that the forward pass reaches, in the order of its first call.
 
     Raises:
-        ValueError: If a parameter of a lazy module has no values yet.
+        ValueError: See `check_network`.
     """
-    check_weights(model)
+    check_network(model)
     calls: dict[str, list[int]] = {}
 
     def record(name: str, output: Tensor) -> None:

@@ -22,6 +22,7 @@ from compress_env.finetune import (
     reestimate_batch_norm,
     use_channels_last,
 )
+from compress_env.layers import check_network
 from compress_env.models import load_baseline, load_checkpoint
 from compress_env.seeding import global_seed
 
@@ -164,6 +165,7 @@ class CompressionTask:
         if isinstance(model, str):
             model = load_baseline(model, self.data, checkpoint=checkpoint, device=self.device)
         else:
+            check_network(model)
             model = copy.deepcopy(model)
             if checkpoint is not None:
                 load_checkpoint(model, checkpoint)

@@ -17,7 +17,7 @@ from rich.console import Console
 from compress_env.data import DATASETS
 from compress_env.envs.base import RewardAt
 from compress_env.envs.pruning import PruningMethod
-from compress_env.models import MODELS
+from compress_env.models import check_model_name
 from compress_env.rewards import REWARDS
 from experiments.algorithms import check_algorithm
 from experiments.command import resume_hint, run_command
@@ -90,8 +90,8 @@ class Config:
             ImportError: If TensorBoard is asked for and not installed.
         """
         check_algorithm(self.algo)
+        check_model_name(self.model)
         for kind, name, valid in (
-            ("model", self.model, MODELS),
             ("data set", self.dataset, DATASETS),
             ("reward", self.reward, REWARDS),
         ):

@@ -17,7 +17,7 @@ import torch_pruning as tp
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compress_env.layers import Layer, compute_layers, layer_table
+from compress_env.layers import Layer, check_network, compute_layers, layer_table
 from compress_env.pruning.checking import SafetyCheck
 from compress_env.pruning.groups import ChannelGroup, Member, Side, group_channels
 from compress_env.pruning.tracing import ChannelTrace, is_depthwise, trace_channels
@@ -131,9 +131,10 @@ def find_walk(model: nn.Module, image: Tensor) -> Walk:
         the reason, but for those that only read the image.
 
     Raises:
-        ValueError: If no layer can be pruned, a layer has no weights yet, or the forward pass reads
-            values that depend on the images.
+        ValueError: If no layer can be pruned, the forward pass reads values that depend on the
+            images, or `check_network` refuses the network.
     """
+    check_network(model)
     scratch, image = copy.deepcopy(model).cpu().eval(), image.cpu()
     trace = trace_channels(scratch, image)
     table = layer_table(scratch, image)

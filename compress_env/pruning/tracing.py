@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from compress_env.layers import LAYER_TYPES, check_weights
+from compress_env.layers import LAYER_TYPES
 from compress_env.pruning.groups import Side
 from compress_env.pruning.labels import ChannelLabels, varies
 from compress_env.pruning.operations import Operation, follow_operation
@@ -56,12 +56,8 @@ def trace_channels(model: nn.Module, image: Tensor) -> ChannelTrace:
         image: One batch of images, (b, C, H, W), on the model's device.
 
     Raises:
-        ValueError: If a layer has no weights yet, the network is TorchScript, or its forward pass
-            reads values that depend on the images.
+        ValueError: If the forward pass reads values that depend on the images.
     """
-    check_weights(model)
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise ValueError("the network is TorchScript: give the module that it was made from")
     tracer = _Tracer(model)
     tracer.run(image)
     return tracer.conclude()
