@@ -80,6 +80,9 @@ class Config:
     """Download the data set when it is missing."""
     validation_images: int | None = None
     """Images that errors are measured on; all validation images when not given."""
+    calibration_images: int = 512
+    """Images that channels are selected and weights are fitted on. A linear layer takes one row of
+    statistics from each: with fewer rows than inputs that stay, a fit is far from the weights."""
     methods: tuple[Method, ...] = ALL_METHODS
     """What is removed, and how it is selected; the last two of the default are controls."""
     rates: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -143,7 +146,12 @@ class Measurement:
         config.check()
         self.config = config
         self.folder = folder
-        data = load_data(config.dataset, data_root=config.data_root, download=config.download)
+        data = load_data(
+            config.dataset,
+            data_root=config.data_root,
+            download=config.download,
+            n_calibration=config.calibration_images,
+        )
         self._data: DataBundle = limit_images(data, config.validation_images)
 
     def rows(self, seed: int) -> Rows:

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import FixedLocator, ScalarFormatter
 from numpy.typing import NDArray
 
 from experiments.single_layer_report import error_increases
@@ -16,6 +16,7 @@ from experiments.tables import mean_interval
 __all__ = ["draw_costs", "draw_errors"]
 
 CONTROLS = ("elements_by_weight", "elements_at_random")
+TICKS = (-10.0, -5.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 LINEAR_BELOW = 1.0
 """Increases above this many points are drawn on a logarithmic scale."""
 
@@ -75,6 +76,7 @@ def _draw_lines(axes: Axes, increases: pd.DataFrame, x: str, when: str) -> None:
             linestyle="--" if method in CONTROLS else "-",
         )
     axes.set_yscale("symlog", linthresh=LINEAR_BELOW)
+    axes.yaxis.set_major_locator(FixedLocator(TICKS))
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.axhline(0.0, color="grey", linewidth=0.5)
     axes.grid(alpha=0.3)

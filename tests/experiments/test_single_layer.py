@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -11,12 +12,20 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from compress_env.data import DataBundle
 from compress_env.envs.pruning import PruningEnv, PruningMethod
 from compress_env.layers import compute_layers, nonzero_weights
 from compress_env.models import MODELS
 from experiments import single_layer
 from experiments.run_folder import RunFolder
-from experiments.single_layer import ALL_METHODS, Config, Method, prune_one_layer, run
+from experiments.single_layer import (
+    ALL_METHODS,
+    Config,
+    Measurement,
+    Method,
+    prune_one_layer,
+    run,
+)
 from experiments.single_layer_report import (
     Comparison,
     compare,
@@ -95,10 +104,26 @@ def test_every_method_layer_and_rate_is_measured(tmp_path: Path) -> None:
     }
 
 
+def test_calibration_images_are_as_many_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def load(name: str, **settings: object) -> DataBundle:
+        asked.append((name, settings["n_calibration"]))
+        return make_data()
+
+    monkeypatch.setattr(single_layer, "load_data", load)
+    config = replace(small(tmp_path / "out"), calibration_images=24)
+    Measurement(config, RunFolder(tmp_path / "out", config))
+    assert asked == [("mnist", 24)]
+
+
 @pytest.mark.usefixtures("_fakes")
 def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(small(tmp_path / "whole", ("magnitude", "variational")), quiet())
-    write, names = RunFolder.write_state, []
+    write = RunFolder.write_state
+    names: list[str] = []
 
     def write_and_stop(self: RunFolder, name: str, state: dict[str, object]) -> None:
         write(self, name, state)
