@@ -8,15 +8,28 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import tyro
 from rich.console import Console
 
-__all__ = ["Interrupted", "interruptible", "one_line", "resume_hint", "run_command"]
+from experiments.run_folder import RunFolder, resume_run
+
+__all__ = [
+    "Interrupted",
+    "interruptible",
+    "one_line",
+    "resume_hint",
+    "run_command",
+    "run_measurement",
+]
 
 C = TypeVar("C")
+E = TypeVar("E")
+R = TypeVar("R")
 EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, ImportError)
 
 
@@ -68,6 +81,52 @@ def run_command(config_class: type[C], run: Callable[[C, Console], Any], descrip
         sys.exit(stop.exit_status)
     except EXPECTED as error:
         sys.exit(f"error: {one_line(error)}")
+
+
+def run_measurement(
+    name: str,
+    config: Any,
+    console: Console,
+    prepare: Callable[[Any, RunFolder], E],
+    measure: Callable[[E, Console], R],
+) -> R:
+    """Measure in a new run folder, or go on in that of a stopped measurement.
+
+    Args:
+        name: Name of the experiment.
+        config: Its dataclass, with the fields `out` and `resume`.
+        console: Where progress goes.
+        prepare: Checks the settings and loads what is needed; if it fails, the folder goes again.
+        measure: Measures, and writes the folder's files.
+
+    Returns:
+        What `measure` returns.
+
+    Raises:
+        ValueError: If a setting is wrong, or there is nothing left to measure.
+    """
+    if config.resume is not None:
+        config, folder = resume_run(config, config.resume)
+        if folder.is_finished:
+            folder.close()
+            raise ValueError(f"{str(folder.path)!r} has nothing left to measure")
+    else:
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        folder = RunFolder(config.out or Path("runs") / f"{name}-{stamp}", config)
+    try:
+        prepared = prepare(config, folder)
+    except Exception:
+        folder.discard()
+        raise
+    try:
+        result = measure(prepared, console)
+    except BaseException as stop:
+        stop.add_note(resume_hint(f"experiments.{name}", folder.path))
+        raise
+    finally:
+        folder.close()
+    console.print(f"run folder: {folder.path}", soft_wrap=True)
+    return result
 
 
 def resume_hint(module: str, folder: object) -> str:

@@ -14,7 +14,6 @@ import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +31,7 @@ from compress_env.pruning.elements import dropout_behind
 from compress_env.pruning.variational import InformationDropout, normal_from_moments
 from compress_env.seeding import derive_generator
 from compress_env.task import CompressionTask
-from experiments.command import resume_hint, run_command
+from experiments.command import run_command, run_measurement
 from experiments.information_figures import LogNormal, draw_information, draw_noise, draw_weights
 from experiments.information_measures import (
     NoiseFit,
@@ -44,7 +43,7 @@ from experiments.information_measures import (
     sample_noise,
 )
 from experiments.information_report import format_report
-from experiments.run_folder import RunFolder, resume_run
+from experiments.run_folder import RunFolder
 from experiments.training import seeded_task, train_epochs
 
 __all__ = ["Config", "main", "run"]
@@ -334,28 +333,7 @@ def run(config: Config, console: Console) -> pd.DataFrame:
         ValueError: If a setting is wrong.
         FileNotFoundError: If data are not there.
     """
-    if config.resume is not None:
-        config, folder = resume_run(config, config.resume)
-        if folder.is_finished:
-            folder.close()
-            raise ValueError(f"{str(folder.path)!r} has nothing left to measure")
-    else:
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        folder = RunFolder(config.out or Path("runs") / f"information_dropout-{stamp}", config)
-    try:
-        experiment = Experiment(config, folder)
-    except Exception:
-        folder.discard()
-        raise
-    try:
-        rows = _measure(experiment, console)
-    except BaseException as stop:
-        stop.add_note(resume_hint("experiments.information_dropout", folder.path))
-        raise
-    finally:
-        folder.close()
-    console.print(f"run folder: {folder.path}", soft_wrap=True)
-    return rows
+    return run_measurement("information_dropout", config, console, Experiment, _measure)
 
 
 def _measure(experiment: Experiment, console: Console) -> pd.DataFrame:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,8 +32,8 @@ from compress_env.layers import Layer, nonzero_weights
 from compress_env.pruning.elements import VariationalConfig
 from compress_env.seeding import derive_generator
 from compress_env.task import CompressionTask
-from experiments.command import resume_hint, run_command
-from experiments.run_folder import RunFolder, resume_run
+from experiments.command import run_command, run_measurement
+from experiments.run_folder import RunFolder
 from experiments.single_layer_figures import draw_costs, draw_errors
 from experiments.single_layer_report import format_report
 from experiments.training import limit_images, seeded_task, train_epochs
@@ -303,28 +302,7 @@ def run(config: Config, console: Console) -> pd.DataFrame:
         ValueError: If a setting is wrong.
         FileNotFoundError: If data are not there.
     """
-    if config.resume is not None:
-        config, folder = resume_run(config, config.resume)
-        if folder.is_finished:
-            folder.close()
-            raise ValueError(f"{str(folder.path)!r} has nothing left to measure")
-    else:
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        folder = RunFolder(config.out or Path("runs") / f"single_layer-{stamp}", config)
-    try:
-        measurement = Measurement(config, folder)
-    except Exception:
-        folder.discard()
-        raise
-    try:
-        rows = _measure(measurement, console)
-    except BaseException as stop:
-        stop.add_note(resume_hint("experiments.single_layer", folder.path))
-        raise
-    finally:
-        folder.close()
-    console.print(f"run folder: {folder.path}", soft_wrap=True)
-    return rows
+    return run_measurement("single_layer", config, console, Measurement, _measure)
 
 
 def _measure(measurement: Measurement, console: Console) -> pd.DataFrame:

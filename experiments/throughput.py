@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -32,10 +31,10 @@ from compress_env.envs.options import StoreOption
 from compress_env.envs.pruning import PruningEnv, PruningMethod
 from compress_env.models import build_model, load_baseline
 from compress_env.task import FinetuneConfig, select_device
-from experiments.command import resume_hint, run_command
+from experiments.command import run_command, run_measurement
 from experiments.lasso_timing import conv_size, measure_peak_bytes, time_lasso
 from experiments.report import format_markdown
-from experiments.run_folder import RunFolder, resume_run
+from experiments.run_folder import RunFolder
 from experiments.timing import Rows, time_actors, time_steps, time_stores
 
 __all__ = ["Config", "main", "run"]
@@ -301,28 +300,7 @@ def run(config: Config, console: Console) -> dict[Part, Rows]:
         ValueError: If a setting is wrong.
         FileNotFoundError: If data or checkpoint are not there.
     """
-    if config.resume is not None:
-        config, folder = resume_run(config, config.resume)
-        if folder.is_finished:
-            folder.close()
-            raise ValueError(f"{str(folder.path)!r} has nothing left to measure")
-    else:
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        folder = RunFolder(config.out or Path("runs") / f"throughput-{stamp}", config)
-    try:
-        measurement = Measurement(config, folder)
-    except Exception:
-        folder.discard()
-        raise
-    try:
-        results = _measure(measurement, console)
-    except BaseException as stop:
-        stop.add_note(resume_hint("experiments.throughput", folder.path))
-        raise
-    finally:
-        folder.close()
-    console.print(f"run folder: {folder.path}", soft_wrap=True)
-    return results
+    return run_measurement("throughput", config, console, Measurement, _measure)
 
 
 def _measure(measurement: Measurement, console: Console) -> dict[Part, Rows]:
