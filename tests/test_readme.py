@@ -14,6 +14,9 @@ import torch
 from torch import nn
 
 from compress_env.envs.base import LayerwiseCompressionEnv
+from compress_env.layers import compute_layers
+from compress_env.models import MODELS, build_model
+from compress_env.pruning.surgery import find_walk
 from experiments.tables import read_runs, summarize
 from tests.fakes import PlainNet, seeded
 
@@ -71,11 +74,35 @@ def test_tables_over_seeds_are_those_of_the_stored_runs(dataset: str) -> None:
 
 
 def test_timings_are_those_of_the_stored_runs() -> None:
-    for path in sorted((ROOT / "results").glob("throughput*/throughput.md")):
+    paths = sorted((ROOT / "results").glob("throughput*/throughput.md"))
+    assert len(paths) == 2
+    for path in paths:
         blocks = path.read_text(encoding="utf-8").split("\n\n")
         tables = [block.strip() for block in blocks if block.startswith("|")]
         assert tables
         assert all(table in README for table in tables)
+
+
+NETWORKS = re.findall(
+    r"\| `([\w/]+)`(?: \((\d)x(\d+)x\d+\))? \| ([\d,]+) \| .* \| (\d+) of (\d+) \| (\w+)", README
+)
+SMALL_NETWORKS = [row for row in NETWORKS if row[0].startswith(("lenet", "cnn")) or row[2] == "16"]
+SMALL_NETWORKS += [row for row in NETWORKS if row[0].startswith("resnet20")]
+
+
+@pytest.mark.parametrize("row", SMALL_NETWORKS, ids=lambda row: row[0])
+def test_table_of_networks_is_true(row: tuple[str, ...]) -> None:
+    name, channels, side, n_params, n_decided, n_layers, n_skipped = row
+    shape = (int(channels or 3), int(side or 32), int(side or 32))
+    model = build_model(name, 10, shape).eval()
+    walk = find_walk(model, torch.zeros(1, *shape))
+    assert sum(p.numel() for p in model.parameters()) == int(n_params.replace(",", ""))
+    assert (len(walk.decisions), len(compute_layers(model))) == (int(n_decided), int(n_layers))
+    assert len(walk.skipped) == (0 if n_skipped == "none" else int(n_skipped))
+
+
+def test_table_of_networks_names_every_one() -> None:
+    assert set(MODELS) == {row[0] for row in NETWORKS if "/" not in row[0]}
 
 
 def test_arguments_of_the_environments_are_documented() -> None:
