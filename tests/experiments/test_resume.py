@@ -53,7 +53,8 @@ def test_job_killed_at_twenty_random_moments_ends_as_if_undisturbed(tmp_path: Pa
     moments = random.Random(0)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["experiments.compress"])
-    n_kills, n_finished, states = 0, 0, set()
+    n_kills, n_finished = 0, 0
+    states: set[tuple[bytes, ...]] = set()
     while n_kills < 20 or n_finished == 0:
         folder = tmp_path / f"killed-{n_finished}"
         begun = (folder / "config.json").exists()
@@ -65,7 +66,7 @@ def test_job_killed_at_twenty_random_moments_ends_as_if_undisturbed(tmp_path: Pa
             process.kill()
             process.join()
             n_kills += 1
-            states.add(tuple(sorted(path.name for path in folder.glob("state/*"))))
+            states.add(tuple(path.read_bytes() for path in sorted(folder.glob("state/*"))))
         else:
             assert process.exitcode == 0, "a resumed job must not fail"
             assert outcome(folder) == outcome(tmp_path / "whole")
