@@ -55,6 +55,19 @@ def test_own_network_and_data() -> None:
     assert 0.0 <= info["accuracy"] <= 1.0
 
 
+def test_a_network_with_branches_on_tensors() -> None:
+    names: dict[str, Any] = {}
+    exec(SNIPPETS[2], names)
+    env, network, small = names["env"].unwrapped, names["network"], names["small"]
+    assert env.skipped_layers == {}
+    assert [layer.name for layer in env.walk] == ["pointwise", "head"]
+    assert type(small) is type(network)
+    assert names["info"]["dense_macs"] <= 0.4 * env.unpruned.macs
+    assert small.depthwise.groups == small.stem[0].out_channels < 16
+    assert small.head.in_features == small.pointwise.out_channels + small.plain.out_channels < 32
+    assert names["info"]["accuracy"] > 0.5
+
+
 def test_table_of_environments_is_complete_and_true() -> None:
     rows = re.findall(r"\| `(compress_env/[\w-]+)` \|.*\| (.*) \|", README)
     ids = {name for name in gym.registry if name.startswith("compress_env/")}
