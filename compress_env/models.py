@@ -142,19 +142,20 @@ def load_baseline(
     data: DataBundle,
     *,
     checkpoint: str | Path | None = None,
+    recipe: Recipe | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> nn.Module:
     """Load a trained network, training it on first use.
 
-    Without a checkpoint, the recipe for (`name`, `data.name`) is followed and the result is kept
-    in the cache directory; of several processes that start at once, one trains and the others
+    Without a checkpoint, the recipe is followed and the result is kept in the cache directory; of several processes that start at once, one trains and the others
     wait. PyTorch's global random state is left as it was.
 
     Args:
         name: As in `build_model`.
         data: The data; only its training images are used.
         checkpoint: A file of weights to load instead: see `load_checkpoint`.
+        recipe: How to train; the entry of `RECIPES` for (`name`, `data.name`) when None.
         device: Where to train and where the network goes.
         progress: Called with (epochs done, epochs) after each epoch of training.
 
@@ -168,7 +169,7 @@ def load_baseline(
             checkpoint does not fit.
     """
     device = torch.device(device)
-    recipe = RECIPES.get((name, data.name))
+    recipe = recipe or RECIPES.get((name, data.name))
     with global_seed(0 if recipe is None else recipe.seed, device):
         model = build_model(name, data.num_classes, data.image_shape)
         if checkpoint is not None:
@@ -176,7 +177,8 @@ def load_baseline(
         elif recipe is None:
             known = ", ".join(f"{model} on {images}" for model, images in RECIPES)
             raise ValueError(
-                f"no recipe for {name} on {data.name}: give checkpoint=, or choose one of: {known}"
+                f"no recipe for {name} on {data.name}: give checkpoint= (--checkpoint) or recipe= "
+                f"(--train-epochs), or choose one of: {known}"
             )
         else:
             _train_cached(model, name, data, recipe, device, progress)

@@ -45,6 +45,9 @@ class Config:
     """Download the data set when it is missing."""
     checkpoint: Path | None = None
     """Weights of the network (safetensors or state_dict); trained by recipe when there is one."""
+    train_epochs: int | None = None
+    """Train the network for so many epochs first, and keep it in the cache; by its recipe when not
+    given."""
     algo: str = "q_critic_ppo"
     """Agent: q_critic_ppo, ppo, a2c, ddpg, td3, sac, random or uniform."""
     method: PruningMethod = "channel"
@@ -104,6 +107,10 @@ class Config:
             check_tensorboard()
         if self.policy is not None:
             read_policy(self.policy, self.algo)
+        if self.train_epochs is not None and self.train_epochs < 1:
+            raise ValueError(f"train_epochs must be at least 1, got {self.train_epochs}")
+        if self.train_epochs is not None and self.checkpoint is not None:
+            raise ValueError("give train_epochs or a checkpoint, not both")
         if self.final_finetune_steps is not None and self.final_finetune_steps < 0:
             raise ValueError(
                 f"final_finetune_steps must be 0 or more, got {self.final_finetune_steps}"

@@ -21,7 +21,7 @@ from compress_env.data import load_data
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
-from compress_env.models import load_baseline, load_checkpoint, save_checkpoint
+from compress_env.models import Recipe, load_baseline, load_checkpoint, save_checkpoint
 from compress_env.quantization.packing import pack
 from compress_env.seeding import derive_generator
 from compress_env.task import select_device
@@ -107,8 +107,9 @@ class Job:
         }
 
     def _baseline(self) -> nn.Module:
-        """Load the network, or train it by its recipe, with a bar; it arrives on the CPU."""
+        """Load the network, or train it, with a bar; it arrives on the CPU."""
         device = select_device(self.config.device)
+        epochs = self.config.train_epochs
         with Progress(console=self.console, disable=not self.console.is_terminal) as progress:
             bar = progress.add_task("baseline", visible=False)
 
@@ -119,6 +120,7 @@ class Job:
                 self.config.model,
                 self._data.to(device),
                 checkpoint=self.config.checkpoint,
+                recipe=None if epochs is None else Recipe(epochs),
                 device=device,
                 progress=advance,
             ).cpu()

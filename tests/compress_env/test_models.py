@@ -129,6 +129,17 @@ def test_training_happens_once(digits: DataBundle, caplog: pytest.LogCaptureFixt
     assert [path.name.split("-")[:2] for path in _cached()] == [["lenet5", "digits"]]
 
 
+def test_a_given_recipe_trains_what_has_none(digits: DataBundle) -> None:
+    data = replace(digits, name="mine")
+    model = load_baseline("lenet5", data, recipe=Recipe(epochs=2, batch_size=32))
+    assert _accuracy(model, digits) > 0.5
+    assert torch.equal(
+        _weights(model),
+        _weights(load_baseline("lenet5", data, recipe=Recipe(epochs=2, batch_size=32))),
+    )
+    assert len(_cached()) == 1
+
+
 @pytest.mark.usefixtures("_quick")
 def test_other_recipes_shapes_and_splits_have_their_own_file(
     digits: DataBundle, monkeypatch: pytest.MonkeyPatch
