@@ -148,8 +148,9 @@ def load_baseline(
 ) -> nn.Module:
     """Load a trained network, training it on first use.
 
-    Without a checkpoint, the recipe is followed and the result is kept in the cache directory; of several processes that start at once, one trains and the others
-    wait. PyTorch's global random state is left as it was.
+    Without a checkpoint, the recipe is followed and the result is kept in the cache directory; of
+    several processes that start at once, one trains and the others wait. PyTorch's global random
+    state is left as it was.
 
     Args:
         name: As in `build_model`.

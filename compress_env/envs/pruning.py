@@ -282,10 +282,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         if statistics is not None:
             with self._timed("reconstruction"):
                 columns_left = stay.nonzero().flatten()
-                fitted = reconstruct(statistics, columns_left)
-                # Inputs that are always zero say nothing of their weights, which stay as they are.
-                silent = statistics.input_energy[columns_left] == 0
-                fitted = torch.where(silent, weight[:, columns_left], fitted.to(weight))
+                fitted = reconstruct(statistics, columns_left, weight[:, columns_left])
                 layer.weight.data.copy_(fitted.reshape(layer.weight.shape))
 
     def _statistics(self, network: LiveChannels, name: str) -> LayerStatistics | None:

@@ -15,23 +15,32 @@ __all__ = ["reconstruct"]
 _COLUMNS_AT_ONCE = 1024  # of weights computed from rows
 
 
-def reconstruct(statistics: LayerStatistics, columns: Tensor, ridge: float = 1e-6) -> Tensor:
+def reconstruct(
+    statistics: LayerStatistics,
+    columns: Tensor,
+    prior: Tensor | None = None,
+    ridge: float = 1e-2,
+) -> Tensor:
     """Return the weights that best reproduce the responses from the kept columns.
 
-    Solves ``(A_SS + eps I) W_S^T = B_S`` by Cholesky in float64, with ``eps = ridge * mean(diag
-    A_SS)``, so that the ridge does not depend on the scale of the inputs. From rows, where there
-    are fewer of them than kept columns, the same weights are ``W_S^T = X_S^T (X_S X_S^T + eps
-    I)^-1 Y``. Where the matrix is not positive definite in floating point, the ridge is raised
-    tenfold until it is.
+    Solves ``(A_SS + eps I) W_S^T = B_S + eps V^T`` by Cholesky in float64: least squares with a
+    ridge that pulls towards the weights V that the layer had **(ours**: the papers' is towards
+    zero**)**, so that what few calibration images say nothing of stays as it was. ``eps = ridge *
+    mean(diag A_SS)`` does not depend on the scale of the inputs. From rows, where there are fewer
+    of them than kept columns, the same weights are ``W_S^T = V^T + X_S^T (X_S X_S^T + eps I)^-1
+    (Y - X_S V^T)``. Where the matrix is not positive definite in floating point, the ridge is
+    raised tenfold until it is.
 
     Args:
         statistics: Statistics of the layer, on any device.
         columns: The kept columns S, shape (|S|,), int64, in the order that the result will have.
+        prior: V, (N, |S|), any floating dtype; zeros when None.
         ridge: Ridge relative to the mean diagonal, positive.
 
     Returns:
         Weights, shape (N, |S|), on the device of the statistics, float64; in the dtype of the
-        rows if there are fewer of them than kept columns. Columns without any signal get zeros.
+        rows if there are fewer of them than kept columns. Columns without any signal get the
+        prior's values.
 
     Raises:
         ValueError: If ``ridge`` is not positive, there is no column, or the statistics are not
@@ -43,22 +52,33 @@ def reconstruct(statistics: LayerStatistics, columns: Tensor, ridge: float = 1e-
         raise ValueError("expected at least one column, got none")
     columns = columns.to(statistics.input_energy.device)
     if isinstance(statistics, RowStatistics) and statistics.n_rows < len(columns):
-        return _solve_by_rows(statistics, columns, ridge)
-    cross = statistics.cross_rows(columns)
-    weight = _solve(statistics.gram_block(columns, columns), cross, len(columns), ridge)
+        return _solve_by_rows(statistics, columns, prior, ridge)
+    # The change of the prior that explains what it leaves unexplained.
+    gram, right = statistics.gram_block(columns, columns), statistics.cross_rows(columns)
+    if prior is not None:
+        right = right - gram @ prior.to(gram).T
     # (|S|, N) -> (N, |S|)
-    return weight.T.contiguous()
+    change = _solve(gram, right, len(columns), ridge).T
+    return (change if prior is None else prior.to(change) + change).contiguous()
 
 
-def _solve_by_rows(statistics: RowStatistics, columns: Tensor, ridge: float) -> Tensor:
+def _solve_by_rows(
+    statistics: RowStatistics, columns: Tensor, prior: Tensor | None, ridge: float
+) -> Tensor:
     """Return the weights by a system of P x P, a few columns at a time."""
     responses = statistics.responses.double()
+    weight = statistics.inputs.new_zeros(responses.shape[1], len(columns))
+    starts = range(0, len(columns), _COLUMNS_AT_ONCE)
+    parts = [slice(start, start + _COLUMNS_AT_ONCE) for start in starts]
+    if prior is not None:
+        weight.copy_(prior)
+        for part in parts:
+            inputs = statistics.inputs[:, columns[part]].double()
+            responses = responses - inputs @ weight[:, part].double().T
     # (P, N) -> (N, P)
     dual = _solve(statistics.row_gram(columns), responses, len(columns), ridge).T
-    weight = statistics.inputs.new_empty(len(dual), len(columns))
-    for start in range(0, len(columns), _COLUMNS_AT_ONCE):
-        part = slice(start, start + _COLUMNS_AT_ONCE)
-        weight[:, part] = dual @ statistics.inputs[:, columns[part]].double()
+    for part in parts:
+        weight[:, part] += dual @ statistics.inputs[:, columns[part]].double()
     return weight
 
 

@@ -38,9 +38,9 @@ class Range(NamedTuple):
 class InputQuantizer(nn.Module):
     """Rounds activations to 256 levels: ``scale * (clamp(round(x / scale) + z, 0, 255) - z)``.
 
-    Affine and per tensor. The levels span the given range, extended to hold 0, which is then a level
-    itself, so that padding and the zeros of a ReLU stay exact. Gradients pass straight through
-    inside of it and not outside.
+    Affine and per tensor. The levels span the given range, extended to hold 0, which is then a
+    level itself, so that padding and the zeros of a ReLU stay exact. Gradients pass straight
+    through inside of it and not outside.
 
     Args:
         span: Range to cover.

@@ -64,17 +64,21 @@ def test_the_error_does_not_exceed_that_of_the_old_weights(
     n_kept=st.integers(1, 30),
     n_rows=st.integers(1, 40),
     n_dead=st.integers(0, 3),
+    has_prior=st.booleans(),
 )
 @settings(max_examples=40, deadline=None)
 def test_rows_and_sums_give_the_same_weights(
-    seed: int, n_kept: int, n_rows: int, n_dead: int
+    seed: int, n_kept: int, n_rows: int, n_dead: int, has_prior: bool
 ) -> None:
     x, _, y = make_rows(seed, n_rows, n_inputs=30)
     x[:, :n_dead] = 0
     columns = torch.randperm(30, generator=torch.Generator().manual_seed(seed))[:n_kept]
-    by_rows = reconstruct(RowStatistics(x, y), columns, ridge=1e-5)
-    by_sums = reconstruct(gather(x, y), columns, ridge=1e-5)
-    assert not by_rows[:, columns < n_dead].any()
+    prior = torch.randn(5, n_kept, dtype=torch.float64) if has_prior else None
+    by_rows = reconstruct(RowStatistics(x, y), columns, prior, ridge=1e-5)
+    by_sums = reconstruct(gather(x, y), columns, prior, ridge=1e-5)
+    dead = columns < n_dead
+    at_rest = torch.zeros(5, n_kept, dtype=torch.float64) if prior is None else prior
+    torch.testing.assert_close(by_rows[:, dead], at_rest[:, dead], rtol=0, atol=0)
     torch.testing.assert_close(by_rows, by_sums, rtol=1e-6, atol=1e-7)
 
 
@@ -84,6 +88,18 @@ def test_rows_in_single_precision_are_fitted_in_double_precision() -> None:
     fitted = reconstruct(RowStatistics(x.float(), y.float()), torch.arange(40))
     assert fitted.dtype == torch.float32
     torch.testing.assert_close(fitted, exact.float(), rtol=0, atol=0)
+
+
+def test_the_ridge_pulls_towards_the_prior() -> None:
+    x, _, y = make_rows(0)
+    prior = torch.arange(60, dtype=torch.float64).reshape(5, 12)
+    fitted = reconstruct(gather(x, y), torch.arange(12), prior, ridge=0.1)
+    eps = 0.1 * (x.T @ x).diagonal().mean()
+    gram = x.T @ x + eps * torch.eye(12, dtype=torch.float64)
+    expected = torch.linalg.solve(gram, x.T @ y + eps * prior.T).T
+    torch.testing.assert_close(fitted, expected)
+    far = reconstruct(gather(x, y), torch.arange(12), prior, ridge=1e9)
+    torch.testing.assert_close(far, prior, rtol=0, atol=1e-5)
 
 
 def test_all_columns_give_back_the_exact_weights() -> None:
@@ -124,7 +140,7 @@ def test_reconstruct_rejects_bad_arguments(columns: list[int], ridge: float, mes
     x, _, y = make_rows(0)
     chosen = torch.tensor(columns, dtype=torch.int64)
     with pytest.raises(ValueError, match=message):
-        reconstruct(gather(x, y), chosen, ridge)
+        reconstruct(gather(x, y), chosen, ridge=ridge)
 
 
 def test_reconstruct_rejects_statistics_that_are_not_finite() -> None:
