@@ -125,7 +125,7 @@ def run(config: Config, console: Console) -> list[Row]:
         console: Where progress and the final table go.
 
     Returns:
-        The rows of the final table: baseline, uniform, random and agent.
+        The rows of the final table: baseline, uniform, random, uniform bits and agent.
 
     Raises:
         ValueError: If a setting is wrong; nothing has been written then.
@@ -154,8 +154,8 @@ def _run_job(job: Job, folder: RunFolder, console: Console) -> list[Row]:
         contenders = _contend(job)
         write_searches(folder, job, _names(job.config))
         rows = score_networks(job, folder, contenders)
-        draw_searches(folder, contenders)
-        write_pareto(folder, contenders)
+        draw_searches(folder, job, contenders)
+        write_pareto(folder, job)
         skipped = job.pruning_env.skipped_layers
         folder.write_text("report.md", format_report(job.config, rows, skipped))
         folder.finish([row._asdict() for row in rows])
@@ -181,24 +181,39 @@ def _names(config: Config) -> list[str]:
     """Return the contenders in the order of the table."""
     if config.policy is not None:
         return ["policy"]
-    return [name for name in ("uniform", "random") if name != config.algo] + [config.algo]
+    others = [name for name in ("uniform", "random") if name != config.algo]
+    return [*others, *_uniform_bits(config), config.algo]
+
+
+def _uniform_bits(config: Config) -> dict[str, bool]:
+    """Return the usual baselines of stage 2, and whether they are free of the size budget.
+
+    They give all layers of the agent's pruned network 8 bits, or the most that meet the budget.
+    """
+    baselines = {f"{config.algo}-8bit": True, f"{config.algo}-uniform": False}
+    if config.algo == "uniform":
+        del baselines["uniform-uniform"]
+    return baselines
 
 
 def _contend(job: Job) -> list[Contender]:
-    """Run uniform compression, random search and the agent, which goes first; or a policy."""
-    names = _names(job.config)
-    if names == ["policy"]:
-        return [job.compress("policy", job.config.algo, None)]
-    algorithm = job.config.algo
-    agent = job.compress(algorithm, algorithm, None)
+    """Run the agent, which goes first, and all that it is compared with; or a policy."""
+    config, names = job.config, _names(job.config)
+    if config.policy is not None:
+        return [job.compress("policy", config.algo, None)]
+    agent = job.compress(config.algo, config.algo, None)
     write_searches(job.folder, job, names)
     spent = (
         agent.pruning.episodes[-1].n_evaluations,
         agent.quantization.episodes[-1].n_evaluations,
     )
-    baselines = []
+    uniform_bits, baselines = _uniform_bits(config), []
     for name in names[:-1]:
-        baselines.append(job.compress(name, name, spent))
+        if name in uniform_bits:
+            is_free = uniform_bits[name]
+            baselines.append(job.quantize_uniformly(name, agent.pruning, is_free=is_free))
+        else:
+            baselines.append(job.compress(name, name, spent))
         write_searches(job.folder, job, names)
     return [*baselines, agent]
 

@@ -60,17 +60,17 @@ def _policy(episode: Episode, value_name: str) -> dict[str, Any]:
     }
 
 
-def write_pareto(folder: RunFolder, contenders: list[Contender]) -> None:
+def write_pareto(folder: RunFolder, job: Job) -> None:
     """Write the pruned networks that no other beats, each with a policy to make it again.
 
     What counts is dense MACs, non-zero parameters and validation accuracy, of every finished
     episode of every search.
     """
     archive = [
-        (contender.name, episode)
-        for contender in contenders
-        for episode in contender.pruning.episodes
-        if episode.accuracy is not None
+        (name, episode)
+        for (name, stage), episodes in job.searches.items()
+        for episode in episodes
+        if stage == "pruning" and episode.accuracy is not None
     ]
     costs = [(e.dense_macs, e.sparse_params) for _, e in archive]
     front = non_dominated(costs, [e.accuracy or 0.0 for _, e in archive])
@@ -119,11 +119,12 @@ def score_networks(job: Job, folder: RunFolder, contenders: list[Contender]) -> 
     return rows
 
 
-def draw_searches(folder: RunFolder, contenders: list[Contender]) -> None:
-    """Draw rewards, choices and trade-offs of both stages."""
+def draw_searches(folder: RunFolder, job: Job, contenders: list[Contender]) -> None:
+    """Draw rewards, choices and trade-offs of both stages, and bits beside 8 bits everywhere."""
     labels = {"pruning": "multiply-accumulates per image", "quantization": "bytes (predicted)"}
     for stage, xlabel in labels.items():
-        results: dict[str, Stage] = {c.name: getattr(c, stage) for c in contenders}
+        searched = [c for c in contenders if (c.name, stage) in job.searches]
+        results: dict[str, Stage] = {c.name: getattr(c, stage) for c in searched}
         rewards = {n: [episode.reward for episode in r.episodes] for n, r in results.items()}
         value = VALUE_NAMES[stage]
         chosen = {name: result.best for name, result in results.items()}
@@ -135,3 +136,13 @@ def draw_searches(folder: RunFolder, contenders: list[Contender]) -> None:
         folder.write_figure(
             f"tradeoff-{stage}.png", draw_tradeoff(episodes, xlabel, f"Every episode: {stage}")
         )
+    agent, config = contenders[-1], job.config
+    uniform = [c for c in contenders if c.name == f"{config.algo}-8bit"]
+    folder.write_figure(
+        "bits.png",
+        draw_layers(
+            {c.name: c.quantization.best for c in [*uniform, agent]},
+            "bits",
+            f"Bits by layer: {config.model} on {config.dataset}",
+        ),
+    )

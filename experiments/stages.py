@@ -141,8 +141,23 @@ class Job:
         quantization = self._stage((name, "quantization"), env, algorithm, limits[1])
         return Contender(name, pruning, quantization)
 
-    def _quantization_env(self, name: str, model: nn.Module) -> QuantizationEnv:
+    def quantize_uniformly(self, name: str, pruning: Stage, *, is_free: bool) -> Contender:
+        """Give every layer of a pruned network the same bits.
+
+        Args:
+            name: What the row is called.
+            pruning: Where the network comes from.
+            is_free: Whether those are 8 bits, or the most that meet the size budget.
+        """
+        env = self._quantization_env(name, pruning.model, is_free=is_free)
+        return Contender(name, pruning, self._stage((name, "quantization"), env, "uniform", None))
+
+    def _quantization_env(
+        self, name: str, model: nn.Module, *, is_free: bool = False
+    ) -> QuantizationEnv:
         """Make the environment of stage 2; its budget is the nearest that the network can meet."""
+        if is_free:
+            return QuantizationEnv(model.cpu(), self._data, **self._options())
         free = QuantizationEnv(model, self.task.data, device=self.task.device).unpruned
         budget, lowest = self.size_budget_bytes / free.cost_high, free.cost_low / free.cost_high
         if budget < lowest:

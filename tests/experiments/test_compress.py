@@ -39,6 +39,7 @@ def test_folder_holds_what_is_promised(finished: tuple[Path, list[Row], str]) ->
     assert {"config.json", "episodes.csv", "policy.json", "table.csv", "report.md"} <= names
     assert {"baseline.safetensors", "network-q_critic_ppo.safetensors"} <= names
     figures = [f"{k}-{s}.png" for k in ("reward", "layers", "tradeoff") for s in STAGES]
+    figures += ["bits.png", "pareto.png"]
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in figures)
     config = json.loads((out / "config.json").read_text())
     assert (config["seed"], config["episodes"]) == (0, 3)
@@ -48,17 +49,20 @@ def test_folder_holds_what_is_promised(finished: tuple[Path, list[Row], str]) ->
 STAGES = ("pruning", "quantization")
 
 
-def test_table_compares_four_networks_within_the_budgets(
+def test_table_compares_networks_within_the_budgets(
     finished: tuple[Path, list[Row], str],
 ) -> None:
     out, rows, text = finished
-    assert [row.network for row in rows] == ["baseline", "uniform", "random", "q_critic_ppo"]
     baseline, *others = rows
+    names = ["uniform", "random", "q_critic_ppo-8bit", "q_critic_ppo-uniform", "q_critic_ppo"]
+    assert [row.network for row in rows] == ["baseline", *names]
     assert (baseline.macs, baseline.params, baseline.size) == (1.0, 1.0, 1.0)
     default = Config()
     for row in others:
         assert row.macs <= default.flops_budget
-        assert row.size <= default.size_budget * 1.001 or f"{row.network}: too little" in text
+        is_within = row.size <= default.size_budget
+        assert is_within == row.within_budget
+        assert is_within or row.network.endswith("8bit") or f"{row.network}: too little" in text
         path = out / f"network-{row.network}.safetensors"
         assert row.size_bytes == path.stat().st_size
         assert row.network in text
@@ -72,6 +76,21 @@ def test_random_search_spends_as_many_evaluations(
     rows = {row.network: row for row in finished[1]}
     assert rows["random"].n_evaluations == rows["q_critic_ppo"].n_evaluations
     assert rows["uniform"].n_evaluations == 2
+
+
+def test_uniform_bits_are_given_to_the_network_of_the_agent(
+    finished: tuple[Path, list[Row], str],
+) -> None:
+    rows = {row.network: row for row in finished[1]}
+    for name in ("8bit", "uniform"):
+        row, agent = rows[f"q_critic_ppo-{name}"], rows["q_critic_ppo"]
+        assert (row.macs, row.params) == (agent.macs, agent.params)
+    table = pd.read_csv(finished[0] / "episodes.csv").set_index("search")
+    bits = table.filter(like="value:")
+    eight = bits.loc["q_critic_ppo-8bit"].dropna()
+    assert set(eight) == {8.0} and len(eight) == 5
+    uniform = bits.loc["q_critic_ppo-uniform"].dropna()
+    assert len(set(uniform)) == 1 and uniform.iloc[0] < 8
 
 
 def test_every_episode_is_recorded(finished: tuple[Path, list[Row], str]) -> None:
@@ -126,7 +145,7 @@ def test_every_algorithm_runs_the_job(algo: str, tmp_path: Path) -> None:
     settings = SMALL | {"episodes": 2, "finetune_steps": 0}
     rows = run(Config(algo=algo, out=tmp_path / "out", **settings), Console(file=StringIO()))
     assert algo in [row.network for row in rows]
-    assert len(rows) == (3 if algo in ("random", "uniform") else 4)
+    assert len(rows) == {"random": 5, "uniform": 4}.get(algo, 6)
 
 
 @pytest.mark.parametrize(
