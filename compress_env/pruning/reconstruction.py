@@ -19,23 +19,24 @@ def reconstruct(
     statistics: LayerStatistics,
     columns: Tensor,
     prior: Tensor | None = None,
-    ridge: float = 1e-2,
+    ridge: float = 0.1,
 ) -> Tensor:
     """Return the weights that best reproduce the responses from the kept columns.
 
     Solves ``(A_SS + eps I) W_S^T = B_S + eps V^T`` by Cholesky in float64: least squares with a
     ridge that pulls towards the weights V that the layer had **(ours**: the papers' is towards
     zero**)**, so that what few calibration images say nothing of stays as it was. ``eps = ridge *
-    mean(diag A_SS)`` does not depend on the scale of the inputs. From rows, where there are fewer
-    of them than kept columns, the same weights are ``W_S^T = V^T + X_S^T (X_S X_S^T + eps I)^-1
-    (Y - X_S V^T)``. Where the matrix is not positive definite in floating point, the ridge is
-    raised tenfold until it is.
+    trace(A_SS) / P``, by the mean energy of the P rows, goes with the scale of the inputs, and
+    weighs the more the more weights there are to each row. From rows, where there are fewer than
+    kept columns, the same weights are ``W_S^T = V^T + X_S^T (X_S X_S^T + eps I)^-1 (Y - X_S
+    V^T)``. Where the matrix is not positive definite in floating point, the ridge is raised
+    tenfold until it is.
 
     Args:
         statistics: Statistics of the layer, on any device.
         columns: The kept columns S, shape (|S|,), int64, in the order that the result will have.
         prior: V, (N, |S|), any floating dtype; zeros when None.
-        ridge: Ridge relative to the mean diagonal, positive.
+        ridge: Strength of the pull, positive.
 
     Returns:
         Weights, shape (N, |S|), on the device of the statistics, float64; in the dtype of the
@@ -58,7 +59,7 @@ def reconstruct(
     if prior is not None:
         right = right - gram @ prior.to(gram).T
     # (|S|, N) -> (N, |S|)
-    change = _solve(gram, right, len(columns), ridge).T
+    change = _solve(gram, right, statistics.n_rows, ridge).T
     return (change if prior is None else prior.to(change) + change).contiguous()
 
 
@@ -76,20 +77,20 @@ def _solve_by_rows(
             inputs = statistics.inputs[:, columns[part]].double()
             responses = responses - inputs @ weight[:, part].double().T
     # (P, N) -> (N, P)
-    dual = _solve(statistics.row_gram(columns), responses, len(columns), ridge).T
+    dual = _solve(statistics.row_gram(columns), responses, statistics.n_rows, ridge).T
     for part in parts:
         weight[:, part] += dual @ statistics.inputs[:, columns[part]].double()
     return weight
 
 
-def _solve(gram: Tensor, right: Tensor, n_columns: int, ridge: float) -> Tensor:
-    """Solve a ridged system, whose trace is the energy of so many columns, in place of it."""
+def _solve(gram: Tensor, right: Tensor, n_rows: int, ridge: float) -> Tensor:
+    """Solve a ridged system, whose trace is the energy of so many rows, in place of it."""
     # Both extremes of a tensor with NaN are NaN.
     if not torch.isfinite(torch.stack([*gram.aminmax(), *right.aminmax()])).all():
         raise ValueError("expected finite statistics, got some that are not")
-    mean = float(gram.trace()) / n_columns
+    energy = float(gram.trace()) / n_rows
     # All inputs dead: any positive ridge gives zeros.
-    factor = _factor(gram, ridge * mean if mean > 0 else ridge)
+    factor = _factor(gram, ridge * energy if energy > 0 else ridge)
     solution: Tensor = torch.cholesky_solve(right, factor)
     return solution
 

@@ -37,11 +37,11 @@ def test_weights_equal_least_squares_on_the_rows(seed: int) -> None:
     np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-6, atol=1e-8)
 
 
-def test_the_ridge_is_relative_to_the_mean_diagonal() -> None:
+def test_the_ridge_is_relative_to_the_mean_energy_of_a_row() -> None:
     x, _, y = make_rows(0)
     weight = reconstruct(gather(x, y), torch.arange(12), ridge=0.1)
     gram = (x.T @ x).numpy()
-    eps = 0.1 * np.trace(gram) / 12
+    eps = 0.1 * np.trace(gram) / len(x)
     expected = np.linalg.solve(gram + eps * np.eye(12), (x.T @ y).numpy()).T
     np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-9)
 
@@ -94,7 +94,7 @@ def test_the_ridge_pulls_towards_the_prior() -> None:
     x, _, y = make_rows(0)
     prior = torch.arange(60, dtype=torch.float64).reshape(5, 12)
     fitted = reconstruct(gather(x, y), torch.arange(12), prior, ridge=0.1)
-    eps = 0.1 * (x.T @ x).diagonal().mean()
+    eps = 0.1 * (x.T @ x).trace() / len(x)
     gram = x.T @ x + eps * torch.eye(12, dtype=torch.float64)
     expected = torch.linalg.solve(gram, x.T @ y + eps * prior.T).T
     torch.testing.assert_close(fitted, expected)
@@ -121,12 +121,12 @@ def test_equal_and_dead_inputs_are_finite() -> None:
 
 def test_the_ridge_rises_tenfold_until_the_matrix_is_positive_definite() -> None:
     statistics = gather(make_rows(3)[0], make_rows(3)[2])
-    mean = statistics.gram.diagonal().mean()
+    energy = statistics.gram.trace() / statistics.n_rows
     lowest = torch.linalg.eigvalsh(statistics.gram)[0]
     identity = torch.eye(12, dtype=torch.float64)
-    indefinite = statistics.gram - (lowest + 2e-3 * mean) * identity
+    indefinite = statistics.gram - (lowest + 2e-3 * energy) * identity
     fitted = reconstruct(statistics._replace(gram=indefinite), torch.arange(12), ridge=1e-6)
-    eps = 1e-2 * indefinite.diagonal().mean()
+    eps = 1e-2 * indefinite.trace() / statistics.n_rows
     expected = torch.linalg.solve(indefinite + eps * identity, statistics.cross).T
     torch.testing.assert_close(fitted, expected)
 
