@@ -1,0 +1,143 @@
+"""How small a file can get without losing accuracy: the smallest of a sweep over budgets.
+
+`python -m experiments.sweep --seeds 0 1 2 --flops-budgets ... --size-budgets ... --out SWEEP` makes
+the networks, and `python -m experiments.smallest --sweep SWEEP` picks, for each seed, the smallest
+packed file that is no worse than the float32 network. What is "no worse" is told twice: by the
+validation images, which is how one would choose, and by the test images themselves, which is what
+papers report and flatters, as it picks the luckiest of many networks.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import tyro
+from matplotlib.figure import Figure
+
+from experiments.report import format_markdown
+
+__all__ = ["CHOICES", "Config", "choose", "draw_sizes", "format_choices", "main", "read_sweep"]
+
+CHOICES = {"validation_error": "validation images", "test_error": "test images"}
+"""Columns that tell whether a network is no worse, and what they are measured on."""
+
+HEADINGS = (
+    "chosen by",
+    "seed",
+    "bytes",
+    "times smaller",
+    "test error %",
+    "float32's",
+    "sparse params",
+    "MACs budget",
+    "size budget",
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the choice."""
+
+    sweep: Path
+    """Folder of a finished `experiments.sweep` over budgets and seeds, of one network and data set.
+    `smallest.md` and `smallest.png` are written there."""
+
+
+def read_sweep(folder: Path) -> pd.DataFrame:
+    """Read the rows of all networks of a sweep, with their validation errors.
+
+    Raises:
+        ValueError: If there is no finished cell, or networks or data sets differ.
+    """
+    try:
+        table = pd.read_csv(folder / "sweep.csv")
+        table["validation_error"] = 1.0 - table["validation_accuracy"]
+        for column in ("model", "dataset"):
+            if table[column].nunique() != 1:
+                raise ValueError(f"expected one {column}, got {sorted(table[column].unique())}")
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{str(folder)!r} is not a sweep to choose from: {error}") from None
+    return table
+
+
+def choose(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return, for each seed, the smallest file whose error is at most that of the baseline.
+
+    Args:
+        rows: As from `read_sweep`.
+        column: A key of `CHOICES`.
+
+    Returns:
+        One row for each seed with such a network, with the baseline's errors and sizes in columns
+        that begin with `baseline_`.
+    """
+    is_baseline = rows["network"] == "baseline"
+    baselines = rows[is_baseline].groupby("seed").first().add_prefix("baseline_")
+    others = rows[~is_baseline].join(baselines, on="seed")
+    no_worse = others[others[column] <= others[f"baseline_{column}"]]
+    smallest: pd.DataFrame = no_worse.loc[no_worse.groupby("seed")["size_bytes"].idxmin()]
+    return smallest.reset_index(drop=True)
+
+
+def format_choices(rows: pd.DataFrame) -> str:
+    """Format both choices as a Markdown table, seed by seed."""
+    lines = [
+        (CHOICES[column], *_cells(row))
+        for column in CHOICES
+        for row in choose(rows, column).to_dict("records")
+    ]
+    n_networks = int((rows["network"] != "baseline").sum())
+    title = f"The smallest of {n_networks} files over {rows['seed'].nunique()} seeds:"
+    return "\n".join([title, "", format_markdown(HEADINGS, lines), ""])
+
+
+def _cells(row: dict[Any, Any]) -> tuple[str, ...]:
+    sparse_params = row["sparse_params"] / row["baseline_sparse_params"]
+    return (
+        str(row["seed"]),
+        f"{row['size_bytes']:,}",
+        f"{row['baseline_size_bytes'] / row['size_bytes']:.1f}",
+        f"{100 * row['test_error']:.2f}",
+        f"{100 * row['baseline_test_error']:.2f}",
+        f"{100 * sparse_params:.2f} %",
+        f"{row['flops_budget']:g}",
+        f"{row['size_budget']:g}" if row["within_budget"] else "over",
+    )
+
+
+def draw_sizes(rows: pd.DataFrame) -> Figure:
+    """Draw test error against bytes of every network, and the baselines' as lines, by seed."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, (seed, mine) in enumerate(rows.groupby("seed")):
+        color, is_baseline = f"C{number}", mine["network"] == "baseline"
+        files = mine[~is_baseline]
+        errors = 100 * files["test_error"]
+        axes.plot(files["size_bytes"], errors, ".", color=color, label=f"seed {seed}")
+        axes.axhline(100 * mine[is_baseline]["test_error"].iloc[0], color=color, linewidth=0.8)
+    model, dataset = rows["model"].iloc[0], rows["dataset"].iloc[0]
+    axes.set(xlabel="bytes of the packed file", ylabel="test error %", xscale="log", yscale="log")
+    axes.set_title(f"{model} on {dataset}: every file, and the float32 networks (lines)")
+    axes.legend()
+    return figure
+
+
+def main() -> None:
+    """Run from the command line; a wrong setting ends it with one line."""
+    config = tyro.cli(Config, description=__doc__)
+    try:
+        rows = read_sweep(config.sweep)
+        text = format_choices(rows)
+        sys.stdout.write(text)
+        (config.sweep / "smallest.md").write_text(text, encoding="utf-8")
+        draw_sizes(rows).savefig(config.sweep / "smallest.png", dpi=150)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
