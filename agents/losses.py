@@ -7,11 +7,15 @@ import torch as th
 from torch.nn import functional as F
 
 __all__ = [
+    "adapted_kl_coef",
+    "cim_penalty",
     "clip_fraction",
     "clipped_surrogate_loss",
+    "parameter_shift",
     "q_loss",
     "regularized_action",
     "scale_to_unit_rms",
+    "surrogate_loss",
     "td_target",
 ]
 
@@ -44,6 +48,91 @@ def clipped_surrogate_loss(
     ratio = th.exp(log_prob - old_log_prob)
     clipped = th.clamp(ratio, 1.0 - clip_range, 1.0 + clip_range)
     return -th.min(ratio * advantages, clipped * advantages).mean()
+
+
+def surrogate_loss(
+    advantages: th.Tensor, log_prob: th.Tensor, old_log_prob: th.Tensor
+) -> th.Tensor:
+    """Return the negated surrogate ``-E[rho A]``, without a clip.
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347), equation 6.
+
+    Args:
+        advantages: A, any shape, float; no gradient should flow through it.
+        log_prob: log-probabilities in nats of the same actions under the policy being trained.
+        old_log_prob: those under the policy that has acted.
+
+    Returns:
+        A scalar to minimise.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _check_same_shape(advantages=advantages, log_prob=log_prob, old_log_prob=old_log_prob)
+    return -(th.exp(log_prob - old_log_prob) * advantages).mean()
+
+
+def adapted_kl_coef(coef: float, kl: float, target: float) -> float:
+    """Return the coefficient of the KL penalty for the next rollout.
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347), section 4: halved below ``target / 1.5``,
+    doubled above ``1.5 target``, otherwise kept.
+
+    Args:
+        coef: the present one, above 0.
+        kl: mean KL(old || new) after the update, in nats.
+        target: what it should be, above 0.
+    """
+    if kl < target / 1.5:
+        return coef / 2.0
+    return coef * 2.0 if kl > 1.5 * target else coef
+
+
+def parameter_shift(
+    new: th.distributions.Distribution, old: th.distributions.Distribution
+) -> th.Tensor:
+    """Return the change of a distribution's parameters at each state, (B, K).
+
+    Of D independent Gaussians the parameters are the means and the standard deviations, K = 2D; of
+    a categorical distribution the probabilities.
+
+    Args:
+        new: the policy being trained at B states.
+        old: the policy that has acted, of the same kind.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    pair = (new, old)
+    if all(isinstance(d, th.distributions.Normal) for d in pair):
+        now, then = (th.cat([d.mean, d.stddev], dim=-1) for d in pair)
+    elif all(isinstance(d, th.distributions.Categorical) for d in pair):
+        now, then = (d.probs for d in pair)  # type: ignore[attr-defined]
+    else:
+        raise ValueError(f"expected two normal or two categorical distributions, got {pair}")
+    shift: th.Tensor = now - then
+    return shift
+
+
+def cim_penalty(shift: th.Tensor, width: float) -> th.Tensor:
+    """Return the squared correntropy-induced metric ``1 - exp(-||d||^2 / (2 width^2))``.
+
+    Source: Guo et al. 2021 (arXiv 2110.10522); the sign is corrected **(ours)**, so that it is 0
+    for no change and grows to 1.
+
+    Args:
+        shift: d, (B, K).
+        width: of the Gaussian kernel, above 0.
+
+    Returns:
+        (B,), in [0, 1].
+
+    Raises:
+        ValueError: if ``width`` is not above 0.
+    """
+    if not width > 0.0:
+        raise ValueError(f"width must be above 0, got {width}")
+    return -th.expm1(-shift.square().sum(dim=-1) / (2.0 * width**2))
 
 
 def clip_fraction(log_prob: th.Tensor, old_log_prob: th.Tensor, clip_range: float) -> float:

@@ -1,0 +1,307 @@
+"""PPO with a penalty on the policy's change: a KL divergence, or a correntropy-induced metric."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+from stable_baselines3.common.utils import explained_variance
+from torch.nn import functional as F
+
+from agents.losses import (
+    adapted_kl_coef,
+    cim_penalty,
+    clip_fraction,
+    clipped_surrogate_loss,
+    parameter_shift,
+    surrogate_loss,
+)
+
+__all__ = ["CIMPPO", "KLPPO", "PenaltyPPO"]
+
+
+class PenaltyPPO(PPO):
+    """`stable_baselines3.PPO` with a hook for the policy's loss, and both KL divergences logged.
+
+    With the clipped loss, as it is here, it does exactly what PPO does (a test compares the
+    weights); `KLPPO` and `CIMPPO` put another loss into the hook. SB3 has no such hook, so its
+    `train` is written anew here, once.
+
+    Logs, besides those of PPO, the divergences between the policy that has acted and the one being
+    trained, in nats, means over states: `train/kl_old_new` is KL(old || new) and `train/kl_new_old`
+    KL(new || old). Their difference is the asymmetry that arXiv 2110.10522 is about.
+
+    Args:
+        policy: As in PPO.
+        env: Any environment whose actions are `Box` or `Discrete`.
+        kwargs: All other arguments of PPO but `use_sde`.
+
+    Raises:
+        ValueError: If the action space is another one, or with `use_sde`.
+    """
+
+    def __init__(self, policy: Any, env: Any, **kwargs: Any) -> None:
+        """Check that the policy's change can be measured."""
+        super().__init__(policy, env, **kwargs)
+        if self.use_sde:
+            raise ValueError("use_sde is not supported: its noise is no simple distribution")
+        known = self.action_space is None or isinstance(
+            self.action_space, spaces.Box | spaces.Discrete
+        )
+        if not known:
+            raise ValueError(f"expected Box or Discrete actions, got {self.action_space}")
+
+    def _policy_loss(
+        self,
+        advantages: th.Tensor,
+        log_prob: th.Tensor,
+        old_log_prob: th.Tensor,
+        new: Distribution,
+        old: Distribution,
+    ) -> th.Tensor:
+        """Return what the actor minimises, a scalar; here the clipped surrogate.
+
+        Args:
+            advantages: (B,), without gradient.
+            log_prob: (B,) log-probabilities of the actions taken, under the policy being trained.
+            old_log_prob: (B,) those under the policy that has acted.
+            new: Distributions of the policy being trained at the B states.
+            old: Those of the policy that has acted, without gradient.
+        """
+        return clipped_surrogate_loss(advantages, log_prob, old_log_prob, self._clip_range)
+
+    def _after_training(self, kl_old_new: float) -> None:
+        """Take note of the mean KL(old || new) of the last pass over the rollout."""
+
+    def train(self) -> None:
+        """Train on the rollout; called by `learn`."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        progress = self._current_progress_remaining
+        self._clip_range: float = self.clip_range(progress)  # type: ignore[operator]
+        schedule_vf: Any = self.clip_range_vf
+        self._clip_range_vf: float | None = None if schedule_vf is None else schedule_vf(progress)
+        self._old_policy = copy.deepcopy(self.policy)
+        logs: dict[str, list[float]] = {}
+        for _ in range(self.n_epochs):
+            epoch: dict[str, list[float]] = {}
+            is_over = self._train_epoch(epoch)
+            for name, values in epoch.items():
+                # As in PPO, divergences are those of the last pass.
+                before = [] if "kl" in name else logs.get(name, [])
+                logs[name] = [*before, *values]
+            self._n_updates += 1
+            if is_over:
+                break
+        del self._old_policy
+        self._after_training(float(np.mean(logs["kl_old_new"])))
+        self._log(logs)
+
+    def _train_epoch(self, logs: dict[str, list[float]]) -> bool:
+        """Pass once over the rollout; return whether the policy has gone too far."""
+        assert isinstance(self.rollout_buffer, RolloutBuffer)
+        for data in self.rollout_buffer.get(self.batch_size):
+            loss, terms = self._loss(data)
+            for name, value in terms.items():
+                logs.setdefault(name, []).append(value)
+            if self.target_kl is not None and terms["approx_kl"] > 1.5 * self.target_kl:
+                return True
+            self.policy.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+            self.policy.optimizer.step()
+        return False
+
+    def _loss(self, data: RolloutBufferSamples) -> tuple[th.Tensor, dict[str, float]]:
+        """Return the loss of a minibatch, and what is logged of it."""
+        actions = data.actions
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.long().flatten()
+        new, values = self._evaluate(data.observations)
+        log_prob, entropy = new.log_prob(actions), new.entropy()
+        with th.no_grad():
+            old = self._old_policy.get_distribution(data.observations)
+        advantages = data.advantages
+        if self.normalize_advantage and len(advantages) > 1:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        policy_loss = self._policy_loss(advantages, log_prob, data.old_log_prob, new, old)
+        value_loss = F.mse_loss(data.returns, self._clipped_values(values, data.old_values))
+        entropy_loss = -th.mean(-log_prob if entropy is None else entropy)
+        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        with th.no_grad():
+            log_ratio = log_prob - data.old_log_prob
+            terms = {
+                "policy_gradient_loss": policy_loss,
+                "value_loss": value_loss,
+                "entropy_loss": entropy_loss,
+                "loss": loss,
+                "approx_kl": th.mean((th.exp(log_ratio) - 1) - log_ratio),
+                "kl_old_new": _kl(old, new).mean(),
+                "kl_new_old": _kl(new, old).mean(),
+            }
+        logged = {name: value.item() for name, value in terms.items()}
+        logged["clip_fraction"] = clip_fraction(
+            log_prob.detach(), data.old_log_prob, self._clip_range
+        )
+        return loss, logged
+
+    def _evaluate(self, observations: Any) -> tuple[Distribution, th.Tensor]:
+        """Return the policy's distributions and values (B,) at B states."""
+        features = self.policy.extract_features(observations)
+        if self.policy.share_features_extractor:
+            latent_pi, latent_vf = self.policy.mlp_extractor(features)
+        else:
+            latent_pi = self.policy.mlp_extractor.forward_actor(features[0])
+            latent_vf = self.policy.mlp_extractor.forward_critic(features[1])
+        values = self.policy.value_net(latent_vf)
+        return self.policy._get_action_dist_from_latent(latent_pi), values.flatten()
+
+    def _clipped_values(self, values: th.Tensor, old_values: th.Tensor) -> th.Tensor:
+        width = self._clip_range_vf
+        if width is None:
+            return values
+        return old_values + th.clamp(values - old_values, -width, width)
+
+    def _log(self, logs: dict[str, list[float]]) -> None:
+        last = {"loss"}
+        for name, values in logs.items():
+            self.logger.record(f"train/{name}", values[-1] if name in last else np.mean(values))
+        explained = explained_variance(
+            self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()
+        )
+        self.logger.record("train/explained_variance", explained)
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/clip_range", self._clip_range)
+        if self._clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", self._clip_range_vf)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_old_policy"]
+
+
+class KLPPO(PenaltyPPO):
+    """PPO with an adaptive KL penalty instead of the clip (arXiv 1707.06347, section 4).
+
+    The actor minimises ``-E[rho A] + kl_coef * E[KL]``. After each rollout the coefficient is
+    halved if the mean KL(old || new) is below ``kl_target / 1.5`` and doubled if it is above ``1.5
+    kl_target``. It is logged as `train/kl_coef`.
+
+    Args:
+        policy: As in PPO.
+        env: Any environment whose actions are `Box` or `Discrete`.
+        kl_coef: Coefficient at first, positive.
+        kl_target: KL divergence to keep to, in nats, positive.
+        reverse: Penalise KL(new || old) instead of KL(old || new).
+        kwargs: All other arguments of PPO but `use_sde`; `clip_range` is only logged against.
+
+    Raises:
+        ValueError: If a setting is out of range; see `PenaltyPPO`.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        env: Any,
+        *,
+        kl_coef: float = 1.0,
+        kl_target: float = 0.01,
+        reverse: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Check the settings."""
+        _check_positive(kl_coef=kl_coef, kl_target=kl_target)
+        self.kl_coef = kl_coef
+        self.kl_target = kl_target
+        self.reverse = reverse
+        super().__init__(policy, env, **kwargs)
+
+    def _policy_loss(
+        self,
+        advantages: th.Tensor,
+        log_prob: th.Tensor,
+        old_log_prob: th.Tensor,
+        new: Distribution,
+        old: Distribution,
+    ) -> th.Tensor:
+        divergence = _kl(new, old) if self.reverse else _kl(old, new)
+        loss = surrogate_loss(advantages, log_prob, old_log_prob)
+        return loss + self.kl_coef * divergence.mean()
+
+    def _after_training(self, kl_old_new: float) -> None:
+        self.logger.record("train/kl_coef", self.kl_coef)
+        self.kl_coef = adapted_kl_coef(self.kl_coef, kl_old_new, self.kl_target)
+
+
+class CIMPPO(PenaltyPPO):
+    """PPO with a correntropy-induced metric as its penalty (arXiv 2110.10522).
+
+    The actor minimises ``-E[rho A] + cim_coef * E[1 - exp(-||d||^2 / (2 width^2))]``, d being the
+    change of the distribution's parameters: means and standard deviations, or probabilities
+    **(ours**: a sign-corrected form**)**. Unlike a KL divergence it is symmetric and bounded.
+
+    Args:
+        policy: As in PPO.
+        env: Any environment whose actions are `Box` or `Discrete`.
+        cim_coef: Coefficient of the penalty, positive.
+        width: Width of the Gaussian kernel, in units of the parameters, positive.
+        kwargs: All other arguments of PPO but `use_sde`; `clip_range` is only logged against.
+
+    Raises:
+        ValueError: If a setting is out of range; see `PenaltyPPO`.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        env: Any,
+        *,
+        cim_coef: float = 1.0,
+        width: float = 0.3,
+        **kwargs: Any,
+    ) -> None:
+        """Check the settings."""
+        _check_positive(cim_coef=cim_coef, width=width)
+        self.cim_coef = cim_coef
+        self.width = width
+        super().__init__(policy, env, **kwargs)
+
+    def _policy_loss(
+        self,
+        advantages: th.Tensor,
+        log_prob: th.Tensor,
+        old_log_prob: th.Tensor,
+        new: Distribution,
+        old: Distribution,
+    ) -> th.Tensor:
+        shift = parameter_shift(_torch_distribution(new), _torch_distribution(old))
+        loss = surrogate_loss(advantages, log_prob, old_log_prob)
+        return loss + self.cim_coef * cim_penalty(shift, self.width).mean()
+
+
+def _kl(first: Distribution, second: Distribution) -> th.Tensor:
+    """Return KL(first || second) at each state, (B,), in nats."""
+    pair = (_torch_distribution(first), _torch_distribution(second))
+    divergence = th.distributions.kl_divergence(*pair)
+    return divergence.sum(dim=-1) if divergence.dim() > 1 else divergence
+
+
+def _torch_distribution(distribution: Distribution) -> th.distributions.Distribution:
+    """Return what is inside; SB3 keeps a list there for MultiDiscrete actions alone."""
+    inside = distribution.distribution
+    assert isinstance(inside, th.distributions.Distribution)
+    return inside
+
+
+def _check_positive(**settings: float) -> None:
+    for name, value in settings.items():
+        if not value > 0.0:
+            raise ValueError(f"{name} must be above 0, got {value}")

@@ -1,0 +1,149 @@
+"""PPO with a hook for its loss, and the two penalties in it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from torch.distributions import Bernoulli, Categorical, Normal
+
+from agents import CIMPPO, KLPPO
+from agents.losses import adapted_kl_coef, cim_penalty, parameter_shift, surrogate_loss
+from agents.penalty_ppo import PenaltyPPO
+
+SETTINGS: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "seed": 0, "device": "cpu"}
+
+
+def weights(agent: PPO) -> th.Tensor:
+    return th.nn.utils.parameters_to_vector(agent.policy.parameters())
+
+
+@pytest.mark.parametrize("task", ["Pendulum-v1", "CartPole-v1"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"clip_range_vf": 0.1, "ent_coef": 0.01, "normalize_advantage": False},
+        {"target_kl": 1e-4},
+        {"policy_kwargs": {"share_features_extractor": False}},
+    ],
+    ids=["defaults", "value clip", "early stop", "two extractors"],
+)
+def test_clipped_loss_and_v_critic_are_exactly_ppo(task: str, extra: dict[str, Any]) -> None:
+    theirs = PPO("MlpPolicy", task, **SETTINGS, **extra).learn(192)
+    ours = PenaltyPPO("MlpPolicy", task, **SETTINGS, **extra).learn(192)
+    assert th.equal(weights(ours), weights(theirs))
+    logged = ours.logger.name_to_value
+    expected = {k: v for k, v in theirs.logger.name_to_value.items() if k.startswith("train/")}
+    assert {k: logged[k] for k in expected} == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("agent", [KLPPO, CIMPPO])
+@pytest.mark.parametrize("task", ["Pendulum-v1", "CartPole-v1"])
+def test_penalties_learn_and_log_both_divergences(agent: type[PenaltyPPO], task: str) -> None:
+    made = agent("MlpPolicy", task, **SETTINGS)
+    before = weights(made).clone()
+    made.learn(128)
+    assert not th.equal(weights(made), before)
+    logged = made.logger.name_to_value
+    assert logged["train/kl_old_new"] > 0 and logged["train/kl_new_old"] > 0
+    assert logged["train/kl_old_new"] != logged["train/kl_new_old"]
+
+
+@pytest.mark.parametrize(
+    ("agent", "weak", "strong"),
+    [
+        (KLPPO, {"kl_coef": 1e-6}, {"kl_coef": 1e4}),
+        (KLPPO, {"kl_coef": 1e-6, "reverse": True}, {"kl_coef": 1e4, "reverse": True}),
+        (CIMPPO, {"cim_coef": 1e-6}, {"cim_coef": 1e4}),
+    ],
+    ids=["KL", "reverse KL", "CIM"],
+)
+def test_a_strong_penalty_keeps_the_policy_in_place(
+    agent: type[PenaltyPPO], weak: dict[str, Any], strong: dict[str, Any]
+) -> None:
+    def moved(settings: dict[str, Any]) -> float:
+        made = agent("MlpPolicy", "CartPole-v1", **SETTINGS, **settings, learning_rate=1e-3)
+        made.learn(64)
+        return float(made.logger.name_to_value["train/kl_old_new"])
+
+    assert moved(strong) < 0.5 * moved(weak)
+
+
+def test_kl_coefficient_follows_the_target() -> None:
+    assert adapted_kl_coef(1.0, 0.001, 0.01) == 0.5
+    assert adapted_kl_coef(1.0, 0.1, 0.01) == 2.0
+    assert adapted_kl_coef(1.0, 0.012, 0.01) == 1.0
+    agent = KLPPO("MlpPolicy", "CartPole-v1", **SETTINGS, kl_target=10.0).learn(128)
+    assert agent.kl_coef == 0.25  # far below the target, twice
+
+
+def test_save_and_load_keep_the_coefficient(tmp_path: Path) -> None:
+    agent = KLPPO("MlpPolicy", "CartPole-v1", **SETTINGS, kl_target=10.0).learn(128)
+    agent.save(tmp_path / "agent")
+    loaded = KLPPO.load(tmp_path / "agent", env=gym.make("CartPole-v1"), device="cpu")
+    assert (loaded.kl_coef, loaded.kl_target) == (agent.kl_coef, agent.kl_target)
+    observation = np.zeros(4, np.float32)
+    assert loaded.predict(observation, deterministic=True) == agent.predict(
+        observation, deterministic=True
+    )
+    loaded.learn(64, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 192
+
+
+def test_surrogate_has_no_clip() -> None:
+    loss = surrogate_loss(th.tensor([1.0, 1.0]), th.tensor([3.0, 0.5]).log(), th.zeros(2))
+    assert loss.item() == pytest.approx(-1.75)
+
+
+def test_cim_penalty_by_hand_and_in_its_limits() -> None:
+    shift = th.tensor([[0.0, 0.0], [0.3, 0.4], [100.0, 0.0]])
+    assert cim_penalty(shift, 0.5).tolist() == pytest.approx([0.0, 1 - math.exp(-0.5), 1.0])
+    # A wide kernel is the squared distance, up to its factor.
+    assert 2 * 50.0**2 * cim_penalty(shift[1], 50.0).item() == pytest.approx(0.25, rel=1e-3)
+
+
+def test_parameter_shift_of_both_kinds() -> None:
+    new = Normal(th.tensor([[1.0, 2.0]]), th.tensor([[0.5, 1.0]]))
+    old = Normal(th.tensor([[0.0, 2.5]]), th.tensor([[0.5, 0.25]]))
+    assert parameter_shift(new, old).tolist() == [[1.0, -0.5, 0.0, 0.75]]
+    shift = parameter_shift(
+        Categorical(th.tensor([[0.5, 0.5]])), Categorical(th.tensor([[0.25, 0.75]]))
+    )
+    assert shift.tolist() == [[0.25, -0.25]]
+    with pytest.raises(ValueError, match="normal or two categorical"):
+        parameter_shift(new, Bernoulli(th.tensor([0.5])))
+
+
+@pytest.mark.parametrize(
+    ("agent", "settings", "message"),
+    [
+        (KLPPO, {"kl_coef": 0.0}, "kl_coef must be above 0"),
+        (KLPPO, {"kl_target": float("nan")}, "kl_target must be above 0"),
+        (CIMPPO, {"cim_coef": -1.0}, "cim_coef must be above 0"),
+        (CIMPPO, {"width": 0.0}, "width must be above 0"),
+        (CIMPPO, {"use_sde": True}, "use_sde is not supported"),
+    ],
+)
+def test_bad_settings_are_refused(
+    agent: type[PenaltyPPO], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        agent("MlpPolicy", "Pendulum-v1", **SETTINGS, **settings)
+
+
+class ManyButtons(gym.Env[Any, Any]):
+    observation_space = spaces.Box(-1, 1, (1,))
+    action_space = spaces.MultiBinary(3)
+
+
+def test_other_action_spaces_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected Box or Discrete actions, got MultiBinary\(3\)"):
+        KLPPO("MlpPolicy", ManyButtons(), **SETTINGS)
