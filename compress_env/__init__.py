@@ -4,6 +4,7 @@ from gymnasium import register
 
 from compress_env.data import DataBundle, load_data, make_data_bundle
 from compress_env.envs import LayerState, PruningEnv, QuantizationEnv
+from compress_env.quantization.export import export_onnx
 from compress_env.rewards import RewardInput
 from compress_env.store import TransitionStore
 from compress_env.workers import make_actors
@@ -15,6 +16,7 @@ __all__ = [
     "QuantizationEnv",
     "RewardInput",
     "TransitionStore",
+    "export_onnx",
     "load_data",
     "make_actors",
     "make_data_bundle",

@@ -139,7 +139,6 @@ def test_extras_are_those_the_readme_names() -> None:
     assert set(project["optional-dependencies"]) == {
         "test",
         "contrib",
-        "export",
         "ray",
         "tensorboard",
         "dev",
