@@ -80,6 +80,10 @@ class Config:
     policy: Path | None = None
     """Policy to apply instead of searching: a `policy.json`, of which the entry of `algo` is taken,
     or a file of `pareto/`. The other settings must be those of the run that it is from."""
+    onnx: bool = True
+    """Write every final network as ONNX too, and measure that in onnxruntime."""
+    activation_bits: int | None = None
+    """Bits of layers' inputs in stage 2: 8, or float32 when not given."""
     tensorboard: bool = False
     """Write TensorBoard's files to the run folder."""
     resume: Path | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -10,7 +12,9 @@ from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
 from compress_env.layers import dense_macs, dense_params, sparse_macs, sparse_params
 from compress_env.models import save_checkpoint
-from compress_env.quantization.packing import save_packed
+from compress_env.quantization.fake_quant import bake
+from compress_env.quantization.packing import save
+from experiments.exports import export_networks
 from experiments.figures import (
     draw_layers,
     draw_pareto,
@@ -87,14 +91,17 @@ def write_pareto(folder: RunFolder, job: Job) -> None:
 
 
 def score_networks(job: Job, folder: RunFolder, contenders: list[Contender]) -> list[Row]:
-    """Write every final network to a file and measure it on the test images, once."""
-    baseline_path = folder.path / "baseline.safetensors"
-    save_checkpoint(job.task.model, baseline_path)
+    """Write every final network to files and measure it on the test images, once."""
+    models = {"baseline": job.task.model}
+    models |= {f"network-{c.name}": c.quantization.model for c in contenders}
+    exports = export_networks(folder.path, models, job.task) if job.config.onnx else {}
     full = job.pruning_env.unpruned
-    full_size = baseline_path.stat().st_size
+    full_size = _save_floats(job.task.model, folder.path / "baseline.safetensors")
 
-    def measure(name: str, model: nn.Module, size: int, stages: list[Stage]) -> Row:
-        positions = job.pruning_env.positions
+    def measure(file: str, name: str, stages: list[Stage]) -> Row:
+        model, positions = models[file], job.pruning_env.positions
+        float_bytes = _save_floats(model, folder.path / f"{file}.safetensors")
+        size = save(folder.path / f"{file}.cenv", model) if stages else full_size
         return Row(
             network=name,
             validation_accuracy=job.task.accuracy(model, "validation"),
@@ -105,23 +112,31 @@ def score_networks(job: Job, folder: RunFolder, contenders: list[Contender]) -> 
             sparse_params=sparse_params(model) / full.params,
             size_bytes=size,
             size=size / full_size,
+            float_bytes=float_bytes,
             within_budget=not stages or size <= job.size_budget_bytes,
             n_evaluations=sum(s.episodes[-1].n_evaluations for s in stages),
             seconds=sum(e.seconds for s in stages for e in s.episodes),
+            **(exports[file]._asdict() if exports else {}),
         )
 
-    rows = [measure("baseline", job.task.model, full_size, [])]
+    rows = [measure("baseline", "baseline", [])]
     for contender in contenders:
         stages = [contender.pruning, contender.quantization]
-        model = contender.quantization.model
-        size = save_packed(folder.path / f"network-{contender.name}.safetensors", model)
-        rows.append(measure(contender.name, model, size, stages))
+        rows.append(measure(f"network-{contender.name}", contender.name, stages))
     return rows
+
+
+def _save_floats(model: nn.Module, path: Path) -> int:
+    """Write the network's weights, quantized ones as float32, and return the file's bytes."""
+    plain = copy.deepcopy(model)
+    bake(plain)
+    save_checkpoint(plain, path)
+    return path.stat().st_size
 
 
 def draw_searches(folder: RunFolder, job: Job, contenders: list[Contender]) -> None:
     """Draw rewards, choices and trade-offs of both stages, and bits beside 8 bits everywhere."""
-    labels = {"pruning": "multiply-accumulates per image", "quantization": "bytes (predicted)"}
+    labels = {"pruning": "multiply-accumulates per image", "quantization": "bytes"}
     for stage, xlabel in labels.items():
         searched = [c for c in contenders if (c.name, stage) in job.searches]
         results: dict[str, Stage] = {c.name: getattr(c, stage) for c in searched}

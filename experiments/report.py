@@ -26,9 +26,19 @@ HEADINGS = (
     "evals",
 )
 
+FILE_HEADINGS = (
+    "network",
+    "packed bytes",
+    "float32 bytes",
+    "ONNX bytes",
+    "ONNX error %",
+    "1 image ms",
+    "64 images ms",
+)
+
 
 class Row(NamedTuple):
-    """One line of the final table."""
+    """One line of the final tables."""
 
     network: str
     """Baseline, or the name of the search."""
@@ -48,12 +58,22 @@ class Row(NamedTuple):
     """Bytes of the file on disk."""
     size: float
     """Bytes, a fraction of the baseline's float32 file."""
+    float_bytes: int
+    """Bytes of a float32 file (safetensors) of the same network."""
     within_budget: bool
     """Whether the file is within the size budget."""
     n_evaluations: int
     """Networks evaluated on the validation images, both stages together."""
     seconds: float
     """Wall-clock time of the searches."""
+    onnx_bytes: int | None = None
+    """Bytes of the ONNX file; None if there is none, as below."""
+    onnx_test_error: float | None = None
+    """Fraction of test images that the ONNX file gets wrong."""
+    latency_1_ms: float | None = None
+    """Median milliseconds of the ONNX file in onnxruntime, on the CPU, for one image."""
+    latency_64_ms: float | None = None
+    """The same for 64 images at once."""
 
     def cells(self) -> tuple[str, ...]:
         """Format the columns of `HEADINGS`."""
@@ -72,28 +92,48 @@ class Row(NamedTuple):
             str(self.n_evaluations),
         )
 
+    def file_cells(self) -> tuple[str, ...]:
+        """Format the columns of `FILE_HEADINGS`."""
+        milliseconds = (self.latency_1_ms, self.latency_64_ms)
+        return (
+            self.network,
+            *(_format(b, ",") for b in (self.size_bytes, self.float_bytes, self.onnx_bytes)),
+            _format(None if self.onnx_test_error is None else 100 * self.onnx_test_error, ".2f"),
+            *(_format(ms, ".3f") for ms in milliseconds),
+        )
+
+
+def _format(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
 
 def read_rows(path: Path) -> list[Row]:
     """Read the final table from the CSV file of a finished run."""
-    table = pd.read_csv(path)
-    return [Row(*record) for record in table[list(Row._fields)].itertuples(index=False)]
+    table = pd.read_csv(path)[list(Row._fields)].astype(object)
+    table = table.where(table.notna(), None)
+    return [Row(*record) for record in table.itertuples(index=False)]
 
 
 def print_rows(console: Console, rows: list[Row]) -> None:
-    """Print the final table."""
+    """Print the final tables."""
+    cells = [row.cells() for row in rows]
+    _print_table(console, "Final networks", HEADINGS, cells)
+    file_cells = [row.file_cells() for row in rows]
+    _print_table(console, "Files, and their ONNX exports in onnxruntime", FILE_HEADINGS, file_cells)
+
+
+def _print_table(
+    console: Console, title: str, headings: tuple[str, ...], lines: list[tuple[str, ...]]
+) -> None:
     # Nine columns fit into 80 characters.
     table = Table(
-        title="Final networks",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
+        title=title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True
     )
-    for number, heading in enumerate(HEADINGS):
+    for number, heading in enumerate(headings):
         first = number == 0
         table.add_column(heading, justify="left" if first else "right", no_wrap=first)
-    for row in rows:
-        table.add_row(*row.cells())
+    for line in lines:
+        table.add_row(*line)
     console.print(table)
 
 
@@ -119,8 +159,11 @@ def format_report(config: Any, rows: list[Row], skipped: dict[str, str]) -> str:
             "",
             format_markdown(HEADINGS, [row.cells() for row in rows]),
             "",
+            format_markdown(FILE_HEADINGS, [row.file_cells() for row in rows]),
+            "",
             "Errors are on the test images, which no search has seen. Sizes are bytes on disk:",
-            "float32 safetensors for the baseline, bit-packed safetensors for the others.",
+            "float32 safetensors for the baseline, packed files for the others. Times are medians",
+            "in onnxruntime on the CPU, taken in alternation, with weights dequantized on loading.",
             "MACs and parameters count tensors as they are; sparse ones count what is not zero,",
             "which does not make dense kernels faster.",
             "The best episode of each search was chosen by validation accuracy. A size is (over)",
@@ -128,6 +171,7 @@ def format_report(config: Any, rows: list[Row], skipped: dict[str, str]) -> str:
             "",
             "![reward](reward-pruning.png) ![reward](reward-quantization.png)",
             "![layers](layers-pruning.png) ![layers](layers-quantization.png)",
+            "![bits](bits.png) ![Pareto front](pareto.png)",
             "![trade-off](tradeoff-pruning.png) ![trade-off](tradeoff-quantization.png)",
             "",
             "Layers left out of the pruning walk:",

@@ -156,14 +156,23 @@ class Job:
         self, name: str, model: nn.Module, *, is_free: bool = False
     ) -> QuantizationEnv:
         """Make the environment of stage 2; its budget is the nearest that the network can meet."""
+        bits = self.config.activation_bits
         if is_free:
-            return QuantizationEnv(model.cpu(), self._data, **self._options())
+            return QuantizationEnv(
+                model.cpu(), self._data, activation_bits=bits, **self._options()
+            )
         free = QuantizationEnv(model, self.task.data, device=self.task.device).unpruned
         budget, lowest = self.size_budget_bytes / free.cost_high, free.cost_low / free.cost_high
         if budget < lowest:
             self.console.print(f"{name}: too little was pruned for the size budget, even at 1 bit")
         size_budget = min(1.0, max(budget, lowest))
-        return QuantizationEnv(model.cpu(), self._data, size_budget=size_budget, **self._options())
+        return QuantizationEnv(
+            model.cpu(),
+            self._data,
+            size_budget=size_budget,
+            activation_bits=bits,
+            **self._options(),
+        )
 
     def _stage(
         self,
