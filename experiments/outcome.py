@@ -10,7 +10,7 @@ from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
 from compress_env.layers import dense_macs, dense_params, sparse_macs, sparse_params
 from compress_env.models import save_checkpoint
-from compress_env.quantization.packing import save_packed
+from compress_env.quantization.packing import save
 from experiments.figures import (
     draw_layers,
     draw_pareto,
@@ -114,14 +114,14 @@ def score_networks(job: Job, folder: RunFolder, contenders: list[Contender]) -> 
     for contender in contenders:
         stages = [contender.pruning, contender.quantization]
         model = contender.quantization.model
-        size = save_packed(folder.path / f"network-{contender.name}.safetensors", model)
+        size = save(folder.path / f"network-{contender.name}.cenv", model)
         rows.append(measure(contender.name, model, size, stages))
     return rows
 
 
 def draw_searches(folder: RunFolder, contenders: list[Contender]) -> None:
     """Draw rewards, choices and trade-offs of both stages."""
-    labels = {"pruning": "multiply-accumulates per image", "quantization": "bytes (predicted)"}
+    labels = {"pruning": "multiply-accumulates per image", "quantization": "bytes"}
     for stage, xlabel in labels.items():
         results: dict[str, Stage] = {c.name: getattr(c, stage) for c in contenders}
         rewards = {n: [episode.reward for episode in r.episodes] for n, r in results.items()}

@@ -3,7 +3,7 @@
 A stream is a sequence of symbols, numbers below a known number of levels. It is stored in the
 smallest of four forms: bit-packed; as many symbols to a byte as fit, as digits of a number; or one
 of digits and single bytes behind the Huffman coder of deflate (RFC 1951). A tensor of integers is
-one stream, or an index of its zeros and a stream of the others (ours).
+one stream, or an index of zeros and a stream of the others **(ours)**.
 
 Shape legend: n symbols or integers, Q = `largest_integer(bits)`.
 """
@@ -23,6 +23,7 @@ __all__ = [
     "CODES",
     "INDEXES",
     "Code",
+    "DecodedIntegers",
     "EncodedIntegers",
     "Index",
     "Stream",
@@ -32,16 +33,18 @@ __all__ = [
     "encode_integers",
     "encode_symbols",
     "inflate",
+    "most_bytes",
 ]
 
 Symbols: TypeAlias = NDArray[np.uint8]
 Code = Literal["bits", "digits", "huffman digits", "huffman"]
-Index = Literal["none", "nonzero", "bitmap", "runs"]
+Index = Literal["none", "nonzero", "bitmap", "runs", "kept bitmap", "kept runs"]
 CODES: tuple[Code, ...] = ("bits", "digits", "huffman digits", "huffman")
 """Forms of a stream; files store their numbers."""
-INDEXES: tuple[Index, ...] = ("none", "nonzero", "bitmap", "runs")
-"""How zeros are told from the rest: they are a level as any other, there are none, a bit for each
-integer says so, or the zeros before each other integer are counted."""
+INDEXES: tuple[Index, ...] = ("none", "nonzero", "bitmap", "runs", "kept bitmap", "kept runs")
+"""How zeros are told from the rest; files store their numbers. Zeros are a level as any other;
+there are none; one bit for each integer says where they are; the zeros before each other integer
+are counted. "kept" indexes are of pruned zeros only, and 0 is a level of the integers kept."""
 
 _RAW = -15  # deflate without header and checksum, window of 2^15 bytes
 _STRATEGIES = (zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE)
@@ -66,7 +69,7 @@ class EncodedIntegers(NamedTuple):
     n_runs: int
     """Symbols of the index where it is one of runs, 0 elsewhere."""
     streams: tuple[Stream, ...]
-    """The integers or, with a bitmap or runs, that and the integers that are not zero."""
+    """The integers; with a bitmap or runs, the index and the integers that it leaves."""
 
     @property
     def n_bytes(self) -> int:
@@ -74,29 +77,46 @@ class EncodedIntegers(NamedTuple):
         return sum(len(stream.data) for stream in self.streams)
 
 
-def encode_integers(integers: NDArray[np.int8], bits: int) -> EncodedIntegers:
+class DecodedIntegers(NamedTuple):
+    """A tensor's integers from a file."""
+
+    values: NDArray[np.int8]
+    """Integers in -Q..Q, shape (n,)."""
+    kept: NDArray[np.bool_]
+    """Which of them are not known to be pruned, shape (n,): all, or those that the index leaves."""
+
+
+def encode_integers(
+    integers: NDArray[np.int8], bits: int, kept: NDArray[np.bool_] | None = None
+) -> EncodedIntegers:
     """Encode integers by the index that makes them smallest.
 
     Args:
         integers: Any shape, int8, in -Q..Q.
         bits: Bits per integer, 1..8.
+        kept: Which of them are not pruned, in the same shape; the others are 0.
     """
-    flat, largest = integers.reshape(-1), largest_integer(bits)
-    others = flat[flat != 0]
-    if len(others) == len(flat):
-        return EncodedIntegers("nonzero", 0, (_encode_nonzero(others, largest),))
-    values = encode_symbols((flat + np.int16(largest)).astype(np.uint8), 2 * largest + 1)
-    rest, runs = _encode_nonzero(others, largest), _runs_of(flat)
-    bitmap = encode_symbols((flat != 0).astype(np.uint8), 2)
-    candidates = (
-        EncodedIntegers("none", 0, (values,)),
-        EncodedIntegers("bitmap", 0, (bitmap, rest)),
-        EncodedIntegers("runs", len(runs), (encode_symbols(runs, 256), rest)),
-    )
+    values, largest = integers.reshape(-1), largest_integer(bits)
+    nonzero = values != 0
+    if nonzero.all():
+        return EncodedIntegers("nonzero", 0, (_encode_nonzero(values, largest),))
+    others = _encode_nonzero(values[nonzero], largest)
+    candidates = [
+        EncodedIntegers("none", 0, (_encode_levels(values, largest),)),
+        EncodedIntegers("bitmap", 0, (_encode_bitmap(nonzero), others)),
+        EncodedIntegers("runs", *_encode_runs(nonzero, others)),
+    ]
+    left = None if kept is None else kept.reshape(-1)
+    if left is not None and not left.all() and (left != nonzero).any():
+        levels = _encode_levels(values[left], largest)
+        candidates += [
+            EncodedIntegers("kept bitmap", 0, (_encode_bitmap(left), levels)),
+            EncodedIntegers("kept runs", *_encode_runs(left, levels)),
+        ]
     return min(candidates, key=lambda candidate: candidate.n_bytes)
 
 
-def decode_integers(encoded: EncodedIntegers, bits: int, n_integers: int) -> NDArray[np.int8]:
+def decode_integers(encoded: EncodedIntegers, bits: int, n_integers: int) -> DecodedIntegers:
     """Invert :func:`encode_integers`.
 
     Args:
@@ -104,26 +124,42 @@ def decode_integers(encoded: EncodedIntegers, bits: int, n_integers: int) -> NDA
         bits: Bits per integer, 1..8.
         n_integers: Number of integers; memory of this order is used, whatever the streams hold.
 
-    Returns:
-        Shape (n,), int8, in -Q..Q.
-
     Raises:
         ValueError: If the streams do not hold that many such integers.
     """
-    largest = largest_integer(bits)
-    if encoded.index == "nonzero":
-        return _decode_nonzero(encoded.streams[0], largest, n_integers)
-    if encoded.index == "none":
-        values = decode_symbols(encoded.streams[0], 2 * largest + 1, n_integers)
-        return (values.astype(np.int16) - largest).astype(np.int8)
-    if encoded.index == "bitmap":
-        is_nonzero = decode_symbols(encoded.streams[0], 2, n_integers).astype(np.bool_)
+    largest, index = largest_integer(bits), encoded.index
+    if index == "none":
+        kept, decode = np.ones(n_integers, np.bool_), _decode_levels
+    elif index == "nonzero":
+        kept, decode = np.ones(n_integers, np.bool_), _decode_nonzero
     else:
-        is_nonzero = _mask_of(encoded.streams[0], encoded.n_runs, n_integers)
-    integers = np.zeros(n_integers, np.int8)
-    n_nonzero = int(np.count_nonzero(is_nonzero))
-    integers[is_nonzero] = _decode_nonzero(encoded.streams[1], largest, n_nonzero)
-    return integers
+        is_bitmap = index in ("bitmap", "kept bitmap")
+        kept = (
+            _decode_bitmap(encoded, n_integers) if is_bitmap else _decode_runs(encoded, n_integers)
+        )
+        decode = _decode_nonzero if index in ("bitmap", "runs") else _decode_levels
+    values = np.zeros(n_integers, np.int8)
+    values[kept] = decode(encoded.streams[-1], largest, int(np.count_nonzero(kept)))
+    return DecodedIntegers(values, kept)
+
+
+def most_bytes(kept: NDArray[np.bool_], bits: int) -> int:
+    """Return the most bytes that integers of so many bits can take, whatever their values.
+
+    Args:
+        kept: Which of them are not pruned, any shape.
+        bits: Bits per integer, 1..8.
+    """
+    left, n_kept = kept.reshape(-1), int(np.count_nonzero(kept))
+    largest = largest_integer(bits)
+    # At one bit, only pruned integers are 0.
+    n_levels = 2 if bits == 1 else 2 * largest + 1
+    if n_kept == len(left):
+        return _plain_bytes(n_kept, n_levels)
+    levels = _plain_bytes(n_kept, n_levels)
+    _, (runs, _) = _encode_runs(left, Stream("bits", b""))
+    index = min(len(_encode_bitmap(left).data), len(runs.data))
+    return min(_plain_bytes(len(left), 2 * largest + 1), index + levels)
 
 
 def encode_symbols(symbols: Symbols, n_levels: int) -> Stream:
@@ -134,14 +170,15 @@ def encode_symbols(symbols: Symbols, n_levels: int) -> Stream:
         n_levels: Number of levels, 2..256.
     """
     digits = _to_digits(symbols, n_levels)
-    candidates = [
-        Stream("bits", _pack_bits(symbols, _n_bits(n_levels))),
-        Stream("digits", digits),
-        Stream("huffman digits", deflate(digits)),
-    ]
-    if _n_digits(n_levels) > 1:
-        candidates.append(Stream("huffman", deflate(symbols.tobytes())))
-    return min(candidates, key=lambda candidate: len(candidate.data))
+    plain = min(
+        Stream("bits", _pack_bits(symbols, _n_bits(n_levels))), Stream("digits", digits), key=_size
+    )
+    candidates = [plain]
+    if _entropy_bytes(digits) < _size(plain):
+        candidates.append(Stream("huffman digits", deflate(digits)))
+        if _n_digits(n_levels) > 1:
+            candidates.append(Stream("huffman", deflate(symbols.tobytes())))
+    return min(candidates, key=_size)
 
 
 def decode_symbols(stream: Stream, n_levels: int, n_symbols: int) -> Symbols:
@@ -203,9 +240,19 @@ def inflate(data: bytes, max_bytes: int) -> bytes:
     return result
 
 
+def _encode_levels(integers: NDArray[np.int8], largest: int) -> Stream:
+    """Encode integers in -Q..Q as 0..2Q."""
+    return encode_symbols((integers + np.int16(largest)).astype(np.uint8), 2 * largest + 1)
+
+
+def _decode_levels(stream: Stream, largest: int, n_integers: int) -> NDArray[np.int8]:
+    symbols = decode_symbols(stream, 2 * largest + 1, n_integers).astype(np.int16)
+    return (symbols - largest).astype(np.int8)
+
+
 def _encode_nonzero(integers: NDArray[np.int8], largest: int) -> Stream:
     """Encode integers in -Q..-1 and 1..Q as 0..2Q-1."""
-    symbols = np.where(integers < 0, integers + np.int16(largest), integers + np.int16(largest - 1))
+    symbols = integers + np.int16(largest) - (integers > 0)
     return encode_symbols(symbols.astype(np.uint8), 2 * largest)
 
 
@@ -214,29 +261,51 @@ def _decode_nonzero(stream: Stream, largest: int, n_integers: int) -> NDArray[np
     return (symbols - largest + (symbols >= largest)).astype(np.int8)
 
 
-def _runs_of(integers: NDArray[np.int8]) -> Symbols:
-    """Return the zeros before each other integer; those after the last one are left out."""
-    places = np.flatnonzero(integers)
-    gaps = np.diff(places, prepend=-1) - 1
+def _encode_bitmap(mask: NDArray[np.bool_]) -> Stream:
+    return encode_symbols(mask.astype(np.uint8), 2)
+
+
+def _decode_bitmap(encoded: EncodedIntegers, n_integers: int) -> NDArray[np.bool_]:
+    return decode_symbols(encoded.streams[0], 2, n_integers).astype(np.bool_)
+
+
+def _encode_runs(mask: NDArray[np.bool_], rest: Stream) -> tuple[int, tuple[Stream, Stream]]:
+    """Encode the zeros before each one; those after the last one are left out."""
+    gaps = np.diff(np.flatnonzero(mask), prepend=-1) - 1
     n_long = gaps // _LONGEST_RUN
     # One symbol for the remainder, after those for the long runs.
     runs = np.full(len(gaps) + int(n_long.sum()), _LONGEST_RUN, np.uint8)
     runs[np.cumsum(n_long + 1) - 1] = gaps % _LONGEST_RUN
-    return runs
+    return len(runs), (encode_symbols(runs, 256), rest)
 
 
-def _mask_of(stream: Stream, n_runs: int, n_integers: int) -> NDArray[np.bool_]:
-    """Return which of the integers are not zero, from the zeros before each."""
-    if not 0 <= n_runs <= n_integers:
-        raise ValueError(f"expected at most {n_integers} runs of zeros, got {n_runs}")
-    runs = decode_symbols(stream, 256, n_runs).astype(np.int64)
+def _decode_runs(encoded: EncodedIntegers, n_integers: int) -> NDArray[np.bool_]:
+    if not 0 <= encoded.n_runs <= n_integers:
+        raise ValueError(f"expected at most {n_integers} runs of zeros, got {encoded.n_runs}")
+    runs = decode_symbols(encoded.streams[0], 256, encoded.n_runs).astype(np.int64)
     ends = runs != _LONGEST_RUN
     places = np.cumsum(runs + ends)[ends] - 1
     if len(places) and places[-1] >= n_integers:
-        raise ValueError(f"runs of zeros lead to {places[-1]}, beyond {n_integers} integers")
+        raise ValueError(f"runs of zeros lead beyond {n_integers} integers")
     mask = np.zeros(n_integers, np.bool_)
     mask[places] = True
     return mask
+
+
+def _entropy_bytes(digits: bytes) -> float:
+    """Return the least bytes that any code of single bytes takes."""
+    counts = np.bincount(np.frombuffer(digits, np.uint8))
+    counts = counts[counts > 0]
+    return float(-(counts * np.log2(counts / max(len(digits), 1))).sum()) / 8
+
+
+def _plain_bytes(n_symbols: int, n_levels: int) -> int:
+    """Return the bytes of symbols that are bit-packed, or digits, whichever is smaller."""
+    return min(-(-n_symbols * _n_bits(n_levels) // 8), -(-n_symbols // _n_digits(n_levels)))
+
+
+def _size(stream: Stream) -> int:
+    return len(stream.data)
 
 
 def _n_bits(n_levels: int) -> int:

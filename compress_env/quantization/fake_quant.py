@@ -19,6 +19,7 @@ __all__ = [
     "bake",
     "bits_of",
     "dequantize",
+    "float_weight",
     "is_quantized",
     "largest_integer",
     "optimal_clip",
@@ -186,7 +187,7 @@ def attach(layer: QuantizableLayer, bits: int, scale: Tensor | None = None) -> N
     Raises:
         ValueError: If ``bits`` is not in 1..8, or a weight is not finite.
     """
-    quantizer = FakeQuantize(_float_weight(layer), bits, scale)
+    quantizer = FakeQuantize(float_weight(layer), bits, scale)
     if is_quantized(layer):
         _detach(layer, keep_quantized=False)
     parametrize.register_parametrization(layer, "weight", quantizer)
@@ -222,6 +223,14 @@ def bits_of(layer: nn.Module) -> int | None:
     return None if quantizer is None else quantizer.bits
 
 
+def float_weight(layer: nn.Module) -> Tensor:
+    """Return the weight under the quantizer, or the weight of a layer without one."""
+    if not is_quantized(layer):
+        return cast(Tensor, layer.weight)
+    chains: Any = layer.parametrizations
+    return cast(Tensor, chains["weight"].original)
+
+
 class _Quantize(torch.autograd.Function):
     """Levels by ``bits``, with gradient 1 where ``|w| <= clip`` and 0 elsewhere."""
 
@@ -241,14 +250,6 @@ class _Quantize(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (inside,) = ctx.saved_tensors
         return gradients[0] * inside, None, None, None, None
-
-
-def _float_weight(layer: nn.Module) -> Tensor:
-    """Return the weight under the quantizer, or the weight of a layer without one."""
-    if not is_quantized(layer):
-        return cast(Tensor, layer.weight)
-    chains: Any = layer.parametrizations
-    return cast(Tensor, chains["weight"].original)
 
 
 def _detach(layer: nn.Module, keep_quantized: bool) -> None:

@@ -48,6 +48,7 @@ __all__ = [
     "InputLevels",
     "PackedWeight",
     "QuantizedWeight",
+    "header_bytes",
     "max_tensor_bytes",
     "read",
     "write",
@@ -74,6 +75,8 @@ class QuantizedWeight(NamedTuple):
     """Integers in -Q..Q, shape (N, ...), int8."""
     scale: Tensor
     """Scale per output channel, shape (N,), float32, positive."""
+    kept: Tensor
+    """Which integers are not pruned, shape (N, ...), bool; from a file: not known to be."""
 
 
 class InputLevels(NamedTuple):
@@ -182,6 +185,12 @@ def read(data: bytes) -> Contents:
         raise ValueError(f"damaged or not a packed network: {reason}") from error
 
 
+def header_bytes(data: bytes) -> int:
+    """Return the bytes of a file before its first stream; the file is taken to be intact."""
+    *_, n_coded = _PREFIX.unpack_from(data)
+    return _PREFIX.size + int(n_coded)
+
+
 class _Reader:
     """Reads a packed file from its header on, taking the streams in their order."""
 
@@ -241,9 +250,7 @@ class _Reader:
             packed,
         )
 
-    def _tensor_records(
-        self, records: Any
-    ) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    def _tensor_records(self, records: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
         """Return shape and type of each tensor by name."""
         shapes: dict[str, tuple[int, ...]] = {}
         dtypes: dict[str, str] = {}
@@ -265,7 +272,7 @@ class _Reader:
                 raise ValueError(f"tensor {name!r} is listed twice")
             kind = INDEXES[_integer(index, 0, len(INDEXES) - 1)]
             encoded = EncodedIntegers(kind, _integer(n_runs, 0, 2**62), self._streams(streams))
-            if len(encoded.streams) != (2 if kind in ("bitmap", "runs") else 1):
+            if len(encoded.streams) != (1 if kind in ("none", "nonzero") else 2):
                 raise ValueError(f"{name!r} has {len(encoded.streams)} streams")
             checked = self._shape(shape, 1, FLOAT_BYTES)
             if not checked:
@@ -299,13 +306,14 @@ class _Reader:
 
 
 def _pack(weight: QuantizedWeight) -> PackedWeight:
-    encoded = encode_integers(weight.integers.numpy(), weight.bits)
+    encoded = encode_integers(weight.integers.numpy(), weight.bits, weight.kept.numpy())
     return PackedWeight(tuple(weight.integers.shape), weight.bits, encoded)
 
 
 def _unpack(packed: PackedWeight, scale: Tensor) -> QuantizedWeight:
-    integers = decode_integers(packed.encoded, packed.bits, math.prod(packed.shape))
-    return QuantizedWeight(packed.bits, torch.from_numpy(integers).reshape(packed.shape), scale)
+    decoded = decode_integers(packed.encoded, packed.bits, math.prod(packed.shape))
+    integers, kept = (torch.from_numpy(array).reshape(packed.shape) for array in decoded)
+    return QuantizedWeight(packed.bits, integers, scale, kept)
 
 
 def _tensor_record(name: str, tensor: Tensor) -> list[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,10 @@ from compress_env.layers import compute_layers
 from compress_env.models import Architecture, build_model
 from compress_env.quantization.activations import Range, attach_input, input_quantizer_of
 from compress_env.quantization.fake_quant import (
+    FakeQuantize,
     attach,
     dequantize,
+    float_weight,
     quantize_to_integers,
     quantizer_of,
 )
@@ -29,6 +31,9 @@ from compress_env.quantization.shrinking import load_into
 __all__ = ["load", "pack", "read_file", "save", "unpack"]
 
 StrPath: TypeAlias = str | os.PathLike[str]
+
+# Of a scale: rounds to level 0, and is no zero of pruning, which fine-tuning leaves alone.
+_NEARLY_0 = 2.0**-20
 
 
 def save(path: StrPath, model: nn.Module) -> int:
@@ -66,8 +71,8 @@ def load(path: StrPath, model: nn.Module | None = None) -> nn.Module:
     Returns:
         The network in evaluation mode, on the CPU unless `model` is elsewhere. Its logits are those
         of the network saved. Quantizers of weights and inputs are attached again, so that it can
-        be trained, exported, or saved to the same bytes. Weights are the levels themselves, so
-        that those at level 0 are zeros, which fine-tuning in this package leaves alone.
+        be trained, exported, or saved to the same bytes. The float weights below them are the
+        levels themselves.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -109,9 +114,7 @@ def pack(model: nn.Module) -> bytes:
             inputs[name] = InputLevels(float(levels.scale), int(levels.zero_point))
             state = _without(state, f"{prefix}input_quantizer.")
         if (quantizer := quantizer_of(module)) is not None:
-            scale = _plain(quantizer.scale)
-            integers = quantize_to_integers(module.weight, quantizer.scale, quantizer.bits)
-            weights[f"{prefix}weight"] = QuantizedWeight(quantizer.bits, integers.cpu(), scale)
+            weights[f"{prefix}weight"] = _quantized_weight(module, quantizer)
             state = _without(state, f"{prefix}parametrizations.weight.")
     architecture = getattr(model, "architecture", None)
     return write(
@@ -136,8 +139,7 @@ def unpack(contents: Contents, model: nn.Module | None = None) -> nn.Module:
         ValueError: If they do not fit the architecture, or do not name one and `model` is not
             given.
     """
-    levels = {name: dequantize(w.integers, w.scale) for name, w in contents.weights.items()}
-    state = contents.tensors | levels
+    state = contents.tensors | {name: _float_weight(w) for name, w in contents.weights.items()}
     if model is None:
         model = _build(contents.architecture)
         load_into(model, state, assign=True)
@@ -156,6 +158,23 @@ def unpack(contents: Contents, model: nn.Module | None = None) -> nn.Module:
         quantizer.scale.fill_(input_levels.scale)
         quantizer.zero_point.fill_(input_levels.zero_point)
     return model.eval()
+
+
+def _quantized_weight(layer: nn.Module, quantizer: FakeQuantize) -> QuantizedWeight:
+    weight: Any = layer.weight
+    integers = quantize_to_integers(weight, quantizer.scale, quantizer.bits)
+    kept = float_weight(layer).detach() != 0
+    scale = _plain(quantizer.scale)
+    return QuantizedWeight(quantizer.bits, integers.cpu(), scale, kept.cpu())
+
+
+def _float_weight(weight: QuantizedWeight) -> Tensor:
+    """Return the levels, those at 0 that are not pruned as values too small to leave it."""
+    levels = dequantize(weight.integers, weight.scale)
+    is_level_0 = weight.kept & (weight.integers == 0)
+    # (N,) -> (N, 1, ...)
+    scale = weight.scale.reshape(-1, *[1] * (levels.dim() - 1))
+    return torch.where(is_level_0, _NEARLY_0 * scale, levels)
 
 
 def _build(architecture: Architecture | None) -> nn.Module:
@@ -177,9 +196,7 @@ def _check_complete(model: nn.Module) -> None:
             raise ValueError(f"the state lacks {name!r}: give the unpruned network as model=")
 
 
-def _layer(
-    layers: dict[str, nn.Conv2d | nn.Linear], name: str, what: str
-) -> nn.Conv2d | nn.Linear:
+def _layer(layers: dict[str, nn.Conv2d | nn.Linear], name: str, what: str) -> nn.Conv2d | nn.Linear:
     if name not in layers:
         raise ValueError(f"expected a Conv2d or Linear at {name!r}, which {what!r} is of")
     return layers[name]
