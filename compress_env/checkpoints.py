@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from compress_env.files import replacing
 
-__all__ = ["cache_dir", "cache_lock", "load_checkpoint", "save_checkpoint", "write_to_cache"]
+__all__ = [
+    "cache_dir",
+    "cache_lock",
+    "checkpoint_bytes",
+    "load_checkpoint",
+    "save_checkpoint",
+    "write_to_cache",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -54,11 +61,20 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> None:
     Raises:
         OSError: If the file cannot be written.
     """
-    # Clones, because safetensors refuses tensors that share memory.
-    weights = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
-    content = safetensors.torch.save(weights)
+    content = _serialize(model)
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(content)
+
+
+def checkpoint_bytes(model: nn.Module) -> int:
+    """Return the size of the file that `save_checkpoint` writes, in bytes."""
+    return len(_serialize(model))
+
+
+def _serialize(model: nn.Module) -> bytes:
+    # Clones, because safetensors refuses tensors that share memory.
+    weights = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+    return safetensors.torch.save(weights)
 
 
 def cache_dir() -> Path:

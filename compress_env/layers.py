@@ -24,7 +24,6 @@ __all__ = [
     "largest_bits_within",
     "layer_table",
     "nonzero_weights",
-    "quantized_bytes",
     "round_channels",
     "smallest_rate_within",
     "sparse_macs",
@@ -190,11 +189,6 @@ def _count_nonzero(tensors: Iterable[Tensor]) -> list[int]:
     """Return the number of non-zero elements of each tensor, waiting for the device once."""
     counts = [torch.count_nonzero(tensor.detach()) for tensor in tensors]
     return torch.stack(counts).tolist() if counts else []
-
-
-def quantized_bytes(layer: Layer, bits: int) -> int:
-    """Bytes of a layer's weight tensor at `bits` bits with one float32 scale per output channel."""
-    return math.ceil(layer.n_weights * bits / 8) + FLOAT_BYTES * layer.out_channels
 
 
 def round_channels(n_channels: int, pruning_rate: float, channel_round: int = 1) -> int:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -38,6 +39,7 @@ from compress_env.seeding import global_seed
 __all__ = [
     "MODELS",
     "RECIPES",
+    "Architecture",
     "Recipe",
     "build_model",
     "check_model_name",
@@ -67,6 +69,17 @@ class Recipe:
     """Share of the target spread over all classes, in [0, 1]."""
     seed: int = 0
     """Seed of the initial weights, the order of the images and their augmentation."""
+
+
+class Architecture(NamedTuple):
+    """What `build_model` has built a network from; the network's attribute `architecture`."""
+
+    name: str
+    """A key of `MODELS`, or `torchvision/NAME` or `timm/NAME`."""
+    num_classes: int
+    """Number of logits."""
+    image_shape: tuple[int, int, int]
+    """Shape of one image, (C, H, W)."""
 
 
 MODELS: dict[str, Callable[[int, tuple[int, int, int]], nn.Module]] = {
@@ -107,7 +120,8 @@ def build_model(name: str, num_classes: int, image_shape: tuple[int, int, int]) 
         image_shape: Shape of one image, (C, H, W), each at least 1.
 
     Returns:
-        A network from images (b, C, H, W) to logits (b, num_classes), on the CPU.
+        A network from images (b, C, H, W) to logits (b, num_classes), on PyTorch's default device.
+        Its attribute `architecture` says what it is, so that a packed file of it can be read alone.
 
     Raises:
         ValueError: If the name is unknown or the network cannot take the sizes.
@@ -120,9 +134,10 @@ def build_model(name: str, num_classes: int, image_shape: tuple[int, int, int]) 
             f"got {num_classes} and {tuple(image_shape)}"
         )
     library, _, network = name.partition("/")
-    if network:
-        return LIBRARIES[library](network, num_classes, image_shape)
-    return MODELS[name](num_classes, image_shape)
+    build = functools.partial(LIBRARIES[library], network) if network else MODELS[name]
+    model = build(num_classes, image_shape)
+    model.architecture = Architecture(name, num_classes, image_shape)
+    return model
 
 
 def check_model_name(name: str) -> None:

@@ -61,6 +61,8 @@ class Transition(NamedTuple):
     """Its input channels."""
     error: str | None = None
     """Why the step failed, and always fails."""
+    size_bytes: int = 0
+    """Bytes of the network as a packed file, 0 where only pruning is decided."""
 
 
 class TransitionStore:

@@ -17,12 +17,12 @@ from stable_baselines3.common.logger import configure
 from torch import nn
 
 from agents import Random, Uniform
+from compress_env.checkpoints import checkpoint_bytes
 from compress_env.data import load_data
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
 from compress_env.models import Recipe, load_baseline, load_checkpoint, save_checkpoint
-from compress_env.quantization.packing import pack
 from compress_env.seeding import derive_generator
 from compress_env.task import select_device
 from experiments.actors import open_actors
@@ -84,15 +84,16 @@ class Job:
             **self._options(),
         )
         self.task = self.pruning_env.task
-        self.size_budget_bytes = config.size_budget * len(pack(self.task.model))
+        full_bytes = checkpoint_bytes(self.task.model)
+        self.size_budget_bytes = config.size_budget * full_bytes
         smallest = QuantizationEnv(
             self.pruning_env.smallest_model(), self.task.data, device=self.task.device
         )
-        lowest = smallest.unpruned.cost_low / len(pack(self.task.model))
+        lowest = smallest.unpruned.cost_low / full_bytes
         if not lowest <= config.size_budget <= 1.0:
             raise ValueError(
                 f"size_budget must be in [{lowest:.4f}, 1]: the most pruned network at 1 bit "
-                f"reaches {lowest:.4f} of the float32 size, got {config.size_budget}"
+                f"takes up to {lowest:.4f} of the float32 size, got {config.size_budget}"
             )
 
     def _options(self) -> TaskOptions:
@@ -158,9 +159,7 @@ class Job:
         """Make the environment of stage 2; its budget is the nearest that the network can meet."""
         bits = self.config.activation_bits
         if is_free:
-            return QuantizationEnv(
-                model.cpu(), self._data, activation_bits=bits, **self._options()
-            )
+            return QuantizationEnv(model.cpu(), self._data, activation_bits=bits, **self._options())
         free = QuantizationEnv(model, self.task.data, device=self.task.device).unpruned
         budget, lowest = self.size_budget_bytes / free.cost_high, free.cost_low / free.cost_high
         if budget < lowest:

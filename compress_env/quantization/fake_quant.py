@@ -19,6 +19,7 @@ __all__ = [
     "bake",
     "bits_of",
     "dequantize",
+    "float_weight",
     "is_quantized",
     "largest_integer",
     "optimal_clip",
@@ -129,14 +130,17 @@ class FakeQuantize(nn.Module):
     """Parametrization that shows a layer its quantized weight and trains the float one.
 
     Scale and clip are fixed from the weight given here. From two bits on a weight becomes
-    ``scale * clamp(round(w / scale), -Q, Q)`` with ``scale = clip / Q``, and the gradient passes
-    where ``round(w / scale)`` is in -Q..Q, that is up to half a step beyond the clip. At one bit a
-    weight becomes ``sign(w) * mean|w|``, the mean over the non-zero weights of its channel, and
-    the gradient passes up to the clip, the channel's largest magnitude. Zeros stay zeros.
+    ``scale * clamp(round(w / scale), -Q, Q)``, where ``scale`` is that of the error-minimising clip
+    rounded to bfloat16, so that a file needs two bytes for it, and the clip is ``scale * Q``
+    **(ours)**: both change by less than 2^-8 of themselves. At one bit a weight becomes
+    ``sign(w) * scale``, where ``scale`` is the mean magnitude of the non-zero weights of its
+    channel, rounded likewise, and the clip is the channel's largest magnitude. The gradient is
+    that of the identity where ``|w| <= clip``, and 0 elsewhere. Zeros stay zeros.
 
     Args:
         weight: Weight to fix scale and clip from, shape (N, ...), float32.
         bits: Bits per weight, 1..8.
+        scale: Scales to take instead, shape (N,), as from a file.
 
     Raises:
         ValueError: If ``bits`` is not in 1..8, or a weight is not finite.
@@ -147,44 +151,43 @@ class FakeQuantize(nn.Module):
     clip: Tensor
     zero_point: Tensor
 
-    def __init__(self, weight: Tensor, bits: int) -> None:
+    def __init__(self, weight: Tensor, bits: int, scale: Tensor | None = None) -> None:
         """Fix scale and clip."""
         super().__init__()
         # (N, ...) -> (N, D)
         flat = weight.detach().flatten(1)
-        clip = optimal_clip(flat, bits)
-        scale = _mean_magnitude(flat) if bits == 1 else clip / largest_integer(bits)
+        if scale is None:
+            scale = _fit_scale(flat, bits)
+        clip = optimal_clip(flat, bits) if bits == 1 else scale * largest_integer(bits)
         self.bits = bits
         self.register_buffer("clip", clip)
-        self.register_buffer("scale", scale.clamp_min(_MIN_SCALE))
+        self.register_buffer("scale", scale)
         self.register_buffer("zero_point", torch.zeros_like(clip, dtype=torch.int32))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the quantized weight, shape and dtype of ``weight``."""
-        if self.bits == 1:
-            quantized: Tensor = _SignQuantize.apply(weight, self.scale, self.clip)
-            return quantized
-        largest = largest_integer(self.bits)
-        return torch.fake_quantize_per_channel_affine(
-            weight, self.scale, self.zero_point, 0, -largest, largest
+        quantized: Tensor = _Quantize.apply(
+            weight, self.scale, self.clip, self.zero_point, self.bits
         )
+        return quantized
 
     def extra_repr(self) -> str:
         """Return the bits, for the module's representation."""
         return f"bits={self.bits}"
 
 
-def attach(layer: QuantizableLayer, bits: int) -> None:
+def attach(layer: QuantizableLayer, bits: int, scale: Tensor | None = None) -> None:
     """Quantize a layer's weight from now on; a former bit-width is replaced.
 
     Args:
         layer: The layer, changed in place. Its float weight stays the trained parameter.
         bits: Bits per weight, 1..8.
+        scale: Scales per output channel, shape (N,); fitted to the weight when None.
 
     Raises:
         ValueError: If ``bits`` is not in 1..8, or a weight is not finite.
     """
-    quantizer = FakeQuantize(_float_weight(layer), bits)
+    quantizer = FakeQuantize(float_weight(layer), bits, scale)
     if is_quantized(layer):
         _detach(layer, keep_quantized=False)
     parametrize.register_parametrization(layer, "weight", quantizer)
@@ -220,26 +223,33 @@ def bits_of(layer: nn.Module) -> int | None:
     return None if quantizer is None else quantizer.bits
 
 
-class _SignQuantize(torch.autograd.Function):
-    """``level * sign(w)``, with gradient 1 where ``|w| <= clip`` and 0 elsewhere."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, level: Tensor, clip: Tensor) -> Tensor:
-        ctx.save_for_backward(weight.abs() <= _per_channel(clip, weight))
-        return weight.sign() * _per_channel(level, weight)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (inside,) = ctx.saved_tensors
-        return gradients[0] * inside, None, None
-
-
-def _float_weight(layer: nn.Module) -> Tensor:
+def float_weight(layer: nn.Module) -> Tensor:
     """Return the weight under the quantizer, or the weight of a layer without one."""
     if not is_quantized(layer):
         return cast(Tensor, layer.weight)
     chains: Any = layer.parametrizations
     return cast(Tensor, chains["weight"].original)
+
+
+class _Quantize(torch.autograd.Function):
+    """Levels by ``bits``, with gradient 1 where ``|w| <= clip`` and 0 elsewhere."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, scale: Tensor, clip: Tensor, zero_point: Tensor, bits: int
+    ) -> Tensor:
+        ctx.save_for_backward(weight.abs() <= _per_channel(clip, weight))
+        if bits == 1:
+            return weight.sign() * _per_channel(scale, weight)
+        largest = largest_integer(bits)
+        return torch.fake_quantize_per_channel_affine(
+            weight, scale, zero_point, 0, -largest, largest
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (inside,) = ctx.saved_tensors
+        return gradients[0] * inside, None, None, None, None
 
 
 def _detach(layer: nn.Module, keep_quantized: bool) -> None:
@@ -305,6 +315,13 @@ def _least_squares(magnitude: Tensor, scales: Tensor, largest: int) -> tuple[Ten
     square = integers.square_().sum(dim=-1)
     fitted = torch.where(square > 0, product / square.clamp_min(1), scales)
     return product * fitted, fitted
+
+
+def _fit_scale(weight: Tensor, bits: int) -> Tensor:
+    """Return the scale per channel of weights (N, D), a number of bfloat16, shape (N,)."""
+    clip = optimal_clip(weight, bits)
+    scale = _mean_magnitude(weight) if bits == 1 else clip / largest_integer(bits)
+    return scale.clamp_min(_MIN_SCALE).bfloat16().to(scale.dtype)
 
 
 def _mean_magnitude(weight: Tensor) -> Tensor:
