@@ -16,12 +16,18 @@ from rich.console import Console
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
 from compress_env.models import build_model, load_checkpoint
-from compress_env.quantization.packing import load_into, load_packed
+from compress_env.quantization.packing import load
 from experiments import compress
 from experiments.compress import Config, run
+from experiments.exports import Export
 from experiments.report import Row
 
-SMALL: dict[str, Any] = {"episodes": 3, "finetune_steps": 2, "final_finetune_steps": 5}
+SMALL: dict[str, Any] = {
+    "episodes": 3,
+    "finetune_steps": 2,
+    "final_finetune_steps": 5,
+    "onnx": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row],
     """Run the job once with the default agent."""
     out = tmp_path_factory.mktemp("run") / "out"
     text = StringIO()
-    rows = run(Config(out=out, **SMALL), Console(file=text, width=120))
+    rows = run(Config(out=out, **(SMALL | {"onnx": True})), Console(file=text, width=120))
     return out, rows, text.getvalue()
 
 
@@ -37,7 +43,8 @@ def test_folder_holds_what_is_promised(finished: tuple[Path, list[Row], str]) ->
     out = finished[0]
     names = {path.name for path in out.iterdir()}
     assert {"config.json", "episodes.csv", "policy.json", "table.csv", "report.md"} <= names
-    assert {"baseline.safetensors", "network-q_critic_ppo.safetensors"} <= names
+    assert {"baseline.safetensors", "baseline.onnx"} <= names
+    assert {f"network-q_critic_ppo.{suffix}" for suffix in ("cenv", "safetensors", "onnx")} <= names
     figures = [f"{k}-{s}.png" for k in ("reward", "layers", "tradeoff") for s in STAGES]
     figures += ["bits.png", "pareto.png"]
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in figures)
@@ -63,8 +70,13 @@ def test_table_compares_networks_within_the_budgets(
         is_within = row.size <= default.size_budget
         assert is_within == row.within_budget
         assert is_within or row.network.endswith("8bit") or f"{row.network}: too little" in text
-        path = out / f"network-{row.network}.safetensors"
-        assert row.size_bytes == path.stat().st_size
+        path = out / f"network-{row.network}"
+        assert row.size_bytes == path.with_suffix(".cenv").stat().st_size
+        assert row.float_bytes == path.with_suffix(".safetensors").stat().st_size
+        assert row.onnx_bytes == path.with_suffix(".onnx").stat().st_size
+        assert row.size_bytes < row.float_bytes < baseline.float_bytes == baseline.size_bytes
+        assert row.onnx_test_error == pytest.approx(row.test_error, abs=1 / 359)
+        assert row.latency_1_ms and row.latency_64_ms and row.latency_64_ms > row.latency_1_ms
         assert row.network in text
     stored = pd.read_csv(out / "table.csv").to_dict("records")
     assert [row._asdict() for row in rows] == [pytest.approx(row) for row in stored]
@@ -123,8 +135,7 @@ def test_compressed_file_scores_what_the_table_says(
 ) -> None:
     out, rows, _ = finished
     env = QuantizationEnv()
-    model = build_model("lenet5", 10, (1, 32, 32))
-    load_into(model, load_packed(out / "network-q_critic_ppo.safetensors"))
+    model = load(out / "network-q_critic_ppo.cenv")
     assert 1.0 - env.task.accuracy(model, "test") == rows[-1].test_error
     baseline = build_model("lenet5", 10, (1, 32, 32))
     load_checkpoint(baseline, out / "baseline.safetensors")
@@ -135,8 +146,9 @@ def test_same_seed_gives_the_same_rows(
     finished: tuple[Path, list[Row], str], tmp_path: Path
 ) -> None:
     again = run(Config(out=tmp_path / "again", **SMALL), Console(file=StringIO()))
-    assert [row._replace(seconds=0) for row in again] == [
-        row._replace(seconds=0) for row in finished[1]
+    names = [name for name in Row._fields if name not in (*Export._fields, "seconds")]
+    assert [[getattr(row, name) for name in names] for row in again] == [
+        [getattr(row, name) for name in names] for row in finished[1]
     ]
 
 
@@ -201,7 +213,7 @@ def test_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(300)  # it may be the first to train the baseline
 def test_main_job_on_mnist(mnist: Path, tmp_path: Path) -> None:
-    settings = {"episodes": 1, "finetune_steps": 1, "final_finetune_steps": 20}
+    settings = {"episodes": 1, "finetune_steps": 1, "final_finetune_steps": 20, "onnx": False}
     config = Config(dataset="mnist", data_root=mnist, out=tmp_path / "out", **settings)  # type: ignore[arg-type]
     rows = run(config, Console(file=StringIO()))
     assert rows[0].test_error < 0.015

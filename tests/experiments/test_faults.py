@@ -29,7 +29,12 @@ from experiments.command import one_line
 from experiments.compress import Config, run
 from experiments.progress import SearchProgress
 
-SMALL: dict[str, Any] = {"episodes": 4, "finetune_steps": 1, "final_finetune_steps": 3}
+SMALL: dict[str, Any] = {
+    "episodes": 4,
+    "finetune_steps": 1,
+    "final_finetune_steps": 3,
+    "onnx": False,
+}
 
 
 def quiet() -> Console:

@@ -17,7 +17,12 @@ from rich.console import Console
 from experiments.compress import Config, run
 from experiments.figures import non_dominated
 
-SMALL: dict[str, Any] = {"episodes": 4, "finetune_steps": 1, "final_finetune_steps": 4}
+SMALL: dict[str, Any] = {
+    "episodes": 4,
+    "finetune_steps": 1,
+    "final_finetune_steps": 4,
+    "onnx": False,
+}
 SMALL |= {"method": "channel+variational"}
 
 

@@ -28,7 +28,7 @@ from experiments.sweep_display import Display
 from experiments.sweep_folder import SweepFolder, Task, work
 
 ROOT = Path(__file__).parents[2]
-SMALL = ("--episodes", "1", "--finetune-steps", "0", "--final-finetune-steps", "1")
+SMALL = ("--episodes=1", "--finetune-steps=0", "--final-finetune-steps=1", "--no-onnx")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from experiments.sweep_folder import SweepFolder
 Cluster: Any = pytest.importorskip("ray.cluster_utils").Cluster
 
 GRID = ("--algos", "ppo", "--seeds", "0", "1", "2")
-OPTIONS = ("--episodes", "12", "--finetune-steps", "1", "--final-finetune-steps", "2")
+OPTIONS = ("--episodes=12", "--finetune-steps=1", "--final-finetune-steps=2", "--no-onnx")
 
 
 @pytest.fixture
