@@ -16,7 +16,7 @@ from rich.console import Console
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
 from compress_env.models import build_model, load_checkpoint
-from compress_env.quantization.packing import load_into, load_packed
+from compress_env.quantization.packing import load
 from experiments import compress
 from experiments.compress import Config, run
 from experiments.report import Row
@@ -37,7 +37,7 @@ def test_folder_holds_what_is_promised(finished: tuple[Path, list[Row], str]) ->
     out = finished[0]
     names = {path.name for path in out.iterdir()}
     assert {"config.json", "episodes.csv", "policy.json", "table.csv", "report.md"} <= names
-    assert {"baseline.safetensors", "network-q_critic_ppo.safetensors"} <= names
+    assert {"baseline.safetensors", "network-q_critic_ppo.cenv"} <= names
     figures = [f"{k}-{s}.png" for k in ("reward", "layers", "tradeoff") for s in STAGES]
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in figures)
     config = json.loads((out / "config.json").read_text())
@@ -59,7 +59,7 @@ def test_table_compares_four_networks_within_the_budgets(
     for row in others:
         assert row.macs <= default.flops_budget
         assert row.size <= default.size_budget * 1.001 or f"{row.network}: too little" in text
-        path = out / f"network-{row.network}.safetensors"
+        path = out / f"network-{row.network}.cenv"
         assert row.size_bytes == path.stat().st_size
         assert row.network in text
     stored = pd.read_csv(out / "table.csv").to_dict("records")
@@ -104,8 +104,7 @@ def test_compressed_file_scores_what_the_table_says(
 ) -> None:
     out, rows, _ = finished
     env = QuantizationEnv()
-    model = build_model("lenet5", 10, (1, 32, 32))
-    load_into(model, load_packed(out / "network-q_critic_ppo.safetensors"))
+    model = load(out / "network-q_critic_ppo.cenv")
     assert 1.0 - env.task.accuracy(model, "test") == rows[-1].test_error
     baseline = build_model("lenet5", 10, (1, 32, 32))
     load_checkpoint(baseline, out / "baseline.safetensors")
