@@ -5,6 +5,8 @@ from gymnasium import register
 from compress_env.data import DataBundle, load_data, make_data_bundle
 from compress_env.envs import LayerState, PruningEnv, QuantizationEnv
 from compress_env.quantization.export import export_onnx
+from compress_env.quantization.fake_quant import bake
+from compress_env.quantization.packing import load, save
 from compress_env.rewards import RewardInput
 from compress_env.store import TransitionStore
 from compress_env.workers import make_actors
@@ -16,10 +18,13 @@ __all__ = [
     "QuantizationEnv",
     "RewardInput",
     "TransitionStore",
+    "bake",
     "export_onnx",
+    "load",
     "load_data",
     "make_actors",
     "make_data_bundle",
+    "save",
 ]
 
 register(

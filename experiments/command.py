@@ -69,9 +69,8 @@ def run_command(config_class: type[C], run: Callable[[C, Console], Any], descrip
         run: Runs it.
         description: What `--help` says.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("matplotlib", "filelock"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("compress_env").setLevel(logging.INFO)
     config = tyro.cli(config_class, description=description)
     try:
         with interruptible():

@@ -21,7 +21,6 @@ HEADINGS = (
     "sparse MACs %",
     "params %",
     "sparse params %",
-    "bytes",
     "size %",
     "evals",
 )
@@ -87,8 +86,7 @@ class Row(NamedTuple):
         return (
             self.network,
             *(f"{100 * p:.2f}" for p in percents),
-            f"{self.size_bytes:,}",
-            f"{100 * self.size:.2f}" + ("" if self.within_budget else " (over)"),
+            f"{100 * self.size:.2f}" + ("" if self.within_budget else "*"),
             str(self.n_evaluations),
         )
 
@@ -117,7 +115,8 @@ def read_rows(path: Path) -> list[Row]:
 def print_rows(console: Console, rows: list[Row]) -> None:
     """Print the final tables."""
     cells = [row.cells() for row in rows]
-    _print_table(console, "Final networks", HEADINGS, cells)
+    title = "Final networks (*: over the size budget)"
+    _print_table(console, title, HEADINGS, cells)
     file_cells = [row.file_cells() for row in rows]
     _print_table(console, "Files, and their ONNX exports in onnxruntime", FILE_HEADINGS, file_cells)
 
@@ -125,7 +124,7 @@ def print_rows(console: Console, rows: list[Row]) -> None:
 def _print_table(
     console: Console, title: str, headings: tuple[str, ...], lines: list[tuple[str, ...]]
 ) -> None:
-    # Nine columns fit into 80 characters.
+    # Eight columns fit into 80 characters.
     table = Table(
         title=title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True
     )
@@ -166,8 +165,9 @@ def format_report(config: Any, rows: list[Row], skipped: dict[str, str]) -> str:
             "in onnxruntime on the CPU, taken in alternation, with weights dequantized on loading.",
             "MACs and parameters count tensors as they are; sparse ones count what is not zero,",
             "which does not make dense kernels faster.",
-            "The best episode of each search was chosen by validation accuracy. A size is (over)",
-            "the budget if so little was pruned that even 1 bit everywhere does not meet it.",
+            "The best episode of each search was chosen by validation accuracy. A size with a star",
+            "is over the budget: 8 bits know none, and so little may have been pruned that 1 bit",
+            "everywhere does not meet it.",
             "",
             "![reward](reward-pruning.png) ![reward](reward-quantization.png)",
             "![layers](layers-pruning.png) ![layers](layers-quantization.png)",

@@ -1,8 +1,8 @@
 """The most bytes that a packed file can take, known before anything is quantized **(ours)**.
 
-What the entropy coder saves depends on the values, which fine-tuning changes. The bound does without
-it wherever values count: weights take their bits, or an index of the pruned ones, which stay, and
-the bits of the others. So a budget that holds for the bound holds whatever happens later.
+What the entropy coder saves depends on the values, which fine-tuning changes. The bound does
+without it: weights take their bits, or an index of the pruned ones, which stay, and the bits of the
+others. So a budget that holds for the bound holds whatever happens later.
 """
 
 from __future__ import annotations

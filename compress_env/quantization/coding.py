@@ -140,7 +140,8 @@ def decode_integers(encoded: EncodedIntegers, bits: int, n_integers: int) -> Dec
         decode = _decode_nonzero if index in ("bitmap", "runs") else _decode_levels
     values = np.zeros(n_integers, np.int8)
     values[kept] = decode(encoded.streams[-1], largest, int(np.count_nonzero(kept)))
-    return DecodedIntegers(values, kept)
+    # At one bit, only pruned integers are 0.
+    return DecodedIntegers(values, values != 0 if bits == 1 else kept)
 
 
 def most_bytes(kept: NDArray[np.bool_], bits: int) -> int:

@@ -9,7 +9,7 @@ their own. All float32 values are one sequence, all scales another, of whose byt
 second, the third and the fourth of each number are a stream each: the exponents take fewer bits
 than the rest, and scales have two bytes that are zero. Integer tensors are one stream of bytes.
 
-Reading executes nothing, and allocates no more than :func:`max_tensor_bytes` allows, but for a small multiple of it.
+Reading executes nothing, and allocates a small multiple of :func:`max_tensor_bytes` at most.
 """
 
 from __future__ import annotations
@@ -391,8 +391,8 @@ def _integer(value: Any, low: int, high: int) -> int:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"expected a name, got {type(value).__name__}")
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError(f"expected a name of printable characters, got {value!r:.40}")
     return value
 
 

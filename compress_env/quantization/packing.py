@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from compress_env.files import replacing
-from compress_env.layers import compute_layers
 from compress_env.models import Architecture, build_model
 from compress_env.quantization.activations import Range, attach_input, input_quantizer_of
 from compress_env.quantization.fake_quant import (
@@ -146,12 +145,11 @@ def unpack(contents: Contents, model: nn.Module | None = None) -> nn.Module:
         _check_complete(model)
     else:
         load_into(model, state)
-    layers = compute_layers(model)
     for name, weight in contents.weights.items():
-        layer = _layer(layers, name.rpartition(".")[0], name)
+        layer = _layer(model, name.rpartition(".")[0])
         attach(layer, weight.bits, weight.scale.to(layer.weight.device))
     for name, input_levels in contents.inputs.items():
-        layer = _layer(layers, name, f"{name}.input_quantizer")
+        layer = _layer(model, name)
         attach_input(layer, Range(0.0, 1.0))
         quantizer = input_quantizer_of(layer)
         assert quantizer is not None
@@ -196,10 +194,14 @@ def _check_complete(model: nn.Module) -> None:
             raise ValueError(f"the state lacks {name!r}: give the unpruned network as model=")
 
 
-def _layer(layers: dict[str, nn.Conv2d | nn.Linear], name: str, what: str) -> nn.Conv2d | nn.Linear:
-    if name not in layers:
-        raise ValueError(f"expected a Conv2d or Linear at {name!r}, which {what!r} is of")
-    return layers[name]
+def _layer(model: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
+    try:
+        layer = model.get_submodule(name)
+    except AttributeError:
+        layer = None
+    if not isinstance(layer, nn.Conv2d | nn.Linear):
+        raise ValueError(f"expected a Conv2d or Linear to quantize at {name!r}")
+    return layer
 
 
 def _without(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -59,7 +59,7 @@ def _check_module(module: nn.Module, name: str, stored: dict[str, Tensor]) -> No
         fits = (
             tensor.dim() == own[key].dim()
             and tensor.shape[free:] == own[key].shape[free:]
-            and all(0 < s <= o for s, o in zip(tensor.shape, own[key].shape, strict=True))
+            and all(0 < s <= o or s == o for s, o in zip(tensor.shape, own[key].shape, strict=True))
             and (not free or (len(counts) == 1 and _fits_groups(module, len(tensor))))
         )
         if not fits:

