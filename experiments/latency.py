@@ -12,7 +12,6 @@ from statistics import median
 from time import perf_counter
 from typing import NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,9 +37,10 @@ class OnnxNetwork:
     Args:
         path: A file with one input, images (b, C, H, W) float32, and one output, (b, K) float32,
             as `compress_env.export_onnx` writes it.
-        integer_kernels: Whether layers with quantized weights and inputs run on integers, kept from
-            saturating on x86 processors without VNNI. Otherwise weights are dequantized on loading,
-            inputs are rounded all the same, and everything runs in float32.
+        integer_kernels: Whether layers with quantized weights and inputs run on integers, with
+            biases rounded too, kept from saturating on x86 processors without VNNI; no such layer
+            may be called twice. Otherwise weights are dequantized on loading, inputs are rounded
+            all the same, and layers run in float32.
     """
 
     def __init__(self, path: StrPath, *, integer_kernels: bool = False) -> None:
@@ -119,7 +119,8 @@ def _time_in_turn(calls: Sequence[Callable[[], object]], repeats: int) -> list[l
     """Return the seconds of each repetition of each call; the first of a round changes."""
     seconds: list[list[float]] = [[] for _ in calls]
     for number in range(-_N_WARM_UP, repeats):
-        for position in np.roll(np.arange(len(calls)), number):
+        for turn in range(len(calls)):
+            position = (turn + number) % len(calls)
             start = perf_counter()
             calls[position]()
             elapsed = perf_counter() - start

@@ -5,6 +5,7 @@ Shape legend: b images of C channels, H x W; N output channels of a layer.
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from pathlib import Path
@@ -45,19 +46,19 @@ def export_onnx(path: StrPath, model: nn.Module, image: Tensor) -> int:
     Batch-norms are folded into the convolutions before them. A quantized weight is stored as int8
     integers with one scale per output channel, read through `DequantizeLinear`: fewer bits give
     smaller integers, not a smaller file. A quantized input goes through `QuantizeLinear` and
-    `DequantizeLinear`, uint8. A runtime may merge these with the layers into integer kernels, whose
-    results sometimes round to the next level.
+    `DequantizeLinear`, uint8.
 
-    On x86 processors without VNNI, onnxruntime's integer kernels add two products in 16 bits, where
-    weights of eight bits can saturate. Its session option `session.x64quantprecision` prevents that
-    (if no quantized layer is called twice), and so does `session.disable_quant_qdq`, with which
-    weights are dequantized once, on loading.
+    A runtime may merge these with the layers into integer kernels. Those round biases too, so that
+    inputs of later layers sometimes go to the next level, and on x86 processors without VNNI those
+    of onnxruntime add two products in 16 bits, where weights of eight bits can saturate. With its
+    session option `session.disable_quant_qdq` set to 1, neither happens: weights are dequantized on
+    loading, and layers run in float32.
 
     Args:
         path: File to write; an existing one is replaced once the new one is complete.
         model: A network, pruned, quantized, both or neither; left as it is.
-        image: Example images, (b, C, H, W) float32, on the model's device. In the file the images
-            are called `images`, the result `logits`, and their number `batch`.
+        image: Example images, (b, C, H, W) float32. In the file the images are called `images`,
+            their number `batch`, and the result `logits`.
 
     Returns:
         Size of the file in bytes.
@@ -112,9 +113,11 @@ def export_program(path: StrPath, model: nn.Module, image: Tensor) -> int:
 
 
 def _prepare(model: nn.Module, image: Tensor) -> nn.Module:
-    """Return a copy on the CPU with batch-norms folded and without gradients."""
+    """Return a contiguous copy on the CPU with batch-norms folded and without gradients."""
     check_network(model)
-    return fold_batch_norm(model, image).cpu().requires_grad_(False)
+    # On the CPU first: a GPU may round more than the check of a fold allows.
+    network = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format)
+    return fold_batch_norm(network, image.cpu()).requires_grad_(False)
 
 
 def _trace(network: nn.Module, image: Tensor) -> ExportedProgram:

@@ -73,7 +73,7 @@ def fold_batch_norm(model: nn.Module, image: Tensor) -> nn.Module:
 
 def _find_pairs(model: nn.Module, image: Tensor) -> list[_Pair]:
     """Run the model and return the norms with statistics that follow a convolution directly."""
-    layers = {
+    layers: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d)
@@ -139,7 +139,7 @@ def _fuse_quantized(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     assert quantizer is not None and norm.running_mean is not None and norm.running_var is not None
     integers = quantize_to_integers(convolution.weight, quantizer.scale, quantizer.bits)
     # Fused with a weight of ones, a norm shows its factor. (N, 1, 1, 1) -> (N,)
-    factor, bias = fuse_conv_bn_weights(
+    fused_ones, bias = fuse_conv_bn_weights(
         torch.ones_like(convolution.weight[:, :1, :1, :1]),
         convolution.bias,
         norm.running_mean,
@@ -148,7 +148,7 @@ def _fuse_quantized(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
         norm.weight,
         norm.bias,
     )
-    factor = factor.flatten()
+    factor = fused_ones.flatten()
     # A scale must have an inverse: a channel whose scale vanishes keeps it, with zeros.
     vanishes = factor.abs() * quantizer.scale < torch.finfo(torch.float32).tiny
     sign = torch.where(vanishes, 0, factor.sign()).to(torch.int8)

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 
 from experiments import latency
-from experiments.latency import Latency, OnnxNetwork, measure_latency
+from experiments.latency import OnnxNetwork, measure_latency
 
 WEIGHT = np.array([[1.0, 0.0, 0.0, -1.0], [0.0, 2.0, 0.0, 0.0]], np.float32)
 
@@ -89,8 +89,8 @@ def test_every_file_is_timed_at_every_batch_size(
 def test_the_median_is_told_in_milliseconds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0.0] * 20 + [0.0, 0.004, 0.0, 0.001, 0.0, 0.1])
     monkeypatch.setattr(latency, "perf_counter", partial(next, times))
-    rows = measure_latency([path], (1, 2, 2), batch_sizes=(2,), repeats=3)
-    assert rows == [[Latency(2, pytest.approx(4.0))]]
+    ((entry,),) = measure_latency([path], (1, 2, 2), batch_sizes=(2,), repeats=3)
+    assert entry == pytest.approx((2, 4.0))
 
 
 @pytest.mark.parametrize(("repeats", "batch_sizes"), [(0, (1,)), (1, (4, 0))])

@@ -7,6 +7,7 @@ import logging
 import runpy
 import sys
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -191,11 +192,11 @@ def test_files_tell_nothing_of_where_they_were_made(
 
 
 ALL_BITS = (1, 2, 3, 4, 5, 6, 7, 8)
-SMALL = {
+SMALL: dict[str, Callable[[], nn.Module]] = {
     "resnet8": partial(resnet, 10, (1, 8, 8), depth=8),
     "depthwise": partial(BranchedNet, 10),
 }
-LARGE = {
+LARGE: dict[str, Callable[[], nn.Module]] = {
     name: partial(build_model, name, 10, (1, 16, 16))
     for name in ("resnet20", "mobilenet_v2_narrow", "densenet_small", "vgg8")
 }

@@ -91,6 +91,8 @@ def test_integers_stay_up_to_their_sign(bits: int) -> None:
     model = block(bits, [2.0, -6.0, 0.0, 1e-38])
     folded = fold_batch_norm(model, torch.rand(1, 2, 5, 5))
     before, after = model[0], folded.get_submodule("0")
+    assert isinstance(before, nn.Conv2d) and isinstance(after, nn.Conv2d)
+    assert before.bias is not None and after.bias is not None
     sign = torch.tensor([1, -1, 0, 0], dtype=torch.int8).view(-1, 1, 1, 1)
     assert torch.equal(integers_of(after), sign * integers_of(before))
     old, new = quantizer_of(before), quantizer_of(after)
@@ -107,6 +109,8 @@ def test_float_weights_are_multiplied_by_hand() -> None:
     model = block(None, [2.0, -6.0, 0.0])
     folded = fold_batch_norm(model, torch.zeros(1, 2, 5, 5))
     before, after = model[0], folded.get_submodule("0")
+    assert isinstance(before, nn.Conv2d) and isinstance(after, nn.Conv2d)
+    assert before.bias is not None and after.bias is not None
     factor = torch.tensor([1.0, -3.0, 0.0])
     torch.testing.assert_close(after.weight, factor.view(-1, 1, 1, 1) * before.weight)
     torch.testing.assert_close(after.bias, factor * (before.bias - 0.5) + 0.25)
