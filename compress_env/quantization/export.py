@@ -116,7 +116,7 @@ def _prepare(model: nn.Module, image: Tensor) -> nn.Module:
     """Return a contiguous copy on the CPU with batch-norms folded and without gradients."""
     check_network(model)
     # On the CPU first: a GPU may round more than the check of a fold allows.
-    network = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format)
+    network = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
     return fold_batch_norm(network, image.cpu()).requires_grad_(False)
 
 
@@ -166,9 +166,8 @@ def _with_zero_points(proto: ModelProto) -> ModelProto:
     scales = {tensor.name: tensor for tensor in proto.graph.initializer}
     for node in proto.graph.node:
         if node.op_type == "DequantizeLinear" and len(node.input) == 2:
-            weight, scale = node.input
-            zeros = np.zeros(scales[scale].dims, np.int8)
-            node.input.append(f"{weight}.zero_point")
+            zeros = np.zeros(scales[node.input[1]].dims, np.int8)
+            node.input.append(f"{node.output[0]}.zero_point")
             proto.graph.initializer.append(numpy_helper.from_array(zeros, node.input[2]))
     return proto
 

@@ -25,7 +25,6 @@ import compress_env
 from compress_env.data import DataBundle, load_data
 from compress_env.layers import compute_layers
 from compress_env.models import build_model
-from compress_env.networks.resnet import resnet
 from compress_env.pruning.surgery import LiveChannels, find_walk
 from compress_env.quantization import export
 from compress_env.quantization.activations import attach_input, measure_input_range
@@ -192,10 +191,6 @@ def test_files_tell_nothing_of_where_they_were_made(
 
 
 ALL_BITS = (1, 2, 3, 4, 5, 6, 7, 8)
-SMALL: dict[str, Callable[[], nn.Module]] = {
-    "resnet8": partial(resnet, 10, (1, 8, 8), depth=8),
-    "depthwise": partial(BranchedNet, 10),
-}
 LARGE: dict[str, Callable[[], nn.Module]] = {
     name: partial(build_model, name, 10, (1, 16, 16))
     for name in ("resnet20", "mobilenet_v2_narrow", "densenet_small", "vgg8")
@@ -217,9 +212,8 @@ def check_network(model: nn.Module, side: int, path: Path) -> None:
         assert float(difference.max()) <= 0.1
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_batch_norms_shortcuts_and_depthwise_layers(name: str, tmp_path: Path) -> None:
-    check_network(seeded(SMALL[name]), 8, tmp_path / "network.onnx")
+def test_batch_norms_shortcuts_and_depthwise_layers(tmp_path: Path) -> None:
+    check_network(seeded(partial(BranchedNet, 10)), 8, tmp_path / "network.onnx")
 
 
 @pytest.mark.slow
@@ -260,6 +254,26 @@ def test_onnx_is_imported_when_it_is_needed(
         monkeypatch.setitem(sys.modules, name, None)
     assert module.__file__ is not None
     assert set(module.__all__) <= runpy.run_path(module.__file__).keys()
+
+
+class Repeated(nn.Module):
+    """A layer that is called twice, and another with the same integers at another scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.twin = (nn.Conv2d(1, 1, 3, padding=1) for _ in range(2))
+        self.twin.weight.data = 2 * self.conv.weight.data
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.twin(self.conv(torch.relu(self.conv(images)))).flatten(1)  # type: ignore[no-any-return]
+
+
+def test_layers_may_be_called_twice_and_be_alike(tmp_path: Path) -> None:
+    images = random_images(4)
+    model = quantized(seeded(Repeated), (4,))
+    export_onnx(tmp_path / "network.onnx", model, images[:1])
+    got = OnnxNetwork(tmp_path / "network.onnx").logits(images)
+    torch.testing.assert_close(got, logits_of(model, images), rtol=0.0, atol=1e-5)
 
 
 class FixedNumber(PlainNet):

@@ -172,7 +172,7 @@ def test_a_branched_network_is_folded_where_it_can_be() -> None:
 
 
 def test_a_folded_network_can_be_baked() -> None:
-    folded = fold_batch_norm(make_network("mobilenet_v2_narrow", quantized=True), images(1))
+    folded = fold_batch_norm(make_network("vgg8", quantized=True), images(1))
     baked = copy.deepcopy(folded)
     bake(baked)
     assert torch.equal(folded(images()), baked(images()))
