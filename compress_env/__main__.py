@@ -1,4 +1,4 @@
-"""``python -m compress_env FILE.cenv``: what a packed network is made of."""
+"""``python -m compress_env FILE.cenv``: what a packed network is made of; ``--onnx`` exports it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from compress_env.layers import FLOAT_BYTES
+from compress_env.quantization.export import export_onnx
 from compress_env.quantization.format import Contents
-from compress_env.quantization.packing import read_file
+from compress_env.quantization.packing import read_file, unpack
 
 __all__ = ["main"]
 
@@ -24,14 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Those of the command line when None.
 
     Returns:
-        Exit status: 0, or 2 if the file cannot be read.
+        Exit status: 0, or 2 if a file cannot be read or written.
     """
     parser = argparse.ArgumentParser(prog="python -m compress_env", description=__doc__)
     parser.add_argument("file", type=Path, help="packed network (.cenv)")
+    parser.add_argument("--onnx", type=Path, help="write the network to this ONNX file too")
     options = parser.parse_args(arguments)
     try:
         contents = read_file(options.file)
         size = options.file.stat().st_size
+        if options.onnx is not None:
+            model = unpack(contents)
+            assert contents.architecture is not None  # or there would be no model
+            export_onnx(options.onnx, model, torch.zeros(1, *contents.architecture.image_shape))
     except (OSError, ValueError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2

@@ -256,7 +256,11 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         type(self).__init__(self, *state["_ezpickle_args"], **state["_ezpickle_kwargs"])
 
     def compressed_model(self) -> nn.Module:
-        """Return a copy of the current network as an ordinary module in evaluation mode."""
+        """Return a copy of the current network as an ordinary module in evaluation mode.
+
+        Quantizers are still attached, for `compress_env.save`, `compress_env.export_onnx` and
+        further training; `compress_env.bake` turns quantized weights into plain parameters.
+        """
         return copy.deepcopy(self._network_after(self._executed).model).eval()
 
     def live_model(self) -> nn.Module:

@@ -21,7 +21,7 @@ from compress_env.quantization.activations import (
     measure_input_range,
 )
 from compress_env.quantization.bounds import size_bounds
-from compress_env.quantization.fake_quant import MAX_BITS, attach, bake
+from compress_env.quantization.fake_quant import MAX_BITS, attach
 from compress_env.quantization.packing import pack
 from compress_env.snapshots import Network
 from compress_env.store import Executed, Prefix, Transition, flatten
@@ -176,12 +176,6 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
                 f"take up to {lowest:.4f} of the float32 size, got {size_budget}"
             )
         return max(size_budget * self._full_bytes, self._min_bytes)
-
-    def compressed_model(self) -> nn.Module:
-        """Return the current network as an ordinary module, quantized weights in place."""
-        model = super().compressed_model()
-        bake(model)
-        return model
 
     def uniform_value(self) -> float:
         """Return the most bits that, used for every layer, meet the budget."""

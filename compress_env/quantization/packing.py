@@ -42,8 +42,8 @@ def save(path: StrPath, model: nn.Module) -> int:
 
     Args:
         path: File to write, by custom with the suffix `.cenv`; an existing one is replaced.
-        model: The network. Weights quantized by `attach` (those of `QuantizationEnv.live_model`)
-            take their bits; those that `bake` has made ordinary parameters take 32.
+        model: The network. Quantized weights, as those of `QuantizationEnv.compressed_model`, take
+            their bits; those that `bake` has made ordinary parameters take 32.
 
     Returns:
         Size of the file in bytes.

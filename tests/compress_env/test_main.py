@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from compress_env.__main__ import main
 from compress_env.layers import compute_layers
 from compress_env.models import build_model
 from compress_env.quantization.fake_quant import attach
 from compress_env.quantization.packing import save
+from experiments.latency import OnnxNetwork
 
 
 def test_one_line_for_each_layer_and_the_total(
@@ -35,6 +37,17 @@ def test_one_line_for_each_layer_and_the_total(
     assert "246,824 as float32" in total
 
 
+def test_a_packed_network_is_exported(tmp_path: Path) -> None:
+    model = build_model("lenet5", 10, (1, 32, 32)).eval()
+    for layer in compute_layers(model).values():
+        attach(layer, 4)
+    save(tmp_path / "net.cenv", model)
+    assert main([str(tmp_path / "net.cenv"), "--onnx", str(tmp_path / "net.onnx")]) == 0
+    images = torch.randn(3, 1, 32, 32)
+    logits = OnnxNetwork(tmp_path / "net.onnx").logits(images)
+    torch.testing.assert_close(logits, model(images).detach(), rtol=0, atol=1e-4)
+
+
 def test_a_bad_file_is_one_line_and_status_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -43,3 +56,12 @@ def test_a_bad_file_is_one_line_and_status_2(
         assert main([str(tmp_path / name)]) == 2
         captured = capsys.readouterr()
         assert not captured.out and captured.err.count("\n") == 1 and message in captured.err
+
+
+def test_a_network_of_the_users_own_is_not_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "net.cenv", torch.nn.Conv2d(1, 2, 3))
+    assert main([str(tmp_path / "net.cenv"), "--onnx", str(tmp_path / "net.onnx")]) == 2
+    assert "names no architecture" in capsys.readouterr().err
+    assert not (tmp_path / "net.onnx").exists()

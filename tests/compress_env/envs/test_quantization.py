@@ -19,6 +19,7 @@ from compress_env.envs.quantization import QuantizationEnv
 from compress_env.layers import compute_layers
 from compress_env.models import build_model
 from compress_env.quantization.activations import input_quantizer_of
+from compress_env.quantization.fake_quant import bake, bits_of
 from compress_env.quantization.packing import load, pack, save
 from compress_env.task import FinetuneConfig
 from tests.fakes import BranchedNet, PlainNet, make_data, seeded
@@ -116,6 +117,8 @@ def test_every_bit_width_gives_that_many_levels(bits: int) -> None:
     results = act(env, actions_for(env, [bits] * 4))
     assert [r[-1]["bits"] for r in results] == [bits] * 4
     model = env.compressed_model()
+    assert [bits_of(layer) for layer in compute_layers(model).values()] == [bits] * 4
+    bake(model)
     for layer in compute_layers(model).values():
         levels = max(len(torch.unique(channel)) for channel in layer.weight)
         assert 1 < levels <= max(2, 2**bits - 1)
@@ -147,7 +150,7 @@ def test_pruned_network_is_quantized_and_comes_back_from_its_file(tmp_path: Path
         pruning.step(np.zeros(1, np.float32))
     env = QuantizationEnv(pruning.compressed_model(), data(), **QUICK)
     act(env, actions_for(env, [3, 4, 5, 6, 1, 2, 8, 8]))
-    save(tmp_path / "small.cenv", env.live_model())
+    save(tmp_path / "small.cenv", env.compressed_model())
     again = load(tmp_path / "small.cenv", seeded(BranchedNet, seed=5))
     images = next(env.task.calibration_batches())[0]
     with torch.no_grad():
@@ -213,7 +216,7 @@ def test_inputs_of_decided_layers_are_quantized(tmp_path: Path) -> None:
         env.step(np.ones(1, np.float32))
     model = env.compressed_model()
     assert all(input_quantizer_of(x) is not None for x in compute_layers(model).values())
-    save(tmp_path / "net.cenv", env.live_model())
+    save(tmp_path / "net.cenv", model)
     again = load(tmp_path / "net.cenv", seeded(PlainNet, seed=3))
     with torch.no_grad():
         assert torch.equal(again(images), model(images))
