@@ -17,6 +17,7 @@ from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.layers import compute_layers
 from compress_env.models import MODELS, build_model
 from compress_env.pruning.surgery import find_walk
+from experiments.latency import OnnxNetwork
 from experiments.tables import read_runs, summarize
 from tests.fakes import PlainNet, seeded
 
@@ -63,9 +64,23 @@ def test_a_network_with_branches_on_tensors() -> None:
     assert [layer.name for layer in env.walk] == ["pointwise", "head"]
     assert type(small) is type(network)
     assert names["info"]["dense_macs"] <= 0.4 * env.unpruned.macs
-    assert small.depthwise.groups == small.stem[0].out_channels < 16
+    assert small.depthwise.groups == small.stem[0].out_channels <= 16
     assert small.head.in_features == small.pointwise.out_channels + small.plain.out_channels < 32
     assert names["info"]["accuracy"] > 0.5
+
+
+def test_files_are_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(SNIPPETS[3], names)
+    assert names["n_bytes"] == names["info"]["size_bytes"] <= 0.1 * 247_560
+    assert (tmp_path / "small.cenv").stat().st_size == names["n_bytes"]
+    with torch.no_grad():
+        logits = names["network"](names["image"])
+        assert torch.equal(names["again"](names["image"]), logits)
+    exported = OnnxNetwork("small.onnx").logits(names["image"])
+    torch.testing.assert_close(exported, logits, rtol=0, atol=1e-4)
+    assert all(isinstance(p, nn.Parameter) for p in names["again"].parameters())
 
 
 def test_table_of_environments_is_complete_and_true() -> None:
