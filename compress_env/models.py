@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -135,9 +135,9 @@ def build_model(name: str, num_classes: int, image_shape: tuple[int, int, int]) 
         )
     library, _, network = name.partition("/")
     build = functools.partial(LIBRARIES[library], network) if network else MODELS[name]
-    model = build(num_classes, image_shape)
+    model: Any = build(num_classes, image_shape)
     model.architecture = Architecture(name, num_classes, image_shape)
-    return model
+    return cast(nn.Module, model)
 
 
 def check_model_name(name: str) -> None:

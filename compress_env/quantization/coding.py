@@ -64,7 +64,7 @@ class Stream(NamedTuple):
 class EncodedIntegers(NamedTuple):
     """A tensor's integers as bytes."""
 
-    index: Index
+    index: Index  # type: ignore[assignment]  # the field's name hides tuple.index
     """How zeros are told."""
     n_runs: int
     """Symbols of the index where it is one of runs, 0 elsewhere."""

@@ -229,11 +229,11 @@ class _Reader:
         _check_scales(scales)
         input_scales = floats[len(floats) - len(inputs) :]
         _check_scales(input_scales)
-        values = floats[: len(floats) - len(inputs)].split(float_counts)
+        values = torch.split(floats[: len(floats) - len(inputs)], float_counts)
         tensors = dict(zip(float_names, values, strict=True)) | _decode_integer_tensors(
             others[8], {n: (shapes[n], d) for n, d in dtypes.items() if d != "float32"}
         )
-        by_weight = scales.split([weight.shape[0] for weight in packed.values()])
+        by_weight = torch.split(scales, [weight.shape[0] for weight in packed.values()])
         return Contents(
             architecture,
             {name: tensors[name].reshape(shapes[name]) for name in dtypes},

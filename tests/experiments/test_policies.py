@@ -42,7 +42,7 @@ def apply(policy: Path, out: Path, **settings: Any) -> str:
 def test_policy_of_a_run_gives_the_same_network(finished: Path, tmp_path: Path) -> None:
     text = apply(finished / "policy.json", tmp_path / "again")
     first, second = finished / "network-q_critic_ppo.cenv", tmp_path / "again"
-    assert first.read_bytes() == (second / "network-policy.safetensors").read_bytes()
+    assert first.read_bytes() == (second / "network-policy.cenv").read_bytes()
     assert "policy" in text and "uniform" not in text
 
 

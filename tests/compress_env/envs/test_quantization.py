@@ -52,7 +52,7 @@ def test_every_action_sequence_meets_the_budget(
     for layer in compute_layers(model).values():
         layer.weight.data[torch.from_numpy(rng.random(layer.weight.shape) < zeros)] = 0
     # A learning rate that moves many weights to other levels.
-    options = {
+    options: dict[str, Any] = {
         "activation_bits": activation_bits,
         "finetune_steps": 4,
         "finetune_config": FinetuneConfig(learning_rate=0.05, batch_norm_batches=1),

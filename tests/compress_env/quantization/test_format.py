@@ -300,8 +300,10 @@ def test_hand_made_files_are_read() -> None:
 
 
 def test_weights_and_inputs_of_what_is_no_layer_are_value_errors() -> None:
-    weight = {"weights": [["0.weight", [8], 1, 1, 0, [0, 1]]], "streams": [0, 0] * 4 + [0, 8] * 4}
-    header = BASE | weight | {"streams": [*weight["streams"], 0, 0]}
+    header = BASE | {
+        "weights": [["0.weight", [8], 1, 1, 0, [0, 1]]],
+        "streams": [0, 0] * 4 + [0, 8] * 4 + [0, 0],
+    }
     scales = np.ones(8, np.float32).view(np.uint8).reshape(8, 4).T.tobytes()
     with pytest.raises(ValueError, match="expected a Conv2d or Linear to quantize at '0'"):
         unpack(read(write_file(header, b"\x05" + scales)), nn.Sequential(nn.PReLU(8)))
