@@ -1,4 +1,7 @@
-"""``python -m compress_env FILE.cenv``: what a packed network is made of; ``--onnx`` exports it."""
+"""``python -m compress_env FILE.cenv``: what a packed network is made of.
+
+`--onnx` and `--safetensors` write the network in other forms.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ from pathlib import Path
 
 import torch
 
+from compress_env.checkpoints import save_checkpoint
 from compress_env.layers import FLOAT_BYTES
 from compress_env.quantization.export import export_onnx
+from compress_env.quantization.fake_quant import bake
 from compress_env.quantization.format import Contents
 from compress_env.quantization.packing import read_file, unpack
 
@@ -32,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m compress_env", description=__doc__)
     parser.add_argument("file", type=Path, help="packed network (.cenv)")
     parser.add_argument("--onnx", type=Path, help="write the network to this ONNX file too")
+    parser.add_argument(
+        "--safetensors", type=Path, help="write its weights, as float32, to this file too"
+    )
     options = parser.parse_args(arguments)
     try:
         contents = read_file(options.file)
@@ -40,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model = unpack(contents)
             assert contents.architecture is not None  # or there would be no model
             export_onnx(options.onnx, model, torch.zeros(1, *contents.architecture.image_shape))
+        if options.safetensors is not None:
+            model = unpack(contents)
+            bake(model)
+            save_checkpoint(model, options.safetensors)
     except (OSError, ValueError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2

@@ -58,4 +58,5 @@ def export_networks(
 
 def _test_error(path: Path, task: CompressionTask) -> float:
     source, size = task.data.test, task.config.evaluation_batch_size
-    return 1.0 - OnnxNetwork(path).accuracy(source.batches(torch.arange(len(source)).split(size)))
+    batches = source.batches(torch.split(torch.arange(len(source)), size))
+    return 1.0 - OnnxNetwork(path).accuracy(batches)

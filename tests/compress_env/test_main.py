@@ -9,7 +9,7 @@ import torch
 
 from compress_env.__main__ import main
 from compress_env.layers import compute_layers
-from compress_env.models import build_model
+from compress_env.models import build_model, load_checkpoint
 from compress_env.quantization.fake_quant import attach
 from compress_env.quantization.packing import save
 from experiments.latency import OnnxNetwork
@@ -42,10 +42,14 @@ def test_a_packed_network_is_exported(tmp_path: Path) -> None:
     for layer in compute_layers(model).values():
         attach(layer, 4)
     save(tmp_path / "net.cenv", model)
-    assert main([str(tmp_path / "net.cenv"), "--onnx", str(tmp_path / "net.onnx")]) == 0
+    arguments = [str(tmp_path / "net.cenv"), "--onnx", str(tmp_path / "net.onnx")]
+    assert main([*arguments, "--safetensors", str(tmp_path / "net.safetensors")]) == 0
+    plain = build_model("lenet5", 10, (1, 32, 32)).eval()
+    load_checkpoint(plain, tmp_path / "net.safetensors")
     images = torch.randn(3, 1, 32, 32)
     logits = OnnxNetwork(tmp_path / "net.onnx").logits(images)
     torch.testing.assert_close(logits, model(images).detach(), rtol=0, atol=1e-4)
+    assert torch.equal(plain(images), model(images))
 
 
 def test_a_bad_file_is_one_line_and_status_2(
