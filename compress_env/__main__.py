@@ -11,12 +11,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
-from compress_env.checkpoints import save_checkpoint
+from compress_env.files import replacing
 from compress_env.layers import FLOAT_BYTES
 from compress_env.quantization.export import export_onnx
-from compress_env.quantization.fake_quant import bake
+from compress_env.quantization.fake_quant import dequantize
 from compress_env.quantization.format import Contents
 from compress_env.quantization.packing import read_file, unpack
 
@@ -49,14 +50,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             assert contents.architecture is not None  # or there would be no model
             export_onnx(options.onnx, model, torch.zeros(1, *contents.architecture.image_shape))
         if options.safetensors is not None:
-            model = unpack(contents)
-            bake(model)
-            save_checkpoint(model, options.safetensors)
+            with replacing(options.safetensors) as temporary:
+                temporary.write_bytes(safetensors.torch.save(_float_state(contents)))
     except (OSError, ValueError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     print("\n".join(line.rstrip() for line in _lines(contents, size)))
     return 0
+
+
+def _float_state(contents: Contents) -> dict[str, torch.Tensor]:
+    """Return the state of the network with quantized weights as float32 and inputs as they are."""
+    weights = {name: dequantize(w.integers, w.scale) for name, w in contents.weights.items()}
+    return contents.tensors | weights
 
 
 def _lines(contents: Contents, size: int) -> Iterator[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from compress_env.__main__ import main
 from compress_env.layers import compute_layers
@@ -69,3 +70,6 @@ def test_a_network_of_the_users_own_is_not_exported(
     assert main([str(tmp_path / "net.cenv"), "--onnx", str(tmp_path / "net.onnx")]) == 2
     assert "names no architecture" in capsys.readouterr().err
     assert not (tmp_path / "net.onnx").exists()
+    out = tmp_path / "net.safetensors"
+    assert main([str(tmp_path / "net.cenv"), "--safetensors", str(out)]) == 0
+    assert {k: t.shape for k, t in load_file(out).items()} == {"weight": (2, 1, 3, 3), "bias": (2,)}
