@@ -80,6 +80,8 @@ class Config:
     policy: Path | None = None
     """Policy to apply instead of searching: a `policy.json`, of which the entry of `algo` is taken,
     or a file of `pareto/`. The other settings must be those of the run that it is from."""
+    baselines: bool = True
+    """Run what the agent is compared with: uniform compression, random search, uniform bits."""
     onnx: bool = True
     """Write every final network as ONNX too, and measure that in onnxruntime."""
     activation_bits: int | None = None
@@ -185,6 +187,8 @@ def _names(config: Config) -> list[str]:
     """Return the contenders in the order of the table."""
     if config.policy is not None:
         return ["policy"]
+    if not config.baselines:
+        return [config.algo]
     others = [name for name in ("uniform", "random") if name != config.algo]
     return [*others, *_uniform_bits(config), config.algo]
 

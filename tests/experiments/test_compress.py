@@ -105,6 +105,12 @@ def test_uniform_bits_are_given_to_the_network_of_the_agent(
     assert len(set(uniform)) == 1 and uniform.iloc[0] < 8
 
 
+def test_baselines_are_left_out_on_request(tmp_path: Path) -> None:
+    settings = SMALL | {"algo": "uniform", "baselines": False, "final_finetune_steps": 1}
+    rows = run(Config(out=tmp_path / "out", **settings), Console(file=StringIO()))
+    assert [row.network for row in rows] == ["baseline", "uniform"]
+
+
 def test_every_episode_is_recorded(finished: tuple[Path, list[Row], str]) -> None:
     table = pd.read_csv(finished[0] / "episodes.csv")
     agent = table[table["search"] == "q_critic_ppo"]
