@@ -222,31 +222,18 @@ class _Reader:
         others = self._streams(header["streams"])
         if self._place != len(self._data) or len(others) != 9:
             raise ValueError("the streams do not fill the file")
-        float_names = [name for name, dtype in dtypes.items() if dtype == "float32"]
-        float_counts = [math.prod(shapes[name]) for name in float_names]
-        floats = _decode_floats(others[:4], sum(float_counts) + len(inputs))
+        n_floats = sum(math.prod(shapes[name]) for name in dtypes if dtypes[name] == "float32")
+        floats = _decode_floats(others[:4], n_floats + len(inputs))
         scales = _decode_floats(others[4:8], sum(w.shape[0] for w in packed.values()))
-        _check_scales(scales)
-        input_scales = floats[len(floats) - len(inputs) :]
-        _check_scales(input_scales)
-        values = torch.split(floats[: len(floats) - len(inputs)], float_counts)
-        tensors = dict(zip(float_names, values, strict=True)) | _decode_integer_tensors(
-            others[8], {n: (shapes[n], d) for n, d in dtypes.items() if d != "float32"}
-        )
+        input_scales = floats[n_floats:]
+        _check_scales(torch.cat([scales, input_scales]))
         by_weight = torch.split(scales, [weight.shape[0] for weight in packed.values()])
+        levels = map(InputLevels, input_scales.tolist(), inputs.values())
         return Contents(
             architecture,
-            {name: tensors[name].reshape(shapes[name]) for name in dtypes},
-            {
-                name: _unpack(weight, scale.clone())
-                for (name, weight), scale in zip(packed.items(), by_weight, strict=True)
-            },
-            {
-                name: InputLevels(scale, zero_point)
-                for (name, zero_point), scale in zip(
-                    inputs.items(), input_scales.tolist(), strict=True
-                )
-            },
+            _decode_tensors(shapes, dtypes, floats[:n_floats], others[8]),
+            dict(zip(packed, map(_unpack, packed.values(), by_weight), strict=True)),
+            dict(zip(inputs, levels, strict=True)),
             packed,
         )
 
@@ -313,7 +300,7 @@ def _pack(weight: QuantizedWeight) -> PackedWeight:
 def _unpack(packed: PackedWeight, scale: Tensor) -> QuantizedWeight:
     decoded = decode_integers(packed.encoded, packed.bits, math.prod(packed.shape))
     integers, kept = (torch.from_numpy(array).reshape(packed.shape) for array in decoded)
-    return QuantizedWeight(packed.bits, integers, scale, kept)
+    return QuantizedWeight(packed.bits, integers, scale.clone(), kept)
 
 
 def _tensor_record(name: str, tensor: Tensor) -> list[Any]:
@@ -352,17 +339,27 @@ def _decode_floats(planes: tuple[Stream, ...], n_values: int) -> Tensor:
     return torch.from_numpy(values.astype(np.float32, copy=False))
 
 
-def _decode_integer_tensors(
-    stream: Stream, kinds: dict[str, tuple[tuple[int, ...], str]]
+def _decode_tensors(
+    shapes: dict[str, tuple[int, ...]], dtypes: dict[str, str], floats: Tensor, stream: Stream
 ) -> dict[str, Tensor]:
-    counts = [math.prod(shape) * _itemsize(dtype) for shape, dtype in kinds.values()]
-    data = decode_symbols(stream, 256, sum(counts))
-    parts = np.split(data, np.cumsum(counts)[:-1]) if counts else []
+    """Cut tensors out of all float32 values and the bytes of all others, in their order."""
+    is_float = {name: dtype == "float32" for name, dtype in dtypes.items()}
+    n_elements = {name: math.prod(shape) for name, shape in shapes.items()}
+    n_bytes = sum(
+        n_elements[name] * _itemsize(dtype) for name, dtype in dtypes.items() if not is_float[name]
+    )
+    data = decode_symbols(stream, 256, n_bytes)
     tensors: dict[str, Tensor] = {}
-    for (name, (_, dtype)), part in zip(kinds.items(), parts, strict=True):
-        stored = np.dtype("uint8" if dtype == "bool" else dtype).newbyteorder("<")
-        values = part.copy().view(stored).astype(stored.newbyteorder("="))
-        tensors[name] = torch.from_numpy(values).to(_INTEGERS[dtype])
+    for name, dtype in dtypes.items():
+        n = n_elements[name]
+        if is_float[name]:
+            values, floats = floats[:n].clone(), floats[n:]
+        else:
+            stored = np.dtype("uint8" if dtype == "bool" else dtype).newbyteorder("<")
+            part, data = data[: n * stored.itemsize], data[n * stored.itemsize :]
+            array = part.copy().view(stored).astype(stored.newbyteorder("="))
+            values = torch.from_numpy(array).to(_INTEGERS[dtype])
+        tensors[name] = values.reshape(shapes[name])
     return tensors
 
 

@@ -50,7 +50,7 @@ def work(settings: dict[str, Any]) -> None:
 def outcome(folder: Path) -> tuple[str, str, dict[str, bytes]]:
     """What a run has come to, times aside."""
     episodes = pd.read_csv(folder / "episodes.csv").drop(columns="seconds").to_csv()
-    networks = {path.name: path.read_bytes() for path in folder.glob("network-*.safetensors")}
+    networks = {path.name: path.read_bytes() for path in folder.glob("network-*.cenv")}
     assert len(networks) >= 2
     return episodes, (folder / "policy.json").read_text(), networks
 
