@@ -1,6 +1,7 @@
 """Stable-Baselines3 algorithms and baselines for expensive sequential decision problems."""
 
 from agents.baselines import Random, Uniform
+from agents.importance import AFIE, SBPF
 from agents.q_critic_ppo import QCriticPPO
 
-__all__ = ["QCriticPPO", "Random", "Uniform"]
+__all__ = ["AFIE", "SBPF", "QCriticPPO", "Random", "Uniform"]

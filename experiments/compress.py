@@ -46,7 +46,8 @@ class Config:
     checkpoint: Path | None = None
     """Weights of the network (safetensors or state_dict); trained by recipe when there is one."""
     algo: str = "q_critic_ppo"
-    """Agent: q_critic_ppo, ppo, a2c, ddpg, td3, sac, random or uniform."""
+    """Agent: q_critic_ppo, ppo, a2c, ddpg, td3, sac, random or uniform; afie or sbpf, which choose
+    pruning rates only and leave the bits to uniform."""
     method: PruningMethod = "channel"
     """How channels are selected."""
     flops_budget: float = 0.164

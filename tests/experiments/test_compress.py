@@ -121,7 +121,9 @@ def test_same_seed_gives_the_same_rows(
     ]
 
 
-@pytest.mark.parametrize("algo", ["ppo", "a2c", "ddpg", "td3", "sac", "random", "uniform"])
+@pytest.mark.parametrize(
+    "algo", ["ppo", "a2c", "ddpg", "td3", "sac", "random", "uniform", "afie", "sbpf"]
+)
 def test_every_algorithm_runs_the_job(algo: str, tmp_path: Path) -> None:
     settings = SMALL | {"episodes": 2, "finetune_steps": 0}
     rows = run(Config(algo=algo, out=tmp_path / "out", **settings), Console(file=StringIO()))
