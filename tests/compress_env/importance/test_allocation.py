@@ -24,7 +24,7 @@ from tests.fakes import BranchedNet, PlainNet, make_data, seeded
 
 
 @cache
-def env_of(build: type[nn.Module], method: Any = "magnitude", cap: float = 0.95) -> PruningEnv:
+def env_of(build: Any, method: Any = "magnitude", cap: float = 0.95) -> PruningEnv:
     settings: dict[str, Any] = {"finetune_steps": 0, "device": "cpu", "reward_at": "episode"}
     return PruningEnv(
         seeded(build),
