@@ -139,7 +139,7 @@ class Measurement:
         for number, epoch in enumerate(config.epochs):
             rows += self._score(task, plan, networks[epoch], epoch, NOISE_SEEDS * seed + number)
         again = self._sensitivity(task, plan, networks[config.epochs[-1]], NOISE_SEEDS * seed + 999)
-        return rows + again.assign(epoch=config.epochs[-1], score="sbpf_again").to_dict("records")
+        return rows + _rows(again.assign(epoch=config.epochs[-1], score="sbpf_again"))
 
     def _plan(self, task: CompressionTask) -> PruningPlan:
         """Return the plan of the network's pruning environment: who produces what."""
@@ -161,8 +161,7 @@ class Measurement:
         tables += [ratio.assign(score="entropy_ratio", seconds=seconds)]
         tables += [self._sensitivity(task, plan, network, seed).assign(score="sbpf")]
         accuracy = task.score(network)
-        whole = pd.concat(tables).assign(epoch=epoch, accuracy=accuracy)
-        return whole.to_dict("records")  # type: ignore[return-value]  # keys are strings
+        return _rows(pd.concat(tables).assign(epoch=epoch, accuracy=accuracy))
 
     def _sensitivity(
         self, task: CompressionTask, plan: PruningPlan, network: nn.Module, seed: int
@@ -189,6 +188,10 @@ class Measurement:
         }
         found = scores.rename("value").reset_index()
         return found.assign(rate=found["layer"].map(rates))
+
+
+def _rows(table: pd.DataFrame) -> Rows:
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def _layers(plan: PruningPlan) -> list[str]:

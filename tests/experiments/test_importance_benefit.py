@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from compress_env.models import MODELS
@@ -32,6 +33,11 @@ def quiet() -> Console:
     return Console(file=StringIO())
 
 
+@pytest.fixture
+def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importance_benefit, "draw_errors", lambda *_: Figure())
+
+
 def small(out: Path) -> Config:
     return Config(
         targets=(0.25, 0.5),
@@ -46,8 +52,8 @@ def small(out: Path) -> Config:
 
 @pytest.mark.usefixtures("_fakes")
 def test_every_method_removes_as_many_filters(tmp_path: Path) -> None:
-    table = run(replace(small(tmp_path / "out"), seeds=(0, 1)), quiet())
-    assert len(table) == 2 * 2 * (1 + 2 * len(METHODS))
+    table = run(replace(small(tmp_path / "out"), epochs=(1,)), quiet())
+    assert len(table) == 1 + 2 * len(METHODS)
     assert set(table["method"]) == {"none", *METHODS}
     pruned = table[table["method"] != "none"]
     assert (pruned["filters"] <= 1.0 - pruned["target"]).all()
@@ -57,9 +63,9 @@ def test_every_method_removes_as_many_filters(tmp_path: Path) -> None:
     spent = pruned.groupby("method")["n_evaluations"].max()
     assert spent[["uniform", "afie", "sbpf"]].tolist() == [0, 0, 1 + 3]
     assert spent[["random", "q_critic_ppo"]].max() == 4
-    assert (pruned["rates"].str.split().str.len() == 3).all()
+    assert all(len(rates.split()) == 3 for rates in pruned["rates"])
     unpruned = table[table["method"] == "none"]
-    assert (unpruned[["filters", "macs", "params"]] == 1.0).all(axis=None)
+    assert (unpruned[["filters", "macs", "params"]].to_numpy() == 1.0).all()
     report = (tmp_path / "out" / "importance_benefit.md").read_text()
     assert "## From the network after 1 epoch(s)" in report
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
@@ -70,7 +76,7 @@ def test_every_method_removes_as_many_filters(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.usefixtures("_fakes")
+@pytest.mark.usefixtures("_fakes", "_no_figures")
 def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(small(tmp_path / "whole"), targets=(0.5,), methods=("uniform", "sbpf"))
     run(config, quiet())
@@ -95,7 +101,7 @@ def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     pd.testing.assert_frame_equal(stopped, whole)
 
 
-@pytest.mark.usefixtures("_fakes")
+@pytest.mark.usefixtures("_fakes", "_no_figures")
 def test_evaluations_can_be_given(tmp_path: Path) -> None:
     config = replace(
         small(tmp_path / "out"),
@@ -106,9 +112,10 @@ def test_evaluations_can_be_given(tmp_path: Path) -> None:
         n_evaluations=6,
     )
     table = run(config, quiet()).set_index("method")
-    assert table.loc["random", "n_evaluations"] == 6
-    assert 1 <= table.loc["q_critic_ppo", "n_evaluations"] <= 6
-    assert table.loc["random", "search_seconds"] > table.loc["uniform", "search_seconds"]
+    spent, seconds = table["n_evaluations"], table["search_seconds"]
+    assert spent["random"] == 6
+    assert 1 <= spent["q_critic_ppo"] <= 6
+    assert seconds["random"] > seconds["uniform"]
 
 
 def test_differences_are_taken_seed_by_seed() -> None:

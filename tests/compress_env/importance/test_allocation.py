@@ -23,11 +23,15 @@ from compress_env.pruning.surgery import find_walk
 from tests.fakes import BranchedNet, PlainNet, make_data, seeded
 
 
+def env_of(build: type[nn.Module], method: str = "magnitude", cap: float = 0.95) -> PruningEnv:
+    return _env_of(build is PlainNet, method, cap)
+
+
 @cache
-def env_of(build: Any, method: Any = "magnitude", cap: float = 0.95) -> PruningEnv:
+def _env_of(is_plain: bool, method: Any, cap: float) -> PruningEnv:
     settings: dict[str, Any] = {"finetune_steps": 0, "device": "cpu", "reward_at": "episode"}
     return PruningEnv(
-        seeded(build),
+        seeded(PlainNet if is_plain else BranchedNet),
         make_data(),
         method=method,
         max_pruning_rate=cap,
