@@ -1,7 +1,8 @@
 """Stable-Baselines3 algorithms and baselines for expensive sequential decision problems."""
 
 from agents.baselines import Random, Uniform
+from agents.importance import AFIE, SBPF
 from agents.penalty_ppo import CIMPPO, KLPPO
 from agents.q_critic_ppo import QCriticPPO
 
-__all__ = ["CIMPPO", "KLPPO", "QCriticPPO", "Random", "Uniform"]
+__all__ = ["AFIE", "CIMPPO", "KLPPO", "SBPF", "QCriticPPO", "Random", "Uniform"]

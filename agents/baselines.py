@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.utils import is_vectorized_observation
 
-__all__ = ["Random", "Uniform"]
+__all__ = ["Random", "Uniform", "actions_for"]
 
 
 class Random:
@@ -105,20 +105,44 @@ class Uniform:
         Raises:
             ValueError: if the observation has another shape or too few entries, or is a dict.
         """
-        array = _as_array(observation)
-        n_needed = max(self.low_index, self.high_index) + 1
-        if array.ndim not in (1, 2) or array.shape[-1] < n_needed:
-            raise ValueError(
-                f"expected an observation (n_entries,) or a batch (n, n_entries) with at least "
-                f"{n_needed} entries, got shape {array.shape}"
-            )
-        # (n, n_entries) -> (n, 1), or (n_entries,) -> (1,)
-        low = array[..., self.low_index, None].astype(np.float64)
-        width = array[..., self.high_index, None].astype(np.float64) - low
-        is_point = width == 0.0
-        fraction = (self.value - low) / np.where(is_point, 1.0, width)
-        actions = np.where(is_point, 0.0, np.clip(2.0 * fraction - 1.0, -1.0, 1.0))
-        return actions.astype(np.float32), state
+        return actions_for(self.value, observation, self.low_index, self.high_index), state
+
+
+def actions_for(
+    value: ArrayLike,
+    observation: NDArray[Any] | dict[str, NDArray[Any]],
+    low_index: int,
+    high_index: int,
+) -> NDArray[np.float32]:
+    """Return the actions that stand for values, each clipped to the interval observed.
+
+    Args:
+        value: one value, or one for each observation of a batch, (n,).
+        observation: (n_entries,), or a batch (n, n_entries).
+        low_index: which entry of the observation holds the interval's lower end.
+        high_index: which entry holds its upper end.
+
+    Returns:
+        Actions in [-1, 1], (1,) or (n, 1).
+
+    Raises:
+        ValueError: if the observation has another shape or too few entries, or is a dict.
+    """
+    array = _as_array(observation)
+    n_needed = max(low_index, high_index) + 1
+    if array.ndim not in (1, 2) or array.shape[-1] < n_needed:
+        raise ValueError(
+            f"expected an observation (n_entries,) or a batch (n, n_entries) with at least "
+            f"{n_needed} entries, got shape {array.shape}"
+        )
+    # (n, n_entries) -> (n, 1), or (n_entries,) -> (1,)
+    low = array[..., low_index, None].astype(np.float64)
+    width = array[..., high_index, None].astype(np.float64) - low
+    is_point = width == 0.0
+    # () -> (1,), or (n,) -> (n, 1)
+    fraction = (np.asarray(value, np.float64)[..., None] - low) / np.where(is_point, 1.0, width)
+    actions = np.where(is_point, 0.0, np.clip(2.0 * fraction - 1.0, -1.0, 1.0))
+    return actions.astype(np.float32)
 
 
 def _as_array(observation: NDArray[Any] | dict[str, NDArray[Any]]) -> NDArray[Any]:

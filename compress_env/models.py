@@ -25,8 +25,9 @@ from compress_env.data import DataBundle, ImageSource
 from compress_env.networks.dense import densenet_small
 from compress_env.networks.libraries import LIBRARIES
 from compress_env.networks.mobile import mobilenet_v1, mobilenet_v2_narrow
-from compress_env.networks.plain import cnn4, lenet5, vgg8, vgg16, vgg19
+from compress_env.networks.plain import alexnet_small, cnn4, lenet5, vgg8, vgg16, vgg19
 from compress_env.networks.resnet import (
+    resnet18_cifar,
     resnet20,
     resnet20_padded,
     resnet56,
@@ -85,9 +86,11 @@ class Architecture(NamedTuple):
 MODELS: dict[str, Callable[[int, tuple[int, int, int]], nn.Module]] = {
     "lenet5": lenet5,
     "cnn4": cnn4,
+    "alexnet_small": alexnet_small,
     "vgg8": vgg8,
     "vgg16": vgg16,
     "vgg19": vgg19,
+    "resnet18_cifar": resnet18_cifar,
     "resnet20": resnet20,
     "resnet56": resnet56,
     "resnet110": resnet110,

@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from agents import QCriticPPO
 
-__all__ = ["LEARNERS", "POLICIES", "check_algorithm", "make_learner"]
+__all__ = ["LEARNERS", "POLICIES", "SINGLE", "check_algorithm", "make_learner"]
 
 LOG_STD = -0.5  # a standard deviation of 1 would put a third of the first actions on the bounds
 Builder = Callable[[GymEnv, int, int], BaseAlgorithm]
@@ -87,8 +87,10 @@ LEARNERS: dict[str, Builder] = {
 }
 """Agents that learn, by name."""
 
-POLICIES = ("random", "uniform")
+POLICIES = ("random", "uniform", "afie", "sbpf")
 """Agents that do not learn."""
+SINGLE = ("uniform", "afie", "sbpf")
+"""Those of them that always do the same, so that one episode is all there is."""
 
 
 def check_algorithm(name: str) -> None:

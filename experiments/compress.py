@@ -19,7 +19,7 @@ from compress_env.envs.base import RewardAt
 from compress_env.envs.pruning import PruningMethod
 from compress_env.models import check_model_name
 from compress_env.rewards import REWARDS
-from experiments.algorithms import check_algorithm
+from experiments.algorithms import SINGLE, check_algorithm
 from experiments.command import resume_hint, run_command
 from experiments.outcome import draw_searches, score_networks, write_pareto, write_searches
 from experiments.policies import read_policy
@@ -49,7 +49,8 @@ class Config:
     """Train the network for so many epochs first, and keep it in the cache; by its recipe when not
     given."""
     algo: str = "q_critic_ppo"
-    """Agent: q_critic_ppo, ppo, a2c, ddpg, td3, sac, random or uniform."""
+    """Agent: q_critic_ppo, ppo, a2c, ddpg, td3, sac, random or uniform; afie or sbpf, which choose
+    pruning rates only and leave the bits to uniform."""
     method: PruningMethod = "channel"
     """How channels are selected."""
     flops_budget: float = 0.164
@@ -199,8 +200,8 @@ def _uniform_bits(config: Config) -> dict[str, bool]:
     They give all layers of the agent's pruned network 8 bits, or the most that meet the budget.
     """
     baselines = {f"{config.algo}-8bit": True, f"{config.algo}-uniform": False}
-    if config.algo == "uniform":
-        del baselines["uniform-uniform"]
+    if config.algo in SINGLE:  # whose bits are uniform anyway
+        del baselines[f"{config.algo}-uniform"]
     return baselines
 
 

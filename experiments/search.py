@@ -105,9 +105,15 @@ class EpisodeLog(VecEnvWrapper):
         self._reward_at: str = venv.get_attr("reward_at")[0]
         self.walk_length = len(venv.get_attr("walk")[0])
         self._evaluated: set[tuple[float, ...]] = set()
+        self._n_spent, self._seconds_spent = 0, 0.0
         self._unfinished = [_Unfinished() for _ in range(self.num_envs)]
         self._starts = [perf_counter()] * self.num_envs
         self._store_counts_before = self._store_counts()
+
+    def spend(self, n_evaluations: int, seconds: float) -> None:
+        """Count what a policy has evaluated before its first episode, and the time that it took."""
+        self._n_spent += n_evaluations
+        self._seconds_spent += seconds
 
     def reset(self) -> VecEnvObs:
         """Reset the environments and forget unfinished episodes."""
@@ -151,7 +157,8 @@ class EpisodeLog(VecEnvWrapper):
 
     def _finish(self, number: int, info: dict[str, Any]) -> Episode:
         now = self._unfinished[number]
-        seconds = now.seconds + perf_counter() - self._starts[number]
+        seconds = now.seconds + perf_counter() - self._starts[number] + self._seconds_spent
+        self._seconds_spent = 0.0
         episode = Episode(
             index=len(self.episodes),
             layers=tuple(now.layers),
@@ -164,7 +171,7 @@ class EpisodeLog(VecEnvWrapper):
             dense_params=info["dense_params"],
             sparse_macs=info["sparse_macs"],
             sparse_params=info["sparse_params"],
-            n_evaluations=len(self._evaluated),
+            n_evaluations=self._n_spent + len(self._evaluated),
             seconds=seconds,
             error=info.get("error"),
         )

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.progress import Progress
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.type_aliases import PolicyPredictor
 from torch import nn
 
-from agents import Random, Uniform
+from agents import AFIE, SBPF, Random, Uniform
 from compress_env.checkpoints import checkpoint_bytes
 from compress_env.data import load_data
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
@@ -26,7 +27,7 @@ from compress_env.models import Recipe, load_baseline, load_checkpoint, save_che
 from compress_env.seeding import derive_generator
 from compress_env.task import select_device
 from experiments.actors import open_actors
-from experiments.algorithms import make_learner
+from experiments.algorithms import SINGLE, make_learner
 from experiments.policies import Script, StagePolicy, read_policy
 from experiments.progress import SearchProgress
 from experiments.resuming import ResumableSearch, read_finished
@@ -223,7 +224,7 @@ class Job:
             self.searches[key] = finished
             return finished
         given = self._policy.get(key[1])
-        is_single = algorithm == "uniform" or given is not None
+        is_single = algorithm in SINGLE or given is not None
         total = 1 if is_single else n_evaluations or self.config.episodes
         progress = SearchProgress(
             ": ".join(key), total, self.folder, self.console, tensorboard=self.config.tensorboard
@@ -238,8 +239,8 @@ class Job:
             if given is not None:
                 search.act(Script(given), 1)
                 _check_values(log.episodes[0], given)
-            elif algorithm == "uniform":
-                search.act(Uniform(env.uniform_value() / env.value_scale), 1)
+            elif algorithm in SINGLE:
+                search.act(self._single(algorithm, env, log), 1)
             elif algorithm == "random":
                 policy = Random(log.observation_space, log.action_space, self.config.seed)
                 # A random sequence repeats another now and then: allow for many that do.
@@ -248,6 +249,16 @@ class Job:
             else:
                 search.learn(self._agent(algorithm, log, name), self.config.episodes)
         return log.episodes
+
+    def _single(
+        self, algorithm: str, env: LayerwiseCompressionEnv, log: EpisodeLog
+    ) -> PolicyPredictor:
+        """Return an agent of `SINGLE`; those that know nothing of bits leave them to `Uniform`."""
+        if algorithm == "uniform" or not isinstance(env, PruningEnv):
+            return Uniform(env.uniform_value() / env.value_scale)
+        agent = AFIE(env) if algorithm == "afie" else SBPF(env, seed=self.config.seed)
+        log.spend(agent.n_evaluations, agent.seconds)
+        return agent
 
     def _agent(self, algorithm: str, log: EpisodeLog, name: str) -> BaseAlgorithm:
         n_steps = self.config.episodes * log.walk_length

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 
 from compress_env.data import DataBundle
 from compress_env.datasets import stratified_split
+from compress_env.finetune import finetune
 from compress_env.models import build_model
 from compress_env.seeding import derive_generator, global_seed
 from compress_env.task import CompressionTask, FinetuneConfig
 
-__all__ = ["limit_images", "seeded_task", "train_epochs"]
+__all__ = ["limit_images", "seeded_task", "train_epochs", "train_with_marks"]
 
 
 def seeded_task(
@@ -58,6 +60,54 @@ def train_epochs(
     n_steps = n_epochs * max(1, n_images // task.config.batch_size)
     task.finetune(network, n_steps, derive_generator(seed, 0), anneal=True, penalty=penalty)
     task.reestimate_batch_norm(network, derive_generator(seed, 1))
+
+
+def train_with_marks(
+    task: CompressionTask, network: nn.Module, marks: Sequence[int], seed: int
+) -> dict[int, nn.Module]:
+    """Train a network in place and return copies of what it was on the way.
+
+    Args:
+        task: Gives images and settings.
+        network: The network.
+        marks: Epochs after which it is copied; the last of them ends the training, whose step size
+            falls to 0 along one cosine. 0 stands for the network as it comes.
+        seed: Seed of the order of the images and their augmentation.
+
+    Returns:
+        A network for each mark, in evaluation mode, its batch-norm statistics estimated anew.
+
+    Raises:
+        FloatingPointError: If the loss is not finite.
+    """
+    n_epochs, config = max(marks), task.config
+    per_epoch = max(1, len(task.data.train) // config.batch_size)
+    generator = derive_generator(seed, 0)
+    found: dict[int, nn.Module] = {}
+
+    def watched() -> Iterator[tuple[Tensor, Tensor]]:
+        for step, batch in enumerate(task.train_batches(n_epochs * per_epoch, generator)):
+            epoch, rest = divmod(step, per_epoch)
+            if rest == 0 and epoch in marks:
+                found[epoch] = copy.deepcopy(network)
+            yield batch
+
+    task.prepare(network)
+    with global_seed(generator.initial_seed(), task.device):  # dropout draws from there
+        finetune(
+            network,
+            watched(),
+            learning_rate=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            anneal_steps=max(1, n_epochs * per_epoch),
+            bf16=config.bf16,
+            channels_last=config.channels_last,
+        )
+    found[n_epochs] = copy.deepcopy(network)
+    for each in found.values():
+        task.reestimate_batch_norm(each.eval(), derive_generator(seed, 1))
+    return found
 
 
 def limit_images(data: DataBundle, n_validation: int | None) -> DataBundle:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from compress_env.data import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
-from compress_env.layers import compute_layers, dense_macs
+from compress_env.layers import compute_layers
 from compress_env.pruning.calibration import Calibration
+from compress_env.pruning.cost import Unit
 from compress_env.pruning.elements import VariationalConfig, prune_elements
 from compress_env.pruning.plan import PruningPlan
 from compress_env.pruning.reconstruction import reconstruct
-from compress_env.pruning.selection import select_by_lasso, select_by_magnitude
+from compress_env.pruning.selection import select_at_random, select_by_lasso, select_by_magnitude
 from compress_env.pruning.statistics import LayerStatistics
 from compress_env.pruning.surgery import ChannelGroup, LiveChannels, find_walk
 from compress_env.seeding import derive_generator
@@ -28,9 +29,15 @@ from compress_env.store import Executed, Prefix, Transition
 
 __all__ = ["MacsKind", "PruningEnv", "PruningMethod"]
 
-PruningMethod = Literal["magnitude", "channel", "variational", "channel+variational"]
+PruningMethod = Literal["magnitude", "channel", "variational", "channel+variational", "random"]
 MacsKind = Literal["dense", "sparse"]
-CHANNEL_SHARES = {"magnitude": 1.0, "channel": 1.0, "variational": 0.0, "channel+variational": 0.5}
+CHANNEL_SHARES = {
+    "magnitude": 1.0,
+    "channel": 1.0,
+    "variational": 0.0,
+    "channel+variational": 0.5,
+    "random": 1.0,
+}
 
 
 class PruningEnv(LayerwiseCompressionEnv, EzPickle):
@@ -77,12 +84,13 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
     - `channel+variational`: both (Zhan, Lin & Cao, arXiv 1912.02254). Of the layer's weights the
       fraction 1 - a stays: (1 - a)^s of its channels, and (1 - a)^(1 - s) of the elements in them,
       s being `channel_share`.
+    - `random`: channels go at random, drawn from the seed of the transition.
 
     ## Reward
 
     `reward` of (accuracy, cost), see `compress_env.rewards`. The cost F is multiply-accumulates
-    per image: dense ones for `magnitude` and `channel`, and where elements go those by non-zero
-    weights, unless `macs` says otherwise. Zeros do not make a dense kernel faster. Every term is
+    per image: dense ones where only channels go, and where elements go those by non-zero weights,
+    unless `macs` says otherwise. Zeros do not make a dense kernel faster. Every term is
     in `info["reward_terms"]`.
 
     ## Start and end
@@ -99,6 +107,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
     | `data` | `"digits"` | a name or a `DataBundle` |
     | `method` | `"channel"` | how channels are selected |
     | `flops_budget` | None | highest MACs allowed, a fraction of the unpruned MACs |
+    | `filters_budget` | None | instead: most filters that stay, a fraction of those that can go |
     | `max_pruning_rate` | 0.95 | highest pruning rate of any layer |
     | `channel_round` | 1 | kept channels are a multiple of this |
     | `channel_share` | by method | s: 1 removes channels only, 0 elements only |
@@ -123,6 +132,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         *,
         method: PruningMethod = "channel",
         flops_budget: float | None = None,
+        filters_budget: float | None = None,
         max_pruning_rate: float = 0.95,
         channel_round: int = 1,
         channel_share: float | None = None,
@@ -137,6 +147,8 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
             data: A name in `compress_env.data.DATASETS` or a bundle.
             method: What is removed, and how it is selected.
             flops_budget: Highest MACs, as a fraction of the unpruned ones; in (0, 1].
+            filters_budget: Most filters that stay, as a fraction of those of all layers whose
+                filters can be removed (`plan.producers`); in (0, 1]. Not with `flops_budget`.
             max_pruning_rate: Highest pruning rate of any layer; in (0, 1].
             channel_round: Kept channels are rounded to a multiple of this, at least 1.
             channel_share: s, strictly between 0 and 1, for `channel+variational`; 0.5 when None.
@@ -155,6 +167,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
             data,
             method=method,
             flops_budget=flops_budget,
+            filters_budget=filters_budget,
             max_pruning_rate=max_pruning_rate,
             channel_round=channel_round,
             channel_share=channel_share,
@@ -170,38 +183,53 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         self._groups = [group for decision in self._decisions for group in decision.groups]
         share = CHANNEL_SHARES[method] if channel_share is None else channel_share
         self.macs: MacsKind = macs or ("dense" if share == 1.0 else "sparse")
-        self._plan = PruningPlan(
+        self.plan = PruningPlan(
             self._decisions,
             self.table,
+            self.task.model,
             channel_share=share,
             max_pruning_rate=max_pruning_rate,
             channel_round=channel_round,
             counts_zeros=self.macs == "dense",
         )
-        self._full_macs = dense_macs(self.task.model, self.positions)
-        self._min_macs = self._plan.highest_macs(())
-        self.budget_macs = self._budget(flops_budget)
+        self._full_macs = self.plan.full("macs")
+        self._min_macs = self.plan.highest((), "macs")
+        self.budget_unit: Unit = "macs" if filters_budget is None else "filters"
+        self.budget = self._budget(flops_budget, filters_budget)
         walk = [decision.layer for decision in self._decisions]
-        fits = method != "magnitude"
+        fits = method not in ("magnitude", "random")
         self._calibration = Calibration(self.task, walk, self.task_seed) if fits else None
         self._start(walk)
 
-    def _budget(self, flops_budget: float | None) -> float:
-        if flops_budget is None:
-            return float("inf")
-        lowest = self._min_macs / self._full_macs
-        if not lowest <= flops_budget <= 1.0:
+    def _budget(self, flops_budget: float | None, filters_budget: float | None) -> float:
+        """Return the most that is allowed, in the budget's unit."""
+        if flops_budget is not None and filters_budget is not None:
             raise ValueError(
-                f"flops_budget must be in [{lowest:.4f}, 1]: pruning every layer at "
-                f"max_pruning_rate={self._plan.max_pruning_rate} reaches {lowest:.4f} of the "
-                f"unpruned MACs ({self.macs} ones), got {flops_budget}"
+                "expected flops_budget or filters_budget, not both, got "
+                f"{flops_budget} and {filters_budget}"
             )
-        return max(flops_budget * self._full_macs, self._min_macs)
+        given = flops_budget if filters_budget is None else filters_budget
+        if given is None:
+            return float("inf")
+        unit, name = self.budget_unit, "flops" if filters_budget is None else "filters"
+        full, least = self.plan.full(unit), self.plan.highest((), unit)
+        what = f"MACs ({self.macs} ones)" if unit == "macs" else "filters"
+        if not least / full <= given <= 1.0:
+            raise ValueError(
+                f"{name}_budget must be in [{least / full:.4f}, 1]: pruning every layer at "
+                f"max_pruning_rate={self.plan.max_pruning_rate} reaches {least / full:.4f} of the "
+                f"unpruned {what}, got {given}"
+            )
+        return max(given * full, least)
 
     def uniform_value(self) -> float:
         """Return the lowest pruning rate that, used for every layer, meets the budget."""
-        plan = self._plan
-        return plan.smallest_rate(None, lambda rate: plan.uniform_macs(rate) <= self.budget_macs)
+        plan, n_layers = self.plan, len(self._decisions)
+
+        def meets(rate: float) -> bool:
+            return plan.count([rate] * n_layers, self.budget_unit) <= self.budget
+
+        return plan.smallest_rate(None, meets)
 
     def smallest_model(self) -> nn.Module:
         """Return the network with every layer at `max_pruning_rate`; for its size, not its skill.
@@ -210,8 +238,8 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         """
         model = copy.deepcopy(self.task.model)
         channels = LiveChannels(model)
-        for t, executed in enumerate(self._plan.complete((), self._plan.max_pruning_rate)):
-            groups, kept = self._decisions[t].groups, self._plan.channels(t, executed)
+        for t, executed in enumerate(self.plan.complete((), self.plan.max_pruning_rate)):
+            groups, kept = self._decisions[t].groups, self.plan.channels(t, executed)
             for group, n_keep in zip(groups, kept, strict=True):
                 channels.remove(group, np.arange(n_keep, group.n_channels))
         return model
@@ -224,26 +252,26 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         return LiveChannels(copy.deepcopy(self.task.model))
 
     def _bounds(self, executed: Prefix, result: Transition) -> tuple[float, float]:
-        plan, t = self._plan, len(executed)
+        plan, t = self.plan, len(executed)
 
         def fits(rate: float) -> bool:
             candidate = (*executed, plan.decide(executed, rate))
-            return plan.highest_macs(candidate, t, result.nonzeros) <= self.budget_macs
+            return plan.highest(candidate, self.budget_unit, t, result.nonzeros) <= self.budget
 
         return plan.smallest_rate(t, fits), plan.max_pruning_rate
 
     def _decide(self, before: Prefix, value: float) -> tuple[tuple[int, ...], float]:
-        executed = self._plan.decide(before, value)
-        return executed, self._plan.rate_of(before, executed)
+        executed = self.plan.decide(before, value)
+        return executed, self.plan.rate_of(before, executed)
 
     def _compress(self, network: Network, seed: int, t: int, executed: Executed) -> None:
         assert isinstance(network, LiveChannels) and isinstance(executed, tuple)
         decision, name = self._decisions[t], self.walk[t].name
-        kept = self._plan.channels(t, executed)
+        kept = self.plan.channels(t, executed)
         n_weights = compute_layers(network.model)[name].weight.numel()
         if sum(kept) < decision.n_channels:
-            self._prune(network, name, decision.groups, kept)
-        if self._plan.removes_elements and executed[-1] < n_weights:
+            self._prune(network, name, decision.groups, kept, derive_generator(seed, t, 3))
+        if self.plan.removes_elements and executed[-1] < n_weights:
             self._remove_elements(network, name, executed[-1], derive_generator(seed, t, 2))
 
     def _remove_elements(
@@ -261,6 +289,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         name: str,
         groups: tuple[ChannelGroup, ...],
         kept: tuple[int, ...],
+        generator: torch.Generator,
     ) -> None:
         """Select and remove channels, then fit the layer's weights to those kept."""
         layer = compute_layers(network.model)[name]
@@ -272,7 +301,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         pruned_weight = weight.clone()
         for group, group_columns, n_keep in zip(groups, columns, kept, strict=True):
             with self._timed("selection"):
-                keep = self._select(statistics, pruned_weight, group_columns, n_keep)
+                keep = self._select(statistics, pruned_weight, group_columns, n_keep, generator)
             gone = np.setdiff1d(np.arange(group.n_channels), keep)
             gone_columns = group_columns[torch.from_numpy(gone)].flatten()
             stay[gone_columns] = False
@@ -301,11 +330,14 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         weight: Tensor,
         columns: Tensor,
         n_keep: int,
+        generator: torch.Generator,
     ) -> NDArray[np.int64]:
         """Return the channels of a group that stay, as numbers within the group."""
         if n_keep == len(columns):
             return np.arange(len(columns))
-        if statistics is None:
+        if self.method == "random":
+            keep = select_at_random(len(columns), n_keep, generator)
+        elif statistics is None:
             keep = select_by_magnitude(weight, columns, n_keep)
         else:
             keep = select_by_lasso(statistics, weight, columns, n_keep)

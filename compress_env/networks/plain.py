@@ -1,4 +1,4 @@
-"""Networks without branches: LeNet-5, a network of four layers, and VGG for small images."""
+"""Networks without branches: LeNet-5, one of four layers, and AlexNet and VGG for small images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-__all__ = ["cnn4", "lenet5", "vgg8", "vgg16", "vgg19"]
+__all__ = ["alexnet_small", "cnn4", "lenet5", "vgg8", "vgg16", "vgg19"]
 
 
 def lenet5(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -61,6 +61,40 @@ def cnn4(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
             fc1=nn.Linear(n_features, 128),
             relu3=nn.ReLU(),
             fc2=nn.Linear(128, num_classes),
+        )
+    )
+
+
+def alexnet_small(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Five convolutions and three linear layers, for images of at least 8x8 **(ours in detail)**.
+
+    The order of layers and poolings is that of AlexNet (Krizhevsky et al. 2012); kernels are 3x3,
+    it is much narrower, and there is neither dropout nor response normalisation.
+    """
+    _check_size("alexnet_small", image_shape, 8)
+    channels, height, width = image_shape
+    n_features = 48 * (height // 8) * (width // 8)
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, 16, 3, padding=1),
+            relu1=nn.ReLU(),
+            pool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(16, 40, 3, padding=1),
+            relu2=nn.ReLU(),
+            pool2=nn.MaxPool2d(2),
+            conv3=nn.Conv2d(40, 64, 3, padding=1),
+            relu3=nn.ReLU(),
+            conv4=nn.Conv2d(64, 64, 3, padding=1),
+            relu4=nn.ReLU(),
+            conv5=nn.Conv2d(64, 48, 3, padding=1),
+            relu5=nn.ReLU(),
+            pool5=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),  # (b, 48, H / 8, W / 8) -> (b, 48 H W / 64)
+            fc1=nn.Linear(n_features, 256),
+            relu6=nn.ReLU(),
+            fc2=nn.Linear(256, 128),
+            relu7=nn.ReLU(),
+            fc3=nn.Linear(128, num_classes),
         )
     )
 

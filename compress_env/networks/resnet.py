@@ -6,6 +6,8 @@ Shapes: b images, C channels of the stream, H rows, W columns.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -16,6 +18,7 @@ __all__ = [
     "ResNet",
     "Shortcut",
     "resnet",
+    "resnet18_cifar",
     "resnet20",
     "resnet20_padded",
     "resnet56",
@@ -28,6 +31,7 @@ Shortcut = Literal["projection", "padding"]
 """How the stream becomes wider: options B and A of the paper."""
 
 _WIDTHS = (16, 32, 64)
+_WIDE = (64, 128, 256, 512)
 
 
 class PaddedShortcut(nn.Module):
@@ -92,7 +96,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A convolution, three stages of basic blocks with 16, 32 and 64 channels, and a classifier."""
+    """A convolution, stages of basic blocks, each half as large as the last, and a classifier."""
 
     def __init__(
         self,
@@ -100,6 +104,7 @@ class ResNet(nn.Module):
         in_channels: int,
         blocks_per_stage: int,
         shortcut: Shortcut = "projection",
+        widths: Sequence[int] = _WIDTHS,
     ) -> None:
         """Build a network with random weights.
 
@@ -108,18 +113,19 @@ class ResNet(nn.Module):
             in_channels: Channels of the images.
             blocks_per_stage: Basic blocks in each stage, n; the paper's depth is 6 n + 2.
             shortcut: How the stream becomes wider.
+            widths: Channels of the stream in each stage.
         """
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, _WIDTHS[0], 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(_WIDTHS[0])
+        self.conv = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(widths[0])
         self.stages = nn.Sequential(
             *(
-                _stage(before, width, blocks_per_stage, stride, shortcut)
-                for before, width, stride in zip((16, 16, 32), _WIDTHS, (1, 2, 2), strict=True)
+                _stage(before, width, blocks_per_stage, 1 if number == 0 else 2, shortcut)
+                for number, (before, width) in enumerate(pairwise((widths[0], *widths)))
             )
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(_WIDTHS[-1], num_classes)
+        self.fc = nn.Linear(widths[-1], num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -127,7 +133,7 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images (b, C, H, W) to logits (b, num_classes)."""
         stream = self.stages(torch.relu(self.bn(self.conv(images))))
-        # (b, 64, 1, 1) -> (b, 64)
+        # (b, N, 1, 1) -> (b, N)
         logits: Tensor = self.fc(self.pool(stream).flatten(1))
         return logits
 
@@ -168,6 +174,18 @@ def resnet(
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"depth must be 6 n + 2 for a whole n of at least 1, got {depth}")
     return ResNet(num_classes, channels, (depth - 2) // 6, shortcut)
+
+
+def resnet18_cifar(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """ResNet-18 (section 4.1) in the form commonly used on CIFAR, for images of at least 8x8.
+
+    A 3x3 first convolution of stride 1 without pooling, then four stages of two blocks with 64 to
+    512 channels: 11,173,962 parameters for 3 channels and 10 classes.
+    """
+    channels, height, width = image_shape
+    if min(height, width) < 8:
+        raise ValueError(f"resnet18_cifar takes images of at least 8x8, got {height}x{width}")
+    return ResNet(num_classes, channels, 2, widths=_WIDE)
 
 
 resnet20 = functools.partial(resnet, depth=20)

@@ -3,35 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
-from compress_env.layers import Layer
+from compress_env.layers import Layer, dense_params
 from compress_env.pruning.groups import ChannelGroup, Side
 
-__all__ = ["PruningCost"]
+__all__ = ["PruningCost", "Unit"]
+
+Unit = Literal["filters", "macs", "params"]
+"""What a budget or a target counts: filters that can go, multiply-accumulates, parameters."""
 
 
 class PruningCost:
-    """Exact multiply-accumulates per image for any number of kept channels.
+    """Exact costs of a network for any number of kept channels.
 
     With G groups and L layers, a layer's inputs (outputs) are its unpruned inputs (outputs) less
     what each group takes away: `inputs = base - (n - kept) @ lost`, `lost` being (G, L).
     """
 
-    def __init__(self, table: Sequence[Layer], groups: Sequence[ChannelGroup]) -> None:
-        """Tabulate which group cuts how much from which layer."""
+    def __init__(
+        self, table: Sequence[Layer], groups: Sequence[ChannelGroup], model: nn.Module
+    ) -> None:
+        """Tabulate which group cuts how much from which layer of the unpruned `model`."""
         self.sizes = np.array([group.n_channels for group in groups], np.int64)
         self._work = np.array(
             [x.positions * x.kernel_height * x.kernel_width for x in table], np.int64
         )
+        self._kernels = np.array([x.kernel_height * x.kernel_width for x in table], np.int64)
         # A depthwise convolution has one input per output, whatever is pruned.
         self._inputs = np.array([x.in_channels // x.groups for x in table], np.int64)
         self._outputs = np.array([x.out_channels for x in table], np.int64)
         grouped = np.array([x.groups > 1 for x in table])
         self._lost_inputs = np.where(grouped, 0, _lost(table, groups, "in"))
         self._lost_outputs = _lost(table, groups, "out")
+        self._filters = np.where(grouped, 0, self._lost_outputs).sum(axis=1)
+        self._vectors = np.array([_vector_params(group, model) for group in groups], np.int64)
+        self._other_params = dense_params(model) - int(self._weights(self.sizes).sum())
+
+    def count(self, unit: Unit, kept: Sequence[int] | NDArray[np.int64]) -> int:
+        """Return what the network costs in some unit; see `macs`, `params` and `filters`."""
+        return {"macs": self.macs, "params": self.params, "filters": self.filters}[unit](kept)
+
+    def filters(self, kept: Sequence[int] | NDArray[np.int64]) -> int:
+        """Filters of the layers that produce the groups; depthwise ones and others do not count.
+
+        Args:
+            kept: (G,) channels that each group keeps.
+        """
+        return int(np.asarray(kept, np.int64) @ self._filters)
+
+    def params(self, kept: Sequence[int] | NDArray[np.int64]) -> int:
+        """Parameters as stored, those of biases and norm layers included.
+
+        Args:
+            kept: (G,) channels that each group keeps.
+        """
+        removed = self.sizes - np.asarray(kept, np.int64)
+        lost = int(removed @ self._vectors)
+        return self._other_params + int(self._weights(kept).sum()) - lost
 
     def macs(self, kept: Sequence[int] | NDArray[np.int64]) -> int:
         """Multiply-accumulates per image.
@@ -47,11 +80,20 @@ class PruningCost:
         Args:
             kept: (G,) channels that each group keeps.
         """
+        macs: NDArray[np.int64] = self._work * self._pairs(kept)
+        return macs
+
+    def _weights(self, kept: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        weights: NDArray[np.int64] = self._kernels * self._pairs(kept)
+        return weights
+
+    def _pairs(self, kept: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the pairs of an input and an output that each layer connects, (L,)."""
         removed = self.sizes - np.asarray(kept, np.int64)
         inputs = self._inputs - removed @ self._lost_inputs
         outputs = self._outputs - removed @ self._lost_outputs
-        macs: NDArray[np.int64] = self._work * inputs * outputs
-        return macs
+        pairs: NDArray[np.int64] = inputs * outputs
+        return pairs
 
 
 def _lost(table: Sequence[Layer], groups: Sequence[ChannelGroup], side: Side) -> NDArray[np.int64]:
@@ -62,3 +104,13 @@ def _lost(table: Sequence[Layer], groups: Sequence[ChannelGroup], side: Side) ->
             if member.side == side and member.module in columns:
                 lost[row, columns[member.module]] += member.positions.shape[1]
     return lost
+
+
+def _vector_params(group: ChannelGroup, model: nn.Module) -> int:
+    """Return the elements of biases, norm layers and the like that go with one channel."""
+    total = 0
+    for member in group.members:
+        if member.side == "out":
+            own = model.get_submodule(member.module).parameters(recurse=False)
+            total += member.positions.shape[1] * sum(p.dim() == 1 for p in own)
+    return total

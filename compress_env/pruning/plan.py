@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from torch import nn
 
 from compress_env.layers import Layer, round_channels, smallest_rate_within
-from compress_env.pruning.cost import PruningCost
+from compress_env.pruning.cost import PruningCost, Unit
 from compress_env.pruning.surgery import Decision
 from compress_env.store import Prefix
 
@@ -28,6 +29,7 @@ class PruningPlan:
         self,
         decisions: Sequence[Decision],
         table: Sequence[Layer],
+        model: nn.Module,
         *,
         channel_share: float,
         max_pruning_rate: float,
@@ -39,10 +41,11 @@ class PruningPlan:
         Args:
             decisions: The walk.
             table: Every layer, in execution order.
+            model: The unpruned network.
             channel_share: s, in [0, 1].
             max_pruning_rate: Highest rate of any layer.
             channel_round: As in `round_channels`.
-            counts_zeros: Whether the cost is dense MACs, or those of non-zero weights.
+            counts_zeros: Whether `"macs"` are dense ones, or those of non-zero weights.
         """
         self.decisions = decisions
         self.channel_share = channel_share
@@ -50,7 +53,8 @@ class PruningPlan:
         self.counts_zeros = counts_zeros
         self._round = channel_round
         groups = [group for decision in decisions for group in decision.groups]
-        self._cost = PruningCost(table, groups)
+        self._cost = PruningCost(table, groups, model)
+        self._table = table
         self._positions = np.array([layer.positions for layer in table], np.int64)
         columns = {layer.name: column for column, layer in enumerate(table)}
         self._columns = [columns[decision.layer.name] for decision in decisions]
@@ -59,6 +63,34 @@ class PruningPlan:
     def removes_elements(self) -> bool:
         """Whether single elements go, not only channels."""
         return self.channel_share < 1.0
+
+    @property
+    def producers(self) -> tuple[tuple[str, ...], ...]:
+        """The layers whose filters each decision removes; depthwise ones follow, and are left out.
+
+        The filters of a layer are the channels of the groups that it produces, and these groups are
+        decided at the layer that is first to read them. Layers that add to one stream share one.
+        """
+        whole = {layer.name for layer in self._table if layer.groups == 1}
+        members = ([m for g in d.groups for m in g.members] for d in self.decisions)
+        return tuple(
+            tuple(dict.fromkeys(m.module for m in each if m.side == "out" and m.module in whole))
+            for each in members
+        )
+
+    def full(self, unit: Unit) -> int:
+        """Return what the unpruned network costs."""
+        return self._cost.count(unit, self._cost.sizes)
+
+    def count(self, rates: Sequence[float], unit: Unit) -> int:
+        """Return what the network costs at most with the given rate for each decision.
+
+        Parameters are those stored, zeros among them.
+        """
+        whole: list[tuple[int, ...]] = []
+        for rate in rates:
+            whole.append(self.decide(tuple(whole), rate))
+        return self._count(whole, unit)
 
     def channels(self, t: int, executed: Sequence[int]) -> tuple[int, ...]:
         """Return the channels that each group of decision `t` keeps."""
@@ -87,32 +119,36 @@ class PruningPlan:
             return 1.0 - executed[-1] / self._n_weights(before)
         return 1.0 - sum(executed) / self.decisions[len(before)].n_channels
 
-    def highest_macs(self, executed: Prefix, n_done: int = 0, nonzeros: Sequence[int] = ()) -> int:
+    def highest(
+        self, executed: Prefix, unit: Unit, n_done: int = 0, nonzeros: Sequence[int] = ()
+    ) -> int:
         """Return what the network costs at most once every later layer is at its extreme.
 
-        Dense MACs are exact. Of an already sparse layer it is not known how many zeros go with the
+        Dense costs are exact. Of an already sparse layer it is not known how many zeros go with the
         outputs that it will lose: none is assumed.
 
         Args:
             executed: The decisions so far.
+            unit: What is counted.
             n_done: How many of them have been carried out.
             nonzeros: Non-zero weights of every layer of the table after those.
         """
-        return self._macs(executed, self.max_pruning_rate, n_done, nonzeros)
+        return self._count(self.complete(executed, self.max_pruning_rate), unit, n_done, nonzeros)
 
-    def uniform_macs(self, rate: float) -> int:
-        """Return what the network costs at most with the same rate for every layer."""
-        return self._macs((), rate)
-
-    def _macs(
-        self, executed: Prefix, rate: float, n_done: int = 0, nonzeros: Sequence[int] = ()
+    def _count(
+        self,
+        whole: Sequence[tuple[int, ...]],
+        unit: Unit,
+        n_done: int = 0,
+        nonzeros: Sequence[int] = (),
     ) -> int:
-        whole = self.complete(executed, rate)
-        macs = self._cost.macs_by_layer(self._kept(tuple(whole)))
-        if not self.counts_zeros and self.removes_elements:
-            for t, column in enumerate(self._columns):
-                n_left = nonzeros[column] if t < n_done else whole[t][-1]
-                macs[column] = min(macs[column], n_left * self._positions[column])
+        kept = self._kept(tuple(whole))
+        if unit != "macs" or self.counts_zeros or not self.removes_elements:
+            return self._cost.count(unit, kept)
+        macs = self._cost.macs_by_layer(kept)
+        for t, column in enumerate(self._columns):
+            n_left = nonzeros[column] if t < n_done else whole[t][-1]
+            macs[column] = min(macs[column], n_left * self._positions[column])
         return int(macs.sum())
 
     def _kept(self, executed: Prefix, last: Sequence[int] = ()) -> list[int]:

@@ -24,6 +24,7 @@ __all__ = [
     "LassoProblem",
     "lasso_problem",
     "magnitude_scores",
+    "select_at_random",
     "select_by_lasso",
     "select_by_magnitude",
 ]
@@ -63,6 +64,25 @@ def magnitude_scores(weight: Tensor, channel_columns: Tensor) -> Tensor:
     """
     # (D,) -> (C, k) -> (C,)
     return weight.detach().abs().sum(dim=0)[channel_columns.to(weight.device)].sum(dim=1)
+
+
+def select_at_random(n_channels: int, n_keep: int, generator: torch.Generator) -> Tensor:
+    """Keep channels at random, each choice of `n_keep` as likely.
+
+    Args:
+        n_channels: Number of channels C.
+        n_keep: Number of channels to keep, 1..C.
+        generator: A CPU generator.
+
+    Returns:
+        Kept channels, ascending, shape (n_keep,), int64, on the CPU.
+
+    Raises:
+        ValueError: If ``n_keep`` is not in 1..C.
+    """
+    if not 1 <= n_keep <= n_channels:
+        raise ValueError(f"expected n_keep in 1..{n_channels}, got {n_keep}")
+    return torch.randperm(n_channels, generator=generator)[:n_keep].sort().values
 
 
 def select_by_magnitude(weight: Tensor, channel_columns: Tensor, n_keep: int) -> Tensor:

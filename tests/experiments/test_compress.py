@@ -158,12 +158,14 @@ def test_same_seed_gives_the_same_rows(
     ]
 
 
-@pytest.mark.parametrize("algo", ["ppo", "a2c", "ddpg", "td3", "sac", "random", "uniform"])
+@pytest.mark.parametrize(
+    "algo", ["ppo", "a2c", "ddpg", "td3", "sac", "random", "uniform", "afie", "sbpf"]
+)
 def test_every_algorithm_runs_the_job(algo: str, tmp_path: Path) -> None:
     settings = SMALL | {"episodes": 2, "finetune_steps": 0}
     rows = run(Config(algo=algo, out=tmp_path / "out", **settings), Console(file=StringIO()))
     assert algo in [row.network for row in rows]
-    assert len(rows) == {"random": 5, "uniform": 4}.get(algo, 6)
+    assert len(rows) == {"random": 5, "uniform": 4, "afie": 5, "sbpf": 5}.get(algo, 6)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,56 @@ def test_every_action_sequence_meets_the_budget(
     assert info["dense_macs"] == count_macs(env.compressed_model())
 
 
+@pytest.mark.parametrize("build", [PlainNet, BranchedNet])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 2**16), budget=st.floats(0.35, 1.0))
+def test_every_action_sequence_meets_a_budget_of_filters(
+    build: type[nn.Module], seed: int, budget: float
+) -> None:
+    env = PruningEnv(seeded(build), data(), method="random", filters_budget=budget, **QUICK)
+    rng = np.random.default_rng(seed)
+    actions = np.where(rng.random(len(env.walk)) < 0.5, -1.0, rng.uniform(-1, 1, len(env.walk)))
+    act(env, actions)
+    producers = {name for each in env.plan.producers for name in each}
+
+    def n_filters(model: nn.Module) -> int:
+        return sum(len(x.weight) for n, x in compute_layers(model).items() if n in producers)
+
+    left = n_filters(env.compressed_model())
+    assert left <= budget * n_filters(env.task.model)
+    kept = env.plan._kept(env._executed)
+    assert left == env.plan._cost.filters(kept)
+    assert env.plan._cost.params(kept) == sum(p.numel() for p in env.live_model().parameters())
+
+
+def test_producers_are_the_layers_whose_filters_go() -> None:
+    plain = PruningEnv(seeded(PlainNet), data(), method="magnitude", **QUICK)
+    assert plain.plan.producers == (("conv1",), ("conv2",), ("fc1",))
+    branched = PruningEnv(seeded(BranchedNet), data(), method="magnitude", **QUICK)
+    by_layer = dict(zip((x.name for x in branched.walk), branched.plan.producers, strict=True))
+    assert by_layer == {
+        "block1.0": ("stem.0", "block2"),  # one stream; the depthwise layer follows
+        "block2": ("block1.0",),
+        "merge": ("left", "right.0"),  # two groups, decided together
+        "head": ("merge",),
+    }
+    assert branched.plan.full("filters") == 2 * 8 + 6 + 5 + 4 + 7
+
+
+def test_random_channels_follow_from_the_seed_of_the_transition() -> None:
+    def kept(seed: int) -> torch.Tensor:
+        env = PruningEnv(seeded(PlainNet), data(), method="random", seed=seed, **QUICK)
+        act(env, [0.0, 0.0, 0.0])
+        return compute_layers(env.live_model())["fc2"].weight.detach()
+
+    original = compute_layers(seeded(PlainNet))["fc2"].weight
+    first = kept(0)
+    assert torch.equal(first, kept(0))
+    assert any(not torch.equal(first, kept(seed)) for seed in (1, 2, 3))
+    assert first.shape == (3, 4)  # at rate 0.475, as magnitude; its weights are left as they are
+    assert torch.isin(first, original).all()
+
+
 def test_gentlest_actions_use_the_budget_and_extreme_ones_reach_the_minimum() -> None:
     env = PruningEnv(seeded(PlainNet), data(), flops_budget=0.5, **QUICK)
     gentle = act(env, [-1.0] * len(env.walk))[-1][-1]["dense_macs"]
@@ -78,7 +128,7 @@ def test_predicted_costs_are_the_live_ones(build: type[nn.Module]) -> None:
         assert info["dense_macs"] == count_macs(live)
         assert info["dense_params"] == sum(p.numel() for p in live.parameters())
         assert info["reward_terms"]["cost"] == info["dense_macs"]
-        plan = env._plan
+        plan = env.plan
         assert info["dense_macs"] == plan._cost.macs(plan._kept(env._executed))
 
 
@@ -308,8 +358,9 @@ def test_uniform_value_meets_the_budget_and_no_smaller_rate_does(rate: float) ->
         seeded(BranchedNet), data(), max_pruning_rate=rate, flops_budget=budget, **QUICK
     )
     uniform = env.uniform_value()
-    assert env._plan.uniform_macs(uniform) <= env.budget_macs
-    assert env._plan.uniform_macs(uniform - 1e-4) > env.budget_macs
+    n_layers = len(env.walk)
+    assert env.plan.count([uniform] * n_layers, "macs") <= env.budget
+    assert env.plan.count([uniform - 1e-4] * n_layers, "macs") > env.budget
 
 
 @pytest.mark.parametrize(
@@ -320,6 +371,9 @@ def test_uniform_value_meets_the_budget_and_no_smaller_rate_does(rate: float) ->
         ({"reward_at": "never"}, "unknown reward_at 'never'; valid: layer, episode"),
         ({"flops_budget": 0.001}, r"flops_budget must be in \[0.\d+, 1\].*reaches 0.\d+"),
         ({"flops_budget": 1.5}, r"flops_budget must be in .* got 1.5"),
+        ({"filters_budget": 0.001}, r"filters_budget must be in \[0.\d+, 1\].*unpruned filters"),
+        ({"filters_budget": 0.5, "method": "variational"}, r"must be in \[1.0000, 1\]"),
+        ({"filters_budget": 0.5, "flops_budget": 0.5}, "filters_budget, not both"),
         ({"flops_budget": float("nan")}, r"flops_budget must be in .* got nan"),
         ({"max_pruning_rate": 0.0}, r"max_pruning_rate must be in \(0, 1\], got 0.0"),
         ({"channel_round": 0}, "channel_round must be at least 1, got 0"),

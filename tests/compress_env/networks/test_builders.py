@@ -15,9 +15,18 @@ from compress_env.pruning.surgery import LiveChannels, find_walk, zero_channels
 PARAMETERS = {  # for three channels and ten classes
     "lenet5": 61_706 + 2 * 150,
     "cnn4": 32 * 27 + 32 + 64 * 288 + 64 + 128 * 4096 + 128 + 1290,
+    "alexnet_small": 16 * 28
+    + 40 * 145
+    + 64 * 361
+    + 64 * 577
+    + 48 * 577
+    + 256 * 769
+    + 128 * 257
+    + 1290,
     "vgg8": 146_938,
     "vgg16": 14_724_042,
     "vgg19": 20_035_018,
+    "resnet18_cifar": 11_173_962,
     "resnet20": 272_474,
     "resnet56": 855_770,
     "resnet110": 1_730_714,

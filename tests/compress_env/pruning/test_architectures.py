@@ -52,6 +52,7 @@ SHUFFLED = "are divided up by 'view' in"
 SMALL = [
     Family("lenet5", 28, 1, 5, 4),
     Family("cnn4", 28, 1, 4, 3),
+    Family("alexnet_small", 28, 1, 8, 7),
     Family("vgg8", 16, 1, 9, 8),
     Family("densenet_small", 16, 1, 28, 27),
     Family("mobilenet_v2_narrow", 16, 1, 33, 15),
@@ -69,6 +70,7 @@ SMALL = [
 ]
 LARGE = [
     Family("vgg19", 32, 3, 17, 16),
+    Family("resnet18_cifar", 32, 3, 21, 12),
     Family("resnet56", 32, 3, 58, 30),
     Family("resnet110", 32, 3, 112, 57),
     Family("resnet56_padded", 32, 3, 56, 27, PADDED, 28),

@@ -18,6 +18,7 @@ from compress_env.pruning import selection
 from compress_env.pruning.selection import (
     lasso_problem,
     magnitude_scores,
+    select_at_random,
     select_by_lasso,
     select_by_magnitude,
 )
@@ -290,3 +291,16 @@ def test_a_wide_layer_takes_a_fraction_of_a_second() -> None:
         return time.perf_counter() - start
 
     assert min(seconds() for _ in range(5)) < 0.15
+
+
+def test_random_selection_gives_every_channel_the_same_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.zeros(5)
+    for _ in range(1000):
+        kept = select_at_random(5, 2, generator)
+        assert len(kept) == 2 and kept[0] < kept[1]
+        counts[kept] += 1
+    assert counts.tolist() == pytest.approx([400.0] * 5, abs=60)
+    assert select_at_random(3, 3, generator).tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"expected n_keep in 1\.\.3, got 4"):
+        select_at_random(3, 4, generator)

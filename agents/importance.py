@@ -1,0 +1,220 @@
+"""Agents that prune by the importance of layers, behind Stable-Baselines3's ``predict``.
+
+They look at the network once, when they are built, and then give each layer the rate that its score
+leads to. Which channels of a layer go is up to the environment (`method`).
+"""
+
+from __future__ import annotations
+
+import logging
+from time import perf_counter
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import nn
+
+from agents.baselines import actions_for
+from compress_env.envs.base import LayerState
+from compress_env.envs.pruning import PruningEnv
+from compress_env.importance import afie, allocate, allocate_in_rounds, sensitivity
+from compress_env.pruning.cost import Unit
+
+__all__ = ["AFIE", "SBPF", "GivenRates"]
+
+INDEX = LayerState._fields.index("index")
+LOW, HIGH = LayerState._fields.index("action_low"), LayerState._fields.index("action_high")
+Observations = NDArray[Any] | dict[str, NDArray[Any]]
+_logger = logging.getLogger(__name__)
+
+
+class GivenRates:
+    """One given rate for each decision, as closely as the layer's interval allows.
+
+    Args:
+        rates: (T,) pruning rates in [0, 1], in the order of the walk.
+
+    Raises:
+        ValueError: if a rate is outside [0, 1], or there is none.
+    """
+
+    def __init__(self, rates: NDArray[np.float64]) -> None:
+        """Check and keep the rates."""
+        if len(rates) == 0 or not all(0.0 <= rate <= 1.0 for rate in rates):
+            raise ValueError(f"expected rates in [0, 1], at least one, got {list(rates)}")
+        self.rates = np.asarray(rates, np.float64)
+
+    def predict(
+        self,
+        observation: Observations,
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[np.float32], tuple[NDArray[Any], ...] | None]:
+        """Return the action that stands for the rate of the layer about to be decided.
+
+        Args:
+            observation: (9,), a `LayerState`, or a batch (n, 9).
+            state: handed back.
+            episode_start: not used.
+            deterministic: not used: the policy is deterministic.
+
+        Returns:
+            Actions in [-1, 1], float32, (1,) or (n, 1), and ``state``.
+
+        Raises:
+            ValueError: if the observation has another shape, or is a dict.
+        """
+        if isinstance(observation, dict) or observation.ndim not in (1, 2):
+            return actions_for(0.0, observation, LOW, HIGH), state  # which says what is wrong
+        place = np.rint(observation[..., INDEX] * (len(self.rates) - 1)).astype(np.int64)
+        return actions_for(self.rates[place], observation, LOW, HIGH), state
+
+
+class AFIE(GivenRates):
+    """Rates by the entropy of each layer's weights (Lu et al., arXiv 2208.06660).
+
+    No image is looked at. See `compress_env.importance.afie` and `allocate`.
+
+    Args:
+        env: a pruning environment; its unpruned network is scored.
+        target: fraction to be removed; when None, what the environment's budget asks for.
+        unit: what the target counts; that of the environment's budget when None.
+
+    Raises:
+        TypeError: if ``env`` is no pruning environment.
+        ValueError: if there is neither a target nor a budget, or the target cannot be met.
+    """
+
+    scores: pd.DataFrame
+    """What the scores come from: one row per layer."""
+    table: pd.DataFrame
+    """What the rates come from: one row per decision."""
+    n_evaluations = 0
+    """Networks scored to arrive at the rates."""
+    seconds: float
+    """Wall-clock time of that."""
+
+    def __init__(
+        self, env: gym.Env[Any, Any], target: float | None = None, unit: Unit | None = None
+    ) -> None:
+        """Score the layers and allocate the rates."""
+        start = perf_counter()
+        pruning = _pruning_env(env)
+        target, unit = _target_of(pruning, target, unit)
+        self.scores = afie(pruning.task.model)
+        self.table = allocate(self.scores["afie"], target, unit, plan=pruning.plan)
+        super().__init__(self.table["pruning_rate"].to_numpy())
+        self.seconds = perf_counter() - start
+
+
+class SBPF(GivenRates):
+    """Rates by each layer's sensitivity to damage (Lu et al., arXiv 2208.04588).
+
+    Scores are those of the environment's task: validation accuracy, or what its scorer says. With
+    several rounds the pruned and fine-tuned networks that later rounds measure come from episodes
+    of ``env``, each from the unpruned network at the rates so far **(ours)**; reset it afterwards.
+    See `compress_env.importance.sensitivity` and `allocate_in_rounds`.
+
+    Args:
+        env: a pruning environment.
+        target: fraction to be removed; when None, what the environment's budget asks for.
+        unit: what the target counts; that of the environment's budget when None.
+        damage: standard deviation of the noise in those of a layer's weights.
+        n_trials: trials for each layer and round.
+        n_rounds: rounds of measuring, pruning a share and fine-tuning.
+        seed: of the noise.
+
+    Raises:
+        TypeError: if ``env`` is no pruning environment.
+        ValueError: if there is neither a target nor a budget, the target cannot be met, or another
+            argument is out of range.
+        FloatingPointError: if a score is not finite.
+        RuntimeError: if an episode between two rounds fails.
+    """
+
+    scores: pd.DataFrame
+    """What the scores of the last round come from: one row per layer."""
+    table: pd.DataFrame
+    """What the rates come from: one row per decision."""
+    n_evaluations: int
+    """Networks scored to arrive at the rates."""
+    seconds: float
+    """Wall-clock time of that."""
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        target: float | None = None,
+        unit: Unit | None = None,
+        *,
+        damage: float = 1.0,
+        n_trials: int = 5,
+        n_rounds: int = 1,
+        seed: int = 0,
+    ) -> None:
+        """Damage the layers, score the network and allocate the rates."""
+        start = perf_counter()
+        pruning = _pruning_env(env)
+        target, unit = _target_of(pruning, target, unit)
+        layers = list(dict.fromkeys(name for each in pruning.plan.producers for name in each))
+        self.n_evaluations = 0
+
+        def measure(model: nn.Module) -> pd.Series:
+            settings: dict[str, Any] = {"damage": damage, "n_trials": n_trials, "seed": seed}
+            self.scores = sensitivity(model, pruning.task.score, layers=layers, **settings)
+            self.n_evaluations += 1 + len(layers) * n_trials
+            found: pd.Series = self.scores["sensitivity"]
+            if not found.any():
+                _logger.warning("no layer is sensitive to damage: all get the same rate")
+            return found
+
+        def prune(rates: list[float]) -> nn.Module:
+            network, n_evaluations = _play(pruning, rates)
+            self.n_evaluations += n_evaluations
+            return network
+
+        self.table = allocate_in_rounds(
+            pruning.task.model,
+            measure,
+            prune,
+            target,
+            unit,
+            plan=pruning.plan,
+            n_rounds=n_rounds,
+        )
+        super().__init__(self.table["pruning_rate"].to_numpy())
+        self.seconds = perf_counter() - start
+
+
+def _pruning_env(env: gym.Env[Any, Any]) -> PruningEnv:
+    pruning = env.unwrapped
+    if not isinstance(pruning, PruningEnv):
+        raise TypeError(f"expected a PruningEnv, got {type(pruning).__name__}")
+    return pruning
+
+
+def _target_of(env: PruningEnv, target: float | None, unit: Unit | None) -> tuple[float, Unit]:
+    if target is not None:
+        return target, unit or env.budget_unit
+    full = env.plan.full(env.budget_unit)
+    if env.budget > full:
+        raise ValueError("expected a target, as the environment has no budget, got none")
+    if unit not in (None, env.budget_unit):
+        raise ValueError(f"the environment's budget counts {env.budget_unit}, got unit={unit!r}")
+    return 1.0 - env.budget / full, env.budget_unit
+
+
+def _play(env: PruningEnv, rates: list[float]) -> tuple[nn.Module, int]:
+    """Return the network that an episode at given rates ends with, and what it has evaluated."""
+    policy = GivenRates(np.asarray(rates))
+    observation, info = env.reset()
+    n_before = info["n_evaluations"]
+    for layer in env.walk:
+        action, _ = policy.predict(observation)
+        observation, _, _, _, info = env.step(action)
+        if "error" in info:
+            raise RuntimeError(f"pruning {layer.name!r} failed: {info['error']}")
+    return env.compressed_model(), info["n_evaluations"] - n_before
