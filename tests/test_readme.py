@@ -83,6 +83,15 @@ def test_files_are_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert all(isinstance(p, nn.Parameter) for p in names["again"].parameters())
 
 
+def test_pruning_by_importance() -> None:
+    names: dict[str, Any] = {}
+    exec(SNIPPETS[5], names)
+    plan, env = names["env"].plan, names["env"]
+    rates = names["rates"]["pruning_rate"].tolist()
+    assert plan.count(rates, "filters") <= 0.5 * plan.full("filters") == env.budget
+    assert names["info"]["layer"] == env.walk[-1].name
+
+
 def test_table_of_environments_is_complete_and_true() -> None:
     rows = re.findall(r"\| `(compress_env/[\w-]+)` \|.*\| (.*) \|", README)
     ids = {name for name in gym.registry if name.startswith("compress_env/")}
