@@ -120,6 +120,16 @@ def test_timings_are_those_of_the_stored_runs() -> None:
         assert all(table in README for table in tables)
 
 
+def test_verdicts_on_single_layers_are_those_of_the_stored_runs() -> None:
+    paths = sorted((ROOT / "results").glob("single-layer-*/single_layer.md"))
+    assert len(paths) == 2
+    for path in paths:
+        _, after = path.read_text(encoding="utf-8").split("After fine-tuning, rates")
+        verdict = [line for line in after.split("## ")[0].splitlines() if line.startswith("- ")]
+        assert len(verdict) >= 4
+        assert "\n".join(verdict) in README
+
+
 NETWORKS = re.findall(
     r"\| `([\w/]+)`(?: \((\d)x(\d+)x\d+\))? \| ([\d,]+) \| .* \| (\d+) of (\d+) \| (\w+)", README
 )
