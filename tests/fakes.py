@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,3 +116,12 @@ def set_sizes(bundle: DataBundle) -> tuple[int, int, int, int]:
 
 def image_set(source: ImageSource) -> set[bytes]:
     return {image.numpy().tobytes() for image in read_all(source)[0]}
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    """Return settings of an experiment as on its command line; booleans are off."""
+    names = {key: key.replace("_", "-") for key in settings}
+    return [
+        f"--no-{names[key]}" if value is False else f"--{names[key]}={value}"
+        for key, value in settings.items()
+    ]

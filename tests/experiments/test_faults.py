@@ -28,11 +28,13 @@ from experiments import compress
 from experiments.command import one_line
 from experiments.compress import Config, run
 from experiments.progress import SearchProgress
+from tests.fakes import flags
 
 SMALL: dict[str, Any] = {
     "episodes": 4,
     "finetune_steps": 1,
     "final_finetune_steps": 3,
+    "baselines": False,
     "onnx": False,
 }
 
@@ -79,7 +81,7 @@ def test_failed_step_costs_an_episode_and_the_job_goes_on(
 ) -> None:
     fail_at(monkeypatch, 6, damage)
     rows = run(Config(out=tmp_path / "run", **SMALL), quiet())
-    assert len(rows) == 4
+    assert len(rows) == 2
     episodes = pd.read_csv(tmp_path / "run" / "episodes.csv")
     failed = episodes[episodes["error"].notna() & (episodes["search"] == "q_critic_ppo")]
     assert len(failed) == 1 and failed["accuracy"].isna().all()
@@ -122,7 +124,7 @@ def test_full_disk_ends_the_job_which_then_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     # In blocks of 512 bytes: enough for the searches, too few for the baseline network.
     limit = 'ulimit -f 300; exec "$@"'
-    arguments = [f"--{key.replace('_', '-')}={value}" for key, value in SMALL.items()]
+    arguments = flags(SMALL)
     command = [sys.executable, "-m", "experiments.compress", "--out", str(folder), *arguments]
     limited = ["sh", "-c", limit, "sh", *command]
     result = subprocess.run(limited, capture_output=True, text=True, timeout=100)

