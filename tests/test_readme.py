@@ -110,9 +110,10 @@ def test_tables_over_seeds_are_those_of_the_stored_runs(dataset: str) -> None:
     assert summarize(read_runs(folders)).strip() in README
 
 
-def test_timings_are_those_of_the_stored_runs() -> None:
+def test_tables_are_those_of_the_stored_runs() -> None:
     paths = sorted((ROOT / "results").glob("throughput*/throughput.md"))
-    assert len(paths) == 2
+    paths += (ROOT / "results").glob("information-dropout-*/information_dropout.md")
+    assert len(paths) == 3
     for path in paths:
         blocks = path.read_text(encoding="utf-8").split("\n\n")
         tables = [block.strip() for block in blocks if block.startswith("|")]
