@@ -30,6 +30,22 @@ COLUMNS = {
     "sparse_params": "sparse params %",
     "size": "size %",
 }
+FILE_COLUMNS = {
+    "size": "packed size %",
+    "float_size": "float32 size %",
+    "onnx_size": "ONNX size %",
+    "onnx_test_error": "ONNX test error %",
+    "time_1": "time, 1 image %",
+    "time_64": "time, 64 images %",
+}
+"""Sizes and times are percents of the unpruned network's, float32 or as ONNX."""
+RATIOS = {
+    "float_size": "float_bytes",
+    "onnx_size": "onnx_bytes",
+    "time_1": "latency_1_ms",
+    "time_64": "latency_64_ms",
+}
+"""Columns that are those of the run, divided by its baseline's."""
 FREE = {"seed", "out", "data_root", "download", "device", "store", "tensorboard", "resume"}
 FREE |= {"command", "date", "versions", "git_revision", "hardware", "resumptions"}
 
@@ -54,7 +70,7 @@ def read_runs(folders: tuple[Path, ...]) -> pd.DataFrame:
     for folder in folders:
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            table = pd.read_csv(folder / "table.csv").assign(seed=config["seed"])
+            table = _with_ratios(pd.read_csv(folder / "table.csv").assign(seed=config["seed"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{str(folder)!r} is not a finished run: {error}") from None
         tables.append(table)
@@ -70,6 +86,12 @@ def read_runs(folders: tuple[Path, ...]) -> pd.DataFrame:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"every run needs a seed of its own, got {seeds}")
     return pd.concat(tables, ignore_index=True)
+
+
+def _with_ratios(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the columns of `RATIOS` that there are numbers for; the first row is the baseline."""
+    known = {new: old for new, old in RATIOS.items() if old in table and table[old].notna().all()}
+    return table.assign(**{new: table[old] / table[old].iloc[0] for new, old in known.items()})
 
 
 def mean_interval(values: ArrayLike) -> tuple[float, float]:
@@ -88,13 +110,12 @@ def mean_interval(values: ArrayLike) -> tuple[float, float]:
 def summarize(rows: pd.DataFrame) -> str:
     """Format the means over seeds, and the agent's difference to each baseline, as Markdown."""
     networks = list(dict.fromkeys(rows["network"]))
-    columns = {name: heading for name, heading in COLUMNS.items() if name in rows}
-    lines = []
-    for network in networks:
-        mine = rows[rows["network"] == network]
-        cells = [_format(100.0 * mine[column].to_numpy()) for column in columns]
-        lines.append((network, *cells, f"{mine['n_evaluations'].mean():.0f}"))
-    table = format_markdown(("network", *columns.values(), "evals"), lines)
+    evals = rows.groupby("network")["n_evaluations"].mean()
+    lines = [(*line, f"{evals[line[0]]:.0f}") for line in _means(rows, networks, COLUMNS)]
+    table = format_markdown((*_headings(rows, COLUMNS), "evals"), lines)
+    if "float_size" in rows:
+        files = _means(rows, networks, FILE_COLUMNS)
+        table += "\n\n" + format_markdown(_headings(rows, FILE_COLUMNS), files)
     agent, errors = networks[-1], rows.pivot(index="seed", columns="network", values="test_error")
     verdicts = [
         f"- {agent} minus {other}: {_format(100.0 * (errors[agent] - errors[other]).to_numpy())} "
@@ -104,6 +125,26 @@ def summarize(rows: pd.DataFrame) -> str:
     n_seeds = rows["seed"].nunique()
     title = f"Mean over {n_seeds} seeds and 95 % interval:"
     return "\n".join([title, "", table, "", *verdicts]) + "\n"
+
+
+def _headings(rows: pd.DataFrame, columns: dict[str, str]) -> tuple[str, ...]:
+    return ("network", *(columns[name] for name in _known(rows, columns)))
+
+
+def _means(
+    rows: pd.DataFrame, networks: list[str], columns: dict[str, str]
+) -> list[tuple[str, ...]]:
+    """Return a line for each network: its name, and the means that there are."""
+    known = _known(rows, columns)
+    by_network = {network: rows[rows["network"] == network] for network in networks}
+    return [
+        (network, *(_format(100.0 * mine[column].to_numpy()) for column in known))
+        for network, mine in by_network.items()
+    ]
+
+
+def _known(rows: pd.DataFrame, columns: dict[str, str]) -> list[str]:
+    return [name for name in columns if name in rows and rows[name].notna().all()]
 
 
 def _format(values: ArrayLike) -> str:

@@ -25,6 +25,19 @@ SETTINGS = {
 }
 
 
+def test_files_are_told_in_percents_of_the_unpruned_network(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", 0, (0.01, 0.05, 0.03, 0.02))
+    table = pd.read_csv(run / "table.csv")
+    table["float_bytes"], table["onnx_bytes"] = [1000, 400, 300, 250], [2000, 400, 300, 100]
+    table["onnx_test_error"] = table["test_error"]
+    table["latency_1_ms"], table["latency_64_ms"] = [2.0, 1.0, 1.5, 0.5], [8.0, 4.0, 2.0, 1.0]
+    table.to_csv(run / "table.csv", index=False)
+    text = summarize(read_runs((run,)))
+    assert "| ppo | 2.00 | 50.00 | 50.00 | 10.00 | 3 |" in text
+    assert "| network | packed size % | float32 size % | ONNX size % | ONNX test error % |" in text
+    assert "| ppo | 10.00 | 25.00 | 5.00 | 2.00 | 25.00 | 12.50 |" in text
+
+
 def write_run(folder: Path, seed: int, errors: tuple[float, ...], **changes: object) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SETTINGS | {"seed": seed} | changes))
