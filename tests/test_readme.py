@@ -103,9 +103,9 @@ def test_table_of_environments_is_complete_and_true() -> None:
         assert (None if percent is None else float(percent[1]) / 100) == pytest.approx(fraction)
 
 
-@pytest.mark.parametrize("dataset", ["digits", "mnist"])
-def test_tables_over_seeds_are_those_of_the_stored_runs(dataset: str) -> None:
-    folders = tuple(sorted((ROOT / "results").glob(f"compress-{dataset}-seed*")))
+@pytest.mark.parametrize("runs", ["digits", "mnist", "mnist-variational"])
+def test_tables_over_seeds_are_those_of_the_stored_runs(runs: str) -> None:
+    folders = tuple(sorted((ROOT / "results").glob(f"compress-{runs}-seed*")))
     assert len(folders) >= 3
     assert summarize(read_runs(folders)).strip() in README
 
