@@ -18,6 +18,7 @@ from compress_env.data import DATASETS
 from compress_env.envs.base import RewardAt
 from compress_env.envs.pruning import PruningMethod
 from compress_env.models import check_model_name
+from compress_env.quantization.activations import ACTIVATION_BITS
 from compress_env.rewards import REWARDS
 from experiments.algorithms import SINGLE, check_algorithm
 from experiments.command import resume_hint, run_command
@@ -29,6 +30,9 @@ from experiments.run_folder import RunFolder, resume_run
 from experiments.stages import Contender, Job
 
 __all__ = ["Config", "main", "run"]
+
+LOWEST = {"episodes": 1, "n_envs": 1, "train_epochs": 1, "final_finetune_steps": 0}
+"""Smallest value of each setting that is a number, where it is given."""
 
 
 @dataclass(frozen=True)
@@ -107,21 +111,19 @@ class Config:
         ):
             if name not in valid:
                 raise ValueError(f"unknown {kind} {name!r}; valid: {', '.join(valid)}")
-        for name in ("episodes", "n_envs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, lowest in LOWEST.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise ValueError(f"{name} must be at least {lowest}, got {value}")
+        if self.activation_bits not in (None, ACTIVATION_BITS):
+            got = self.activation_bits
+            raise ValueError(f"activation_bits must be {ACTIVATION_BITS}, got {got}")
+        if self.train_epochs is not None and self.checkpoint is not None:
+            raise ValueError("give train_epochs or a checkpoint, not both")
         if self.tensorboard:
             check_tensorboard()
         if self.policy is not None:
             read_policy(self.policy, self.algo)
-        if self.train_epochs is not None and self.train_epochs < 1:
-            raise ValueError(f"train_epochs must be at least 1, got {self.train_epochs}")
-        if self.train_epochs is not None and self.checkpoint is not None:
-            raise ValueError("give train_epochs or a checkpoint, not both")
-        if self.final_finetune_steps is not None and self.final_finetune_steps < 0:
-            raise ValueError(
-                f"final_finetune_steps must be 0 or more, got {self.final_finetune_steps}"
-            )
 
 
 def run(config: Config, console: Console) -> list[Row]:

@@ -14,7 +14,7 @@ from compress_env.layers import dense_macs, dense_params, sparse_macs, sparse_pa
 from compress_env.models import save_checkpoint
 from compress_env.quantization.fake_quant import bake
 from compress_env.quantization.packing import save
-from experiments.exports import export_networks
+from experiments.exports import Export, export_networks
 from experiments.figures import (
     draw_layers,
     draw_pareto,
@@ -94,7 +94,7 @@ def score_networks(job: Job, folder: RunFolder, contenders: list[Contender]) -> 
     """Write every final network to files and measure it on the test images, once."""
     models = {"baseline": job.task.model}
     models |= {f"network-{c.name}": c.quantization.model for c in contenders}
-    exports = export_networks(folder.path, models, job.task) if job.config.onnx else {}
+    exports = _export(job, folder, models)
     full = job.pruning_env.unpruned
     full_size = _save_floats(job.task.model, folder.path / "baseline.safetensors")
 
@@ -124,6 +124,17 @@ def score_networks(job: Job, folder: RunFolder, contenders: list[Contender]) -> 
         stages = [contender.pruning, contender.quantization]
         rows.append(measure(f"network-{contender.name}", contender.name, stages))
     return rows
+
+
+def _export(job: Job, folder: RunFolder, models: dict[str, nn.Module]) -> dict[str, Export]:
+    """Write ONNX files, if that is wanted and can be done."""
+    if not job.config.onnx:
+        return {}
+    try:
+        return export_networks(folder.path, models, job.task)
+    except ValueError as error:
+        job.console.print(f"no ONNX files: {error}", soft_wrap=True, markup=False)
+        return {}
 
 
 def _save_floats(model: nn.Module, path: Path) -> int:

@@ -90,6 +90,9 @@ def format_choices(rows: pd.DataFrame) -> str:
         for column in CHOICES
         for row in choose(rows, column).to_dict("records")
     ]
+    for column, label in CHOICES.items():
+        without = sorted(set(rows["seed"]) - set(choose(rows, column)["seed"]))
+        lines += [(label, str(seed), "none", *["-"] * (len(HEADINGS) - 3)) for seed in without]
     n_networks = int((rows["network"] != "baseline").sum())
     title = f"The smallest of {n_networks} files over {rows['seed'].nunique()} seeds:"
     return "\n".join([title, "", format_markdown(HEADINGS, lines), ""])

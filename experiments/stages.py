@@ -23,6 +23,7 @@ from compress_env.data import load_data
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
+from compress_env.layers import format_minimum
 from compress_env.models import Recipe, load_baseline, load_checkpoint, save_checkpoint
 from compress_env.seeding import derive_generator
 from compress_env.task import select_device
@@ -88,13 +89,16 @@ class Job:
         full_bytes = checkpoint_bytes(self.task.model)
         self.size_budget_bytes = config.size_budget * full_bytes
         smallest = QuantizationEnv(
-            self.pruning_env.smallest_model(), self.task.data, device=self.task.device
+            self.pruning_env.smallest_model(),
+            self.task.data,
+            device=self.task.device,
+            activation_bits=config.activation_bits,
         )
         lowest = smallest.unpruned.cost_low / full_bytes
         if not lowest <= config.size_budget <= 1.0:
             raise ValueError(
-                f"size_budget must be in [{lowest:.4f}, 1]: the most pruned network at 1 bit "
-                f"takes up to {lowest:.4f} of the float32 size, got {config.size_budget}"
+                f"size_budget must be in [{format_minimum(lowest)}, 1]: the most pruned network "
+                f"at 1 bit takes up to {lowest:.4f} of the float32 size, got {config.size_budget}"
             )
 
     def _options(self) -> TaskOptions:
@@ -161,7 +165,9 @@ class Job:
         bits = self.config.activation_bits
         if is_free:
             return QuantizationEnv(model.cpu(), self._data, activation_bits=bits, **self._options())
-        free = QuantizationEnv(model, self.task.data, device=self.task.device).unpruned
+        free = QuantizationEnv(
+            model, self.task.data, device=self.task.device, activation_bits=bits
+        ).unpruned
         budget, lowest = self.size_budget_bytes / free.cost_high, free.cost_low / free.cost_high
         if budget < lowest:
             self.console.print(f"{name}: too little was pruned for the size budget, even at 1 bit")

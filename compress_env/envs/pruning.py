@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compress_env.data import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
-from compress_env.layers import compute_layers
+from compress_env.layers import compute_layers, format_minimum
 from compress_env.pruning.calibration import Calibration
 from compress_env.pruning.cost import Unit
 from compress_env.pruning.elements import VariationalConfig, prune_elements
@@ -23,6 +23,7 @@ from compress_env.pruning.reconstruction import reconstruct
 from compress_env.pruning.selection import select_at_random, select_by_lasso, select_by_magnitude
 from compress_env.pruning.statistics import LayerStatistics
 from compress_env.pruning.surgery import ChannelGroup, LiveChannels, find_walk
+from compress_env.quantization.activations import has_quantizers
 from compress_env.seeding import derive_generator
 from compress_env.snapshots import Network
 from compress_env.store import Executed, Prefix, Transition
@@ -177,6 +178,8 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         )
         _check_arguments(method, max_pruning_rate, channel_round, channel_share, macs)
         super().__init__(model, data, **options)
+        if has_quantizers(self.task.model):
+            raise ValueError("the network is quantized: prune it before, or bake it")
         self.method: PruningMethod = method
         self.variational = variational or VariationalConfig()
         self._decisions, self.skipped_layers = find_walk(self.task.model, self.task.example_image())
@@ -215,10 +218,11 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         full, least = self.plan.full(unit), self.plan.highest((), unit)
         what = f"MACs ({self.macs} ones)" if unit == "macs" else "filters"
         if not least / full <= given <= 1.0:
+            rate, lowest = self.plan.max_pruning_rate, format_minimum(least / full)
             raise ValueError(
-                f"{name}_budget must be in [{least / full:.4f}, 1]: pruning every layer at "
-                f"max_pruning_rate={self.plan.max_pruning_rate} reaches {least / full:.4f} of the "
-                f"unpruned {what}, got {given}"
+                f"{name}_budget must be in [{lowest}, 1]: pruning every layer at "
+                f"max_pruning_rate={rate} reaches {least / full:.4f} of the unpruned {what}, got "
+                f"{given}"
             )
         return max(given * full, least)
 

@@ -14,14 +14,15 @@ from torch import nn
 from compress_env.checkpoints import checkpoint_bytes
 from compress_env.data import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
-from compress_env.layers import compute_layers, largest_bits_within
+from compress_env.layers import compute_layers, format_minimum, largest_bits_within
 from compress_env.quantization.activations import (
     ACTIVATION_BITS,
     attach_input,
+    detach_input,
     measure_input_range,
 )
 from compress_env.quantization.bounds import size_bounds
-from compress_env.quantization.fake_quant import MAX_BITS, attach
+from compress_env.quantization.fake_quant import MAX_BITS, attach, bake, float_weight
 from compress_env.quantization.packing import pack
 from compress_env.snapshots import Network
 from compress_env.store import Executed, Prefix, Transition, flatten
@@ -148,11 +149,12 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
         super().__init__(model, data, **options)
         if not self.table:
             raise ValueError("model has no Conv2d or Linear layer to quantize")
+        _check_untied(self.task.model)
         self.min_bits = min_bits
         self.activation_bits = activation_bits
         self._names = [layer.name for layer in self.table]
         self._sizes = size_bounds(self.task.model, self._names, inputs=activation_bits is not None)
-        self._full_bytes = checkpoint_bytes(self.task.model)
+        self._full_bytes = _float_bytes(self.task.model)
         self._min_bytes = self.most_bytes([])
         self.budget_bytes = self._budget(size_budget)
         self._start(self.table)
@@ -172,8 +174,8 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
         lowest = self._min_bytes / self._full_bytes
         if not lowest <= size_budget <= 1.0:
             raise ValueError(
-                f"size_budget must be in [{lowest:.4f}, 1]: {self.min_bits} bit(s) everywhere "
-                f"take up to {lowest:.4f} of the float32 size, got {size_budget}"
+                f"size_budget must be in [{format_minimum(lowest)}, 1]: {self.min_bits} bit(s) "
+                f"everywhere take up to {lowest:.4f} of the float32 size, got {size_budget}"
             )
         return max(size_budget * self._full_bytes, self._min_bytes)
 
@@ -222,3 +224,23 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
 
     def _get_info(self) -> dict[str, Any]:
         return super()._get_info() | {"size_bytes": self._current.size_bytes}
+
+
+def _check_untied(model: nn.Module) -> None:
+    """Check that no two layers have one weight, of which they might want different bits."""
+    owners: dict[int, str] = {}
+    for name, layer in compute_layers(model).items():
+        other = owners.setdefault(id(float_weight(layer)), name)
+        if other != name:
+            raise ValueError(
+                f"{other!r} and {name!r} share one weight: give each its own before quantizing"
+            )
+
+
+def _float_bytes(model: nn.Module) -> int:
+    """Return the bytes of the network as float32 safetensors, whatever is quantized in it."""
+    plain = copy.deepcopy(model)
+    bake(plain)
+    for layer in compute_layers(plain).values():
+        detach_input(layer)
+    return checkpoint_bytes(plain)

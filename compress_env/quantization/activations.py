@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compress_env.layers import compute_layers
+from compress_env.quantization.fake_quant import is_quantized
 
 __all__ = [
     "ACTIVATION_BITS",
@@ -17,6 +18,7 @@ __all__ = [
     "Range",
     "attach_input",
     "detach_input",
+    "has_quantizers",
     "input_quantizer_of",
     "measure_input_range",
 ]
@@ -103,6 +105,13 @@ def input_quantizer_of(layer: nn.Module) -> InputQuantizer | None:
     return quantizer if isinstance(quantizer, InputQuantizer) else None
 
 
+def has_quantizers(model: nn.Module) -> bool:
+    """Return whether a weight or an input of any layer is quantized."""
+    return any(
+        is_quantized(module) or input_quantizer_of(module) is not None for module in model.modules()
+    )
+
+
 @torch.no_grad()
 def measure_input_range(
     model: nn.Module, layer: str, batches: Iterable[tuple[Tensor, Any]]
@@ -116,10 +125,10 @@ def measure_input_range(
 
     Raises:
         FloatingPointError: If an input is not finite.
-        ValueError: If there is no image.
+        ValueError: If there is no image, or the layer gets its input by keyword.
     """
     extremes: list[Tensor] = []
-    note = partial(_note_extremes, extremes)
+    note = partial(_note_extremes, layer, extremes)
     handle = compute_layers(model)[layer].register_forward_pre_hook(note)
     try:
         model.eval()
@@ -135,7 +144,11 @@ def measure_input_range(
     return Range(low, high)
 
 
-def _note_extremes(extremes: list[Tensor], module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _note_extremes(
+    name: str, extremes: list[Tensor], module: nn.Module, inputs: tuple[Tensor, ...]
+) -> None:
+    if not inputs:
+        raise ValueError(f"{name!r} gets its input by keyword: call it as {name}(inputs)")
     extremes.append(torch.stack(inputs[0].aminmax()))
 
 

@@ -116,7 +116,11 @@ def _prepare(model: nn.Module, image: Tensor) -> nn.Module:
     """Return a contiguous copy on the CPU with batch-norms folded and without gradients."""
     check_network(model)
     # On the CPU first: a GPU may round more than the check of a fold allows.
-    network = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format)
+    network = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()
+    with torch.no_grad():
+        logits = network(image.cpu())
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"expected a network that returns a tensor, got {type(logits).__name__}")
     return fold_batch_norm(network, image.cpu()).requires_grad_(False)
 
 

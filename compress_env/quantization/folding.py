@@ -85,12 +85,14 @@ def _find_pairs(model: nn.Module, image: Tensor) -> list[_Pair]:
 
     def note(name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         calls[name] += 1
-        inputs[name], outputs[name] = args[0], output
+        if args:  # or it was called by keyword, and stays
+            inputs[name] = args[0]
+        outputs[name] = output
 
     with _hooks(layers, note):
         model(image)
     once = [name for name, n_calls in calls.items() if n_calls == 1]
-    norms = [name for name in once if isinstance(layers[name], nn.BatchNorm2d)]
+    norms = [name for name in once if name in inputs and isinstance(layers[name], nn.BatchNorm2d)]
     convolutions = [name for name in once if isinstance(layers[name], nn.Conv2d)]
     return [
         _Pair(convolution, norm)

@@ -60,6 +60,7 @@ _PREFIX = struct.Struct("<4sBII")
 _CHECKED_FROM = 9  # the CRC covers what follows it
 _MAX_HEADER_BYTES = 2**20
 _MAX_DIMS = 8
+_MAX_TENSORS = 10_000  # of either kind; a ResNet-152 has 932
 _NOTHING = np.empty(0, np.uint8)
 _INTEGERS = {
     name: getattr(torch, name) for name in ("bool", "uint8", "int8", "int16", "int32", "int64")
@@ -117,10 +118,10 @@ class Contents(NamedTuple):
 def max_tensor_bytes(n_bytes: int) -> int:
     """Return how many bytes all tensors of a file of that many bytes may have in memory.
 
-    Anything larger is refused, written or read: 16 MiB, and 1024 bytes for each byte, which only a
+    Anything larger is refused, written or read: 16 MiB, and 512 bytes for each byte, which only a
     large network that is nearly all zeros can exceed. Weights count as float32.
     """
-    return max(2**24, 1024 * n_bytes)
+    return max(2**24, 512 * n_bytes)
 
 
 def write(contents: Contents) -> bytes:
@@ -158,10 +159,12 @@ def write(contents: Contents) -> bytes:
     needed = sum(t.nbytes for t in contents.tensors.values())
     needed += sum(FLOAT_BYTES * w.integers.numel() for w in contents.weights.values())
     allowed = max_tensor_bytes(_CHECKED_FROM + len(body))
+    if max(len(contents.tensors), len(packed)) > _MAX_TENSORS:
+        raise ValueError(f"expected at most {_MAX_TENSORS} tensors of either kind, got more")
     if len(text) > _MAX_HEADER_BYTES or needed > allowed:
         raise ValueError(
             f"expected a header of at most {_MAX_HEADER_BYTES} bytes and tensors of at most "
-            f"{allowed} (1024 for each byte of the file), got {len(text)} and {needed}"
+            f"{allowed} (512 for each byte of the file), got {len(text)} and {needed}"
         )
     return _MAGIC + bytes([FORMAT_VERSION]) + struct.pack("<I", zlib.crc32(body)) + body
 
@@ -241,11 +244,11 @@ class _Reader:
         """Return shape and type of each tensor by name."""
         shapes: dict[str, tuple[int, ...]] = {}
         dtypes: dict[str, str] = {}
-        for name, shape, *rest in _list(records):
+        for name, shape, *rest in _records(records):
             dtype = rest[0] if rest else "float32"
-            if name in shapes or (dtype != "float32" and dtype not in _INTEGERS):
-                raise ValueError(f"tensor {name!r} is listed twice, or of unknown type {dtype!r}")
-            shapes[_text(name)] = self._shape(shape, 0, _itemsize(dtype))
+            if _text(name) in shapes or (dtype != "float32" and dtype not in _INTEGERS):
+                raise ValueError(f"tensor {name!r:.80} is listed twice, or of an unknown type")
+            shapes[name] = self._shape(shape, 0, _itemsize(dtype))
             dtypes[name] = dtype
         return shapes, dtypes
 
@@ -254,28 +257,29 @@ class _Reader:
     ) -> dict[str, PackedWeight]:
         """Return the quantized weights by name, still as bytes."""
         packed: dict[str, PackedWeight] = {}
-        for name, shape, bits, index, n_runs, streams in _list(records):
-            if name in packed or name in shapes:
-                raise ValueError(f"tensor {name!r} is listed twice")
+        for name, shape, bits, index, n_runs, streams in _records(records):
+            if _text(name) in packed or name in shapes:
+                raise ValueError(f"tensor {name!r:.80} is listed twice")
             kind = INDEXES[_integer(index, 0, len(INDEXES) - 1)]
             encoded = EncodedIntegers(kind, _integer(n_runs, 0, 2**62), self._streams(streams))
             if len(encoded.streams) != (1 if kind in ("none", "nonzero") else 2):
-                raise ValueError(f"{name!r} has {len(encoded.streams)} streams")
+                raise ValueError(f"{name!r:.80} has {len(encoded.streams)} streams")
             checked = self._shape(shape, 1, FLOAT_BYTES)
             if not checked:
-                raise ValueError(f"{name!r} is quantized and has no dimension")
-            packed[_text(name)] = PackedWeight(checked, _integer(bits, 1, MAX_BITS), encoded)
+                raise ValueError(f"{name!r:.80} is quantized and has no dimension")
+            packed[name] = PackedWeight(checked, _integer(bits, 1, MAX_BITS), encoded)
         return packed
 
     def _shape(self, sizes: Any, smallest: int, itemsize: int) -> tuple[int, ...]:
         """Check a shape, and that so many bytes more are allowed."""
         limit = max_tensor_bytes(len(self._data))
-        shape = tuple(_integer(size, smallest, limit) for size in _list(sizes))
+        if len(_list(sizes)) > _MAX_DIMS:
+            raise ValueError(f"expected up to {_MAX_DIMS} dimensions, got {len(sizes)}")
+        shape = tuple(_integer(size, smallest, limit) for size in sizes)
         self._n_bytes_left -= math.prod(shape) * itemsize
-        if self._n_bytes_left < 0 or len(shape) > _MAX_DIMS:
+        if self._n_bytes_left < 0:
             raise ValueError(
-                f"a file of {len(self._data)} bytes may hold tensors of {limit} bytes, of up to "
-                f"{_MAX_DIMS} dimensions, got more at shape {shape}"
+                f"a file of {len(self._data)} bytes may hold tensors of {limit} bytes, got more"
             )
         return shape
 
@@ -391,6 +395,13 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.isprintable():
         raise ValueError(f"expected a name of printable characters, got {value!r:.40}")
     return value
+
+
+def _records(value: Any) -> list[Any]:
+    if len(_list(value)) > _MAX_TENSORS:
+        raise ValueError(f"expected at most {_MAX_TENSORS} tensors, got {len(value)}")
+    records: list[Any] = value
+    return records
 
 
 def _list(value: Any) -> list[Any]:

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 from compress_env.files import replacing
 from compress_env.models import Architecture, build_model
-from compress_env.quantization.activations import Range, attach_input, input_quantizer_of
+from compress_env.quantization.activations import (
+    Range,
+    attach_input,
+    has_quantizers,
+    input_quantizer_of,
+)
 from compress_env.quantization.fake_quant import (
     FakeQuantize,
     attach,
@@ -43,15 +48,16 @@ def save(path: StrPath, model: nn.Module) -> int:
     Args:
         path: File to write, by custom with the suffix `.cenv`; an existing one is replaced.
         model: The network. Quantized weights, as those of `QuantizationEnv.compressed_model`, take
-            their bits; those that `bake` has made ordinary parameters take 32.
+            their bits; those that `bake` has made ordinary parameters take 32. All other floating
+            tensors are stored as float32, also those of a network in another type.
 
     Returns:
         Size of the file in bytes.
 
     Raises:
         OSError: If the file cannot be written.
-        ValueError: If the network has state that is not float32 or integer tensors, or is a large
-            one that is nearly all zeros: see `format.max_tensor_bytes`.
+        ValueError: If the network has state that is no tensor or a complex one, or is a large one
+            that is nearly all zeros: see `format.max_tensor_bytes`.
     """
     data = pack(model)
     with replacing(Path(path)) as temporary:
@@ -143,6 +149,8 @@ def unpack(contents: Contents, model: nn.Module | None = None) -> nn.Module:
         model = _build(contents.architecture)
         load_into(model, state, assign=True)
         _check_complete(model)
+    elif has_quantizers(model):
+        raise ValueError("expected an unquantized network as model=, got a quantized one")
     else:
         load_into(model, state)
     for name, weight in contents.weights.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 __all__ = ["load_into"]
 
@@ -11,8 +11,9 @@ __all__ = ["load_into"]
 def load_into(model: nn.Module, state: dict[str, Tensor], *, assign: bool = False) -> None:
     """Shrink a model's layers to the shapes of a pruned network's state, and load it.
 
-    ``Conv2d`` (depthwise ones too), ``Linear``, batch-norm and ``PReLU`` layers take the stored
-    numbers of channels; everything else must fit as it is. On an error the model is unchanged.
+    ``Conv2d`` (depthwise ones too), ``Linear``, batch-norm, instance-norm and ``PReLU`` layers take
+    the stored numbers of channels; everything else must fit as it is. On an error the model is
+    unchanged.
 
     Args:
         model: The unpruned architecture, changed in place; on the "meta" device it costs nothing.
@@ -74,7 +75,7 @@ def _n_free_dims(module: nn.Module, key: str) -> int:
     """Return how many leading dimensions of a module's tensor may shrink."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         return {"weight": 2, "bias": 1}.get(key, 0)
-    if isinstance(module, _BatchNorm | nn.PReLU):
+    if isinstance(module, _NormBase | nn.PReLU):
         return 0 if key == "num_batches_tracked" else 1
     return 0
 
@@ -98,7 +99,7 @@ def _shrink(module: nn.Module, stored: dict[str, Tensor]) -> None:
         _set_conv_counts(module, stored["weight"])
     elif isinstance(module, nn.Linear) and "weight" in stored:
         module.out_features, module.in_features = stored["weight"].shape
-    elif isinstance(module, _BatchNorm) and stored:
+    elif isinstance(module, _NormBase) and stored:
         module.num_features = max(len(tensor) for tensor in stored.values() if tensor.dim())
     elif isinstance(module, nn.PReLU) and stored:
         module.num_parameters = len(stored["weight"])

@@ -178,6 +178,7 @@ def test_every_algorithm_runs_the_job(algo: str, tmp_path: Path) -> None:
         (["--size-budget", "0.0001"], "size_budget must be in"),
         (["--episodes", "0"], "episodes must be at least 1, got 0"),
         (["--checkpoint", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--activation-bits", "4"], "activation_bits must be 8, got 4"),
         (["--train-epochs", "0"], "train_epochs must be at least 1, got 0"),
         (["--train-epochs", "1", "--checkpoint", "x"], "train_epochs or a checkpoint, not both"),
         (["--model", "cnn4"], r"no recipe for cnn4 on digits.*--train-epochs"),

@@ -56,6 +56,7 @@ def test_a_seed_without_such_a_network_is_left_out(sweep: Path) -> None:
     rows = read_sweep(sweep)
     rows = rows[~rows["size_bytes"].isin([400, 500])]
     assert choose(rows, "test_error")["seed"].tolist() == [0]
+    assert "| test images | 1 | none | - |" in format_choices(rows)
 
 
 def test_report_and_figure_are_written(

@@ -240,3 +240,59 @@ def test_network_without_layers_is_refused() -> None:
 
     with pytest.raises(ValueError, match="no Conv2d or Linear layer"):
         QuantizationEnv(Means(), data(), device="cpu")
+
+
+class TiedNet(PlainNet):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv3 = nn.Conv2d(6, 6, 3, padding=1)
+        self.conv4 = nn.Conv2d(6, 6, 3, padding=1)
+        self.conv4.weight = self.conv3.weight
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = self.pool(torch.relu(self.conv2(torch.relu(self.conv1(images)))))
+        hidden = self.pool(self.conv4(torch.relu(self.conv3(hidden))))
+        logits: torch.Tensor = self.fc2(torch.relu(self.fc1(hidden.flatten(1))))
+        return logits
+
+
+def test_layers_that_share_a_weight_are_refused() -> None:
+    with pytest.raises(ValueError, match="'conv3' and 'conv4' share one weight"):
+        QuantizationEnv(seeded(TiedNet), data(), **QUICK)
+
+
+def test_the_budget_of_a_quantized_network_is_of_its_float32_size() -> None:
+    env = QuantizationEnv(seeded(PlainNet), data(), activation_bits=8, **QUICK)
+    act(env, [1.0] * 4)
+    model = env.compressed_model()
+    again = QuantizationEnv(model, data(), size_budget=0.9, **QUICK)
+    plain = QuantizationEnv(seeded(PlainNet), data(), size_budget=0.9, **QUICK)
+    assert again.budget_bytes == plain.budget_bytes
+    with pytest.raises(ValueError, match="the network is quantized: prune it before, or bake it"):
+        PruningEnv(model, data(), **QUICK)
+
+
+def test_the_minimum_that_an_error_names_is_allowed() -> None:
+    with pytest.raises(ValueError, match="size_budget must be in") as caught:
+        QuantizationEnv(seeded(PlainNet), data(), size_budget=1e-6, **QUICK)
+    lowest = float(str(caught.value).split("[")[1].split(",")[0])
+    QuantizationEnv(seeded(PlainNet), data(), size_budget=lowest, **QUICK)
+
+
+class KeywordNet(PlainNet):
+    """Calls its first layer by keyword."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = self.pool(torch.relu(self.conv1(input=images)))
+        hidden = self.pool(torch.relu(self.conv2(hidden)))
+        logits: torch.Tensor = self.fc2(torch.relu(self.fc1(hidden.flatten(1))))
+        return logits
+
+
+def test_an_input_given_by_keyword_cannot_be_quantized() -> None:
+    env = QuantizationEnv(seeded(KeywordNet), data(), activation_bits=8, **QUICK)
+    env.reset()
+    with pytest.raises(ValueError, match=r"'conv1' gets its input by keyword: call it as conv1"):
+        env.step(np.ones(1, np.float32))

@@ -195,7 +195,9 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "many large tensors": lambda: write_file(
         BASE | {"tensors": [[f"t{i}", [2**21]] for i in range(1000)]}
     ),
-    "many dimensions": lambda: write_file(BASE | {"tensors": [["t", [1] * 100]]}),
+    "many dimensions": lambda: write_file(BASE | {"tensors": [["t", [2**24] * 100_000]]}),
+    "many tensors": lambda: write_file(BASE | {"tensors": [[f"t{i}", [1]] for i in range(40_000)]}),
+    "a long name, twice": lambda: write_file(BASE | {"tensors": [["t" * 400_000, [1]]] * 2}),
     "a negative size": lambda: write_file(BASE | {"tensors": [["t", [-1, -1]]]}),
     "a size that is no integer": lambda: write_file(BASE | {"tensors": [["t", [1.0]]]}),
     "a size that is true": lambda: write_file(BASE | {"tensors": [["t", [True]]]}),

@@ -238,5 +238,21 @@ def test_a_network_that_could_not_be_read_again_is_not_written() -> None:
     layer = nn.Linear(2100, 2100, bias=False)
     nn.init.zeros_(layer.weight)
     attach(layer, 1, torch.ones(2100))
-    with pytest.raises(ValueError, match=r"1024 for each byte of the file\), got"):
+    with pytest.raises(ValueError, match=r"512 for each byte of the file\), got"):
         pack(layer)
+
+
+def test_a_quantized_network_cannot_be_loaded_into(tmp_path: Path) -> None:
+    layer = nn.Conv2d(1, 2, 3)
+    attach(layer, 4)
+    save(tmp_path / "net.cenv", layer)
+    with pytest.raises(ValueError, match="expected an unquantized network as model="):
+        load(tmp_path / "net.cenv", layer)
+
+
+def test_a_pruned_instance_norm_is_loaded(tmp_path: Path) -> None:
+    pruned = nn.Sequential(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4, affine=True))
+    save(tmp_path / "net.cenv", pruned)
+    whole = nn.Sequential(nn.Conv2d(1, 8, 3), nn.InstanceNorm2d(8, affine=True))
+    again, images = load(tmp_path / "net.cenv", whole), torch.randn(2, 1, 6, 6)
+    assert torch.equal(again(images), pruned.eval()(images))
