@@ -43,6 +43,8 @@ class Config:
     """Named network."""
     dataset: str = "digits"
     """Named data set."""
+    label: str | None = None
+    """What tables and figures call the data set; its name when not given."""
     data_root: Path | None = None
     """Folder of the data set's files."""
     download: bool = False
@@ -95,6 +97,11 @@ class Config:
     """Write TensorBoard's files to the run folder."""
     resume: Path | None = None
     """Run folder of a stopped run to go on with, with the settings that it was started with."""
+
+    @property
+    def title(self) -> str:
+        """What tables and figures call the task."""
+        return f"{self.model} on {self.label or self.dataset}"
 
     def check(self) -> None:
         """Check what no environment checks.

@@ -154,7 +154,7 @@ def format_report(config: Any, rows: list[Row], skipped: dict[str, str]) -> str:
     left_out = [f"- `{name}`: {reason}" for name, reason in skipped.items()] or ["None."]
     return "\n".join(
         [
-            f"# {config.model} on {config.dataset}: {config.algo}",
+            f"# {config.title}: {config.algo}",
             "",
             format_markdown(HEADINGS, [row.cells() for row in rows]),
             "",

@@ -46,7 +46,7 @@ RATIOS = {
     "time_64": "latency_64_ms",
 }
 """Columns that are those of the run, divided by its baseline's."""
-FREE = {"seed", "out", "data_root", "download", "device", "store", "tensorboard", "resume"}
+FREE = {"seed", "label", "out", "data_root", "download", "device", "store", "tensorboard", "resume"}
 FREE |= {"command", "date", "versions", "git_revision", "hardware", "resumptions"}
 
 
