@@ -18,6 +18,7 @@ from compress_env.layers import compute_layers
 from compress_env.models import MODELS, build_model
 from compress_env.pruning.surgery import find_walk
 from experiments.latency import OnnxNetwork
+from experiments.report import FILE_HEADINGS, HEADINGS, format_markdown, read_rows
 from experiments.tables import read_runs, summarize
 from tests.fakes import PlainNet, seeded
 
@@ -108,6 +109,12 @@ def test_tables_over_seeds_are_those_of_the_stored_runs(runs: str) -> None:
     folders = tuple(sorted((ROOT / "results").glob(f"compress-{runs}-seed*")))
     assert len(folders) >= 3
     assert summarize(read_runs(folders)).strip() in README
+
+
+def test_tables_of_a_single_run_are_those_of_the_stored_run() -> None:
+    rows = read_rows(ROOT / "results" / "compress-cifar10-jpeg-seed0" / "table.csv")
+    assert format_markdown(HEADINGS, [row.cells() for row in rows]) in README
+    assert format_markdown(FILE_HEADINGS, [row.file_cells() for row in rows]) in README
 
 
 def test_tables_are_those_of_the_stored_runs() -> None:
