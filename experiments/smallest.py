@@ -1,7 +1,7 @@
 """How small a file can get without losing accuracy: the smallest of a sweep over budgets.
 
 `python -m experiments.sweep --seeds 0 1 2 --flops-budgets ... --size-budgets ... --out SWEEP` makes
-the networks, and `python -m experiments.smallest --sweep SWEEP` picks, for each seed, the smallest
+the networks, and `python -m experiments.smallest --sweeps SWEEP` picks, for each seed, the smallest
 packed file that is no worse than the float32 network. What is "no worse" is told twice: by the
 validation images, which is how one would choose, and by the test images themselves, which is what
 papers report and flatters, as it picks the luckiest of many networks.
@@ -10,6 +10,7 @@ papers report and flatters, as it picks the luckiest of many networks.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 
 from experiments.report import format_markdown
 
-__all__ = ["CHOICES", "Config", "choose", "draw_sizes", "format_choices", "main", "read_sweep"]
+__all__ = ["CHOICES", "Config", "choose", "draw_sizes", "format_choices", "main", "read_sweeps"]
 
 CHOICES = {"validation_error": "validation images", "test_error": "test images"}
 """Columns that tell whether a network is no worse, and what they are measured on."""
@@ -42,25 +43,26 @@ HEADINGS = (
 class Config:
     """Settings of the choice."""
 
-    sweep: Path
-    """Folder of a finished `experiments.sweep` over budgets and seeds, of one network and data set.
-    `smallest.md` and `smallest.png` are written there."""
+    sweeps: tuple[Path, ...]
+    """Folders of `experiments.sweep` over budgets and seeds, of one network and data set.
+    `smallest.md` and `smallest.png` are written to the first."""
 
 
-def read_sweep(folder: Path) -> pd.DataFrame:
-    """Read the rows of all networks of a sweep, with their validation errors.
+def read_sweeps(folders: Sequence[Path]) -> pd.DataFrame:
+    """Read the rows of all networks of sweeps, with their validation errors.
 
     Raises:
         ValueError: If there is no finished cell, or networks or data sets differ.
     """
     try:
-        table = pd.read_csv(folder / "sweep.csv")
+        table = pd.concat([pd.read_csv(each / "sweep.csv") for each in folders], ignore_index=True)
         table["validation_error"] = 1.0 - table["validation_accuracy"]
         for column in ("model", "dataset"):
             if table[column].nunique() != 1:
                 raise ValueError(f"expected one {column}, got {sorted(table[column].unique())}")
     except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{str(folder)!r} is not a sweep to choose from: {error}") from None
+        names = ", ".join(map(str, folders))
+        raise ValueError(f"no sweep to choose from in {names}: {error}") from None
     return table
 
 
@@ -68,7 +70,7 @@ def choose(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """Return, for each seed, the smallest file whose error is at most that of the baseline.
 
     Args:
-        rows: As from `read_sweep`.
+        rows: As from `read_sweeps`.
         column: A key of `CHOICES`.
 
     Returns:
@@ -133,11 +135,11 @@ def main() -> None:
     """Run from the command line; a wrong setting ends it with one line."""
     config = tyro.cli(Config, description=__doc__)
     try:
-        rows = read_sweep(config.sweep)
+        rows = read_sweeps(config.sweeps)
         text = format_choices(rows)
         sys.stdout.write(text)
-        (config.sweep / "smallest.md").write_text(text, encoding="utf-8")
-        draw_sizes(rows).savefig(config.sweep / "smallest.png", dpi=150)
+        (config.sweeps[0] / "smallest.md").write_text(text, encoding="utf-8")
+        draw_sizes(rows).savefig(config.sweeps[0] / "smallest.png", dpi=150)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

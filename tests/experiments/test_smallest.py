@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from experiments import smallest
-from experiments.smallest import choose, format_choices, read_sweep
+from experiments.smallest import choose, format_choices, read_sweeps
 
 
 def row(seed: int, network: str, size: int, accuracy: float, error: float) -> dict[str, Any]:
@@ -46,14 +46,14 @@ def sweep(tmp_path: Path) -> Path:
 
 
 def test_the_smallest_that_is_no_worse_is_chosen_for_each_seed(sweep: Path) -> None:
-    rows = read_sweep(sweep)
+    rows = read_sweeps([sweep])
     assert choose(rows, "validation_error")["size_bytes"].tolist() == [100, 400]
     assert choose(rows, "test_error")["size_bytes"].tolist() == [200, 400]
     assert choose(rows, "test_error")["baseline_size_bytes"].tolist() == [1000, 1000]
 
 
 def test_a_seed_without_such_a_network_is_left_out(sweep: Path) -> None:
-    rows = read_sweep(sweep)
+    rows = read_sweeps([sweep])
     rows = rows[~rows["size_bytes"].isin([400, 500])]
     assert choose(rows, "test_error")["seed"].tolist() == [0]
     assert "| test images | 1 | none | - |" in format_choices(rows)
@@ -62,10 +62,10 @@ def test_a_seed_without_such_a_network_is_left_out(sweep: Path) -> None:
 def test_report_and_figure_are_written(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["smallest", "--sweep", str(sweep)])
+    monkeypatch.setattr("sys.argv", ["smallest", "--sweeps", str(sweep)])
     smallest.main()
     text = (sweep / "smallest.md").read_text()
-    assert text == capsys.readouterr().out == format_choices(read_sweep(sweep))
+    assert text == capsys.readouterr().out == format_choices(read_sweeps([sweep]))
     assert "| validation images | 0 | 100 | 10.0 | 1.20 | 1.00 | 10.00 % | 0.164 | 0.03 |" in text
     assert "| test images | 1 | 400 | 2.5 | 0.90 | 1.00 | 40.00 % | 0.164 | over |" in text
     assert "The smallest of 5 files over 2 seeds" in text
@@ -86,6 +86,13 @@ def test_what_is_no_sweep_ends_with_one_line(
 ) -> None:
     if content is not None:
         (tmp_path / "sweep.csv").write_text(content)
-    monkeypatch.setattr("sys.argv", ["smallest", "--sweep", str(tmp_path)])
-    with pytest.raises(SystemExit, match=f"error: .* is not a sweep to choose from: .*{message}"):
+    monkeypatch.setattr("sys.argv", ["smallest", "--sweeps", str(tmp_path)])
+    with pytest.raises(SystemExit, match=f"error: no sweep to choose from in .*{message}"):
         smallest.main()
+
+
+def test_sweeps_are_put_together(sweep: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    pd.DataFrame([ROWS[0], row(0, "uniform", 90, 0.995, 0.010)]).to_csv(other / "sweep.csv")
+    assert choose(read_sweeps([sweep, other]), "test_error")["size_bytes"].tolist() == [90, 400]
