@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from compress_env.digests import Code, digest
+from compress_env.models import Architecture
 from compress_env.task import CompressionTask
 
 __all__ = ["code_version", "task_fingerprint"]
@@ -81,9 +82,14 @@ code_version()  # read at once: a file that changes later is not the code that r
 def _network_digest(task: CompressionTask) -> str:
     model = task.model
     kinds = dict.fromkeys(type(module) for module in model.modules())
-    # What modules have been told, such as a rate of dropout that they do not print.
+    # What modules have been told, such as a rate of dropout that they do not print; but not what
+    # `build_model` made the network from, which the network itself shows.
     told = [
-        {key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE}
+        {
+            key: value
+            for key, value in vars(module).items()
+            if key not in _OF_EVERY_MODULE and not isinstance(value, Architecture)
+        }
         for module in model.modules()
     ]
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
 __all__ = [
     "FLOAT_BYTES",
@@ -83,8 +82,8 @@ def check_network(model: nn.Module) -> None:
     """Check that a network has layers to be looked into, and weights.
 
     Raises:
-        ValueError: If it is TorchScript, if a lazy module has not seen an image yet, so that its
-            weights are to come, or if a weight is computed from others, as by `weight_norm`.
+        ValueError: If it is TorchScript, or if a lazy module has not seen an image yet, so that its
+            weights are to come.
     """
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise ValueError("the network is TorchScript: give the module that it was made from")
@@ -94,20 +93,6 @@ def check_network(model: nn.Module) -> None:
             f"{lazy[0]!r} of the network has no values yet: lazy modules must be run on an image, "
             "and trained, before they are compressed"
         )
-    for name, layer in compute_layers(model).items():
-        if not (isinstance(layer._parameters.get("weight"), nn.Parameter) or _is_quantized(layer)):
-            raise ValueError(
-                f"the weight of {name!r} is computed from others, as by weight_norm: remove that "
-                "(torch.nn.utils.parametrize.remove_parametrizations) before it is compressed"
-            )
-
-
-def _is_quantized(layer: nn.Module) -> bool:
-    """Return whether the weight is parametrized by a quantizer and nothing else."""
-    if not parametrize.is_parametrized(layer, "weight"):
-        return False
-    chain: Any = layer.parametrizations
-    return all(hasattr(step, "bits") for step in chain["weight"])
 
 
 def describe_layer(name: str, module: nn.Module, positions: int, n_calls: int = 1) -> Layer:

@@ -22,7 +22,13 @@ from compress_env.quantization.activations import (
     measure_input_range,
 )
 from compress_env.quantization.bounds import size_bounds
-from compress_env.quantization.fake_quant import MAX_BITS, attach, bake, float_weight
+from compress_env.quantization.fake_quant import (
+    MAX_BITS,
+    attach,
+    bake,
+    float_weight,
+    is_computed,
+)
 from compress_env.quantization.packing import pack
 from compress_env.snapshots import Network
 from compress_env.store import Executed, Prefix, Transition, flatten
@@ -149,7 +155,7 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
         super().__init__(model, data, **options)
         if not self.table:
             raise ValueError("model has no Conv2d or Linear layer to quantize")
-        _check_untied(self.task.model)
+        _check_weights(self.task.model)
         self.min_bits = min_bits
         self.activation_bits = activation_bits
         self._names = [layer.name for layer in self.table]
@@ -226,10 +232,15 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
         return super()._get_info() | {"size_bytes": self._current.size_bytes}
 
 
-def _check_untied(model: nn.Module) -> None:
-    """Check that no two layers have one weight, of which they might want different bits."""
+def _check_weights(model: nn.Module) -> None:
+    """Check that every layer has a weight of its own, that nothing else computes."""
     owners: dict[int, str] = {}
     for name, layer in compute_layers(model).items():
+        if is_computed(layer):
+            raise ValueError(
+                f"the weight of {name!r} is computed from others, as by weight_norm: remove that "
+                "(torch.nn.utils.parametrize.remove_parametrizations) before quantizing"
+            )
         other = owners.setdefault(id(float_weight(layer)), name)
         if other != name:
             raise ValueError(

@@ -20,6 +20,7 @@ __all__ = [
     "bits_of",
     "dequantize",
     "float_weight",
+    "is_computed",
     "is_quantized",
     "largest_integer",
     "optimal_clip",
@@ -210,6 +211,14 @@ def quantizer_of(layer: nn.Module) -> FakeQuantize | None:
         return None
     chain: Any = layer.parametrizations
     return next((step for step in chain["weight"] if isinstance(step, FakeQuantize)), None)
+
+
+def is_computed(layer: nn.Module) -> bool:
+    """Return whether the weight is computed by something else than a quantizer: `weight_norm`."""
+    if parametrize.is_parametrized(layer, "weight"):
+        chain: Any = layer.parametrizations
+        return not all(isinstance(step, FakeQuantize) for step in chain["weight"])
+    return not isinstance(layer._parameters.get("weight"), nn.Parameter)
 
 
 def is_quantized(layer: nn.Module) -> bool:

@@ -22,6 +22,7 @@ from compress_env.quantization.activations import detach_input
 from compress_env.quantization.fake_quant import (
     bake,
     dequantize,
+    is_computed,
     quantize_to_integers,
     quantizer_of,
 )
@@ -93,7 +94,11 @@ def _find_pairs(model: nn.Module, image: Tensor) -> list[_Pair]:
         model(image)
     once = [name for name, n_calls in calls.items() if n_calls == 1]
     norms = [name for name in once if name in inputs and isinstance(layers[name], nn.BatchNorm2d)]
-    convolutions = [name for name in once if isinstance(layers[name], nn.Conv2d)]
+    convolutions = [
+        name
+        for name in once
+        if isinstance(layers[name], nn.Conv2d) and not is_computed(layers[name])
+    ]
     return [
         _Pair(convolution, norm)
         for norm in norms

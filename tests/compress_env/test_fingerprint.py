@@ -25,6 +25,7 @@ from compress_env.data import DataBundle, make_data_bundle
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
 from compress_env.fingerprint import code_version, task_fingerprint
+from compress_env.models import build_model
 from compress_env.task import CompressionTask, FinetuneConfig
 from tests.fakes import BranchedNet, PlainNet, make_data, seeded
 
@@ -66,6 +67,12 @@ def test_the_network_is_told_by_content() -> None:
     model = seeded(BranchedNet)
     assert name_of(model) == name_of(copy.deepcopy(model))
     assert name_of(model) == name_of()
+
+
+def test_named_networks_are_shared(caplog: pytest.LogCaptureFixture) -> None:
+    model = build_model("lenet5", 3, (1, 8, 8))
+    assert name_of(model) == name_of(copy.deepcopy(model))
+    assert "not shared" not in caplog.text
 
 
 @pytest.mark.parametrize("name", ["stem.0.weight", "head.bias", "right.1.running_var"])

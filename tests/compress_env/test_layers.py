@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import Permute
 
 from compress_env.layers import (
-    check_network,
     dense_macs,
     dense_params,
     describe_layer,
@@ -23,7 +22,6 @@ from compress_env.layers import (
     sparse_params,
 )
 from compress_env.models import build_model
-from compress_env.quantization.fake_quant import attach
 from tests.fakes import BranchedNet, PlainNet, seeded
 
 
@@ -138,13 +136,3 @@ def test_smallest_rate_is_feasible_and_a_smaller_one_is_not(
 def test_largest_bits() -> None:
     assert largest_bits_within(1, 8, lambda b: b <= 5) == 5
     assert largest_bits_within(2, 8, lambda b: b <= 1) == 2
-
-
-def test_weights_that_are_computed_from_others_are_refused() -> None:
-    model = PlainNet()
-    torch.nn.utils.parametrizations.weight_norm(model.conv2)
-    with pytest.raises(ValueError, match=r"the weight of 'conv2' is computed from others"):
-        check_network(model)
-    quantized = PlainNet()
-    attach(quantized.conv2, 4)
-    check_network(quantized)

@@ -408,8 +408,9 @@ def test_main_job_is_swept(
     assert caught.value.code == 0
     assert "1 of 1 cells finished" in capsys.readouterr().out
     table = pd.read_csv(out / "sweep.csv")
-    assert list(table["network"]) == ["baseline", "uniform", "random"]
-    assert list(table["seed"]) == [1, 1, 1]
+    assert list(table["network"])[:2] == ["baseline", "uniform"]
+    assert list(table["network"])[-1] == "random"
+    assert list(table["seed"]) == [1] * 5
     assert {"model", "dataset", "flops_budget", "size_budget", "test_error"} <= set(table)
     config = json.loads((out / table["cell"][0] / "config.json").read_text())
     assert (config["algo"], config["hardware"]["torch_threads"]) == ("random", 1)

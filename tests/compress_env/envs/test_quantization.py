@@ -263,6 +263,14 @@ def test_layers_that_share_a_weight_are_refused() -> None:
         QuantizationEnv(seeded(TiedNet), data(), **QUICK)
 
 
+def test_weights_that_are_computed_from_others_are_refused() -> None:
+    model = seeded(PlainNet)
+    assert isinstance(model, PlainNet)
+    torch.nn.utils.parametrizations.weight_norm(model.conv2)
+    with pytest.raises(ValueError, match="the weight of 'conv2' is computed from others"):
+        QuantizationEnv(model, data(), **QUICK)
+
+
 def test_the_budget_of_a_quantized_network_is_of_its_float32_size() -> None:
     env = QuantizationEnv(seeded(PlainNet), data(), activation_bits=8, **QUICK)
     act(env, [1.0] * 4)

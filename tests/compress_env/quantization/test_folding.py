@@ -176,3 +176,25 @@ def test_a_folded_network_can_be_baked() -> None:
     baked = copy.deepcopy(folded)
     bake(baked)
     assert torch.equal(folded(images()), baked(images()))
+
+
+class KeywordNet(nn.Sequential):
+    """A norm that gets its input by keyword, and a convolution whose weight is computed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        )
+        torch.nn.utils.parametrizations.weight_norm(self[2])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self[1](input=self[0](images))
+        logits: torch.Tensor = self[3](self[2](hidden)).mean((2, 3))
+        return logits
+
+
+def test_unusual_calls_and_computed_weights_are_left_as_they_are() -> None:
+    model, image = KeywordNet().eval(), torch.randn(2, 1, 6, 6)
+    folded = fold_batch_norm(model, image)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in folded.modules()) == 2
+    assert torch.equal(folded(image), model(image))
