@@ -87,17 +87,20 @@ def choose(rows: pd.DataFrame, column: str) -> pd.DataFrame:
 
 def format_choices(rows: pd.DataFrame) -> str:
     """Format both choices as a Markdown table, seed by seed."""
-    lines = [
-        (CHOICES[column], *_cells(row))
-        for column in CHOICES
-        for row in choose(rows, column).to_dict("records")
-    ]
+    lines: list[tuple[str, ...]] = []
     for column, label in CHOICES.items():
-        without = sorted(set(rows["seed"]) - set(choose(rows, column)["seed"]))
-        lines += [(label, str(seed), "none", *["-"] * (len(HEADINGS) - 3)) for seed in without]
+        chosen = choose(rows, column).set_index("seed", drop=False)
+        for seed in sorted(set(rows["seed"])):
+            known = seed in chosen.index
+            cells = _cells(chosen.loc[seed].to_dict()) if known else _none(seed)
+            lines.append((label, *cells))
     n_networks = int((rows["network"] != "baseline").sum())
     title = f"The smallest of {n_networks} files over {rows['seed'].nunique()} seeds:"
     return "\n".join([title, "", format_markdown(HEADINGS, lines), ""])
+
+
+def _none(seed: int) -> tuple[str, ...]:
+    return (str(seed), "none", *["-"] * (len(HEADINGS) - 3))
 
 
 def _cells(row: dict[Any, Any]) -> tuple[str, ...]:
@@ -125,7 +128,7 @@ def draw_sizes(rows: pd.DataFrame) -> Figure:
         axes.plot(files["size_bytes"], errors, ".", color=color, label=f"seed {seed}")
         axes.axhline(100 * mine[is_baseline]["test_error"].iloc[0], color=color, linewidth=0.8)
     model, dataset = rows["model"].iloc[0], rows["dataset"].iloc[0]
-    axes.set(xlabel="bytes of the packed file", ylabel="test error %", xscale="log", yscale="log")
+    axes.set(xlabel="bytes of the packed file", ylabel="test error %")
     axes.set_title(f"{model} on {dataset}: every file, and the float32 networks (lines)")
     axes.legend()
     return figure

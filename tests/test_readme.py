@@ -120,7 +120,8 @@ def test_tables_of_a_single_run_are_those_of_the_stored_run() -> None:
 def test_tables_are_those_of_the_stored_runs() -> None:
     paths = sorted((ROOT / "results").glob("throughput*/throughput.md"))
     paths += (ROOT / "results").glob("information-dropout-*/information_dropout.md")
-    assert len(paths) == 4
+    paths += (ROOT / "results").glob("smallest-*/smallest.md")
+    assert len(paths) == 5
     for path in paths:
         blocks = path.read_text(encoding="utf-8").split("\n\n")
         tables = [block.strip() for block in blocks if block.startswith("|")]
