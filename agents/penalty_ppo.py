@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -24,7 +24,22 @@ from agents.losses import (
     surrogate_loss,
 )
 
-__all__ = ["CIMPPO", "KLPPO", "PenaltyPPO"]
+__all__ = ["CIMPPO", "KLPPO", "PenaltyPPO", "PolicyBatch"]
+
+
+class PolicyBatch(NamedTuple):
+    """What the actor's loss follows from, at B states."""
+
+    advantages: th.Tensor
+    """(B,), without gradient."""
+    log_prob: th.Tensor
+    """(B,) log-probabilities of the actions taken, under the policy being trained."""
+    old_log_prob: th.Tensor
+    """(B,) those under the policy that has acted."""
+    new: Distribution
+    """Distributions of the policy being trained."""
+    old: Distribution
+    """Those of the policy that has acted, without gradient."""
 
 
 class PenaltyPPO(PPO):
@@ -58,24 +73,9 @@ class PenaltyPPO(PPO):
         if not known:
             raise ValueError(f"expected Box or Discrete actions, got {self.action_space}")
 
-    def _policy_loss(
-        self,
-        advantages: th.Tensor,
-        log_prob: th.Tensor,
-        old_log_prob: th.Tensor,
-        new: Distribution,
-        old: Distribution,
-    ) -> th.Tensor:
-        """Return what the actor minimises, a scalar; here the clipped surrogate.
-
-        Args:
-            advantages: (B,), without gradient.
-            log_prob: (B,) log-probabilities of the actions taken, under the policy being trained.
-            old_log_prob: (B,) those under the policy that has acted.
-            new: Distributions of the policy being trained at the B states.
-            old: Those of the policy that has acted, without gradient.
-        """
-        return clipped_surrogate_loss(advantages, log_prob, old_log_prob, self._clip_range)
+    def _policy_loss(self, batch: PolicyBatch) -> th.Tensor:
+        """Return what the actor minimises, a scalar; here the clipped surrogate."""
+        return clipped_surrogate_loss(*batch[:3], self._clip_range)
 
     def _after_training(self, kl_old_new: float) -> None:
         """Take note of the mean KL(old || new) of the last pass over the rollout."""
@@ -131,7 +131,8 @@ class PenaltyPPO(PPO):
         advantages = data.advantages
         if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        policy_loss = self._policy_loss(advantages, log_prob, data.old_log_prob, new, old)
+        batch = PolicyBatch(advantages, log_prob, data.old_log_prob, new, old)
+        policy_loss = self._policy_loss(batch)
         value_loss = F.mse_loss(data.returns, self._clipped_values(values, data.old_values))
         entropy_loss = -th.mean(-log_prob if entropy is None else entropy)
         loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
@@ -224,17 +225,10 @@ class KLPPO(PenaltyPPO):
         self.reverse = reverse
         super().__init__(policy, env, **kwargs)
 
-    def _policy_loss(
-        self,
-        advantages: th.Tensor,
-        log_prob: th.Tensor,
-        old_log_prob: th.Tensor,
-        new: Distribution,
-        old: Distribution,
-    ) -> th.Tensor:
+    def _policy_loss(self, batch: PolicyBatch) -> th.Tensor:
+        new, old = batch.new, batch.old
         divergence = _kl(new, old) if self.reverse else _kl(old, new)
-        loss = surrogate_loss(advantages, log_prob, old_log_prob)
-        return loss + self.kl_coef * divergence.mean()
+        return surrogate_loss(*batch[:3]) + self.kl_coef * divergence.mean()
 
     def _after_training(self, kl_old_new: float) -> None:
         self.logger.record("train/kl_coef", self.kl_coef)
@@ -274,17 +268,10 @@ class CIMPPO(PenaltyPPO):
         self.width = width
         super().__init__(policy, env, **kwargs)
 
-    def _policy_loss(
-        self,
-        advantages: th.Tensor,
-        log_prob: th.Tensor,
-        old_log_prob: th.Tensor,
-        new: Distribution,
-        old: Distribution,
-    ) -> th.Tensor:
-        shift = parameter_shift(_torch_distribution(new), _torch_distribution(old))
-        loss = surrogate_loss(advantages, log_prob, old_log_prob)
-        return loss + self.cim_coef * cim_penalty(shift, self.width).mean()
+    def _policy_loss(self, batch: PolicyBatch) -> th.Tensor:
+        new, old = _torch_distribution(batch.new), _torch_distribution(batch.old)
+        penalty = cim_penalty(parameter_shift(new, old), self.width)
+        return surrogate_loss(*batch[:3]) + self.cim_coef * penalty.mean()
 
 
 def _kl(first: Distribution, second: Distribution) -> th.Tensor:
