@@ -33,6 +33,7 @@ from compress_env.models import check_model_name
 from compress_env.seeding import derive_generator
 from compress_env.task import CompressionTask
 from experiments.algorithms import check_algorithm, make_learner
+from experiments.checks import check_choices, check_lowest
 from experiments.command import run_command, run_measurement
 from experiments.importance_benefit_figures import draw_errors
 from experiments.importance_benefit_report import format_report
@@ -100,10 +101,9 @@ class Config:
             ValueError: If a setting is out of range.
         """
         check_model_name(self.model)
-        for name in ("methods", "targets", "epochs", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"expected {name} that differ, at least one, got {values}")
+        check_choices(self, "methods", "targets", "epochs", "seeds")
+        check_lowest(self, 0, "seeds", "epochs")
+        check_lowest(self, 1, "n_evaluations", "validation_images")
         for method in self.methods:
             check_algorithm(method)
         if BASELINE not in self.methods:
@@ -114,12 +114,6 @@ class Config:
             )
         if not all(0.0 < target < 1.0 for target in self.targets):
             raise ValueError(f"targets must be in (0, 1), got {self.targets}")
-        if min(self.seeds) < 0 or min(self.epochs) < 0:
-            raise ValueError(f"seeds and epochs must be 0 or more, got {self.seeds}, {self.epochs}")
-        for name in ("n_evaluations", "validation_images"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be 1 or more, got {value}")
 
     @property
     def title(self) -> str:

@@ -27,6 +27,7 @@ from compress_env.importance import afie, allocate, sensitivity
 from compress_env.models import check_model_name
 from compress_env.pruning.plan import PruningPlan
 from compress_env.task import CompressionTask
+from experiments.checks import check_choices, check_lowest
 from experiments.command import run_command, run_measurement
 from experiments.importance_stability_figures import draw_agreement, draw_scores
 from experiments.importance_stability_report import format_report
@@ -81,21 +82,16 @@ class Config:
         Raises:
             ValueError: If a setting is out of range.
         """
-        for name in ("models", "seeds", "epochs"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"expected {name} that differ, at least one, got {values}")
+        check_choices(self, "models", "seeds", "epochs")
+        check_lowest(self, 0, "seeds")
+        check_lowest(self, 1, "validation_images")
         for model in self.models:
             check_model_name(model)
-        if min(self.seeds) < 0:
-            raise ValueError(f"seeds must be 0 or more, got {self.seeds}")
         rising = list(self.epochs) == sorted(self.epochs) and self.epochs[0] >= 0
         if not rising or sum(epoch > 0 for epoch in self.epochs) < 2:
             raise ValueError(
                 f"epochs must rise, from 0 or more, and two of them be above 0, got {self.epochs}"
             )
-        if self.validation_images is not None and self.validation_images < 1:
-            raise ValueError(f"validation_images must be 1 or more, got {self.validation_images}")
 
     @property
     def data_label(self) -> str:

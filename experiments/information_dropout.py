@@ -31,6 +31,7 @@ from compress_env.pruning.elements import dropout_behind
 from compress_env.pruning.variational import InformationDropout, normal_from_moments
 from compress_env.seeding import derive_generator
 from compress_env.task import CompressionTask
+from experiments.checks import check_choices, check_lowest
 from experiments.command import run_command, run_measurement
 from experiments.information_figures import LogNormal, draw_information, draw_noise, draw_weights
 from experiments.information_measures import (
@@ -86,10 +87,8 @@ class Config:
         Raises:
             ValueError: If a setting is out of range.
         """
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"expected seeds of 0 or more that differ, got {self.seeds}")
-        if self.epochs < 0:
-            raise ValueError(f"epochs must be 0 or more, got {self.epochs}")
+        check_choices(self, "seeds")
+        check_lowest(self, 0, "seeds", "epochs")
         if not self.kl_weight >= 0.0:
             raise ValueError(f"kl_weight must be 0 or more, got {self.kl_weight}")
         if self.noise_samples < 100:

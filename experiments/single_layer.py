@@ -32,6 +32,7 @@ from compress_env.layers import Layer, nonzero_weights
 from compress_env.pruning.elements import VariationalConfig
 from compress_env.seeding import derive_generator
 from compress_env.task import CompressionTask
+from experiments.checks import check_choices, check_lowest
 from experiments.command import run_command, run_measurement
 from experiments.run_folder import RunFolder
 from experiments.single_layer_figures import draw_costs, draw_errors
@@ -112,19 +113,11 @@ class Config:
         Raises:
             ValueError: If a setting is out of range.
         """
-        for name in ("methods", "rates", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"expected {name} that differ, at least one, got {values}")
+        check_choices(self, "methods", "rates", "seeds")
         if not all(0.0 < rate <= MAX_RATE for rate in self.rates):
             raise ValueError(f"rates must be in (0, {MAX_RATE}], got {self.rates}")
-        if min(self.seeds) < 0:
-            raise ValueError(f"seeds must be 0 or more, got {self.seeds}")
-        if self.validation_images is not None and self.validation_images < 1:
-            raise ValueError(f"validation_images must be 1 or more, got {self.validation_images}")
-        for name in ("epochs", "finetune_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        check_lowest(self, 0, "seeds", "epochs", "finetune_steps")
+        check_lowest(self, 1, "validation_images")
 
     @property
     def title(self) -> str:

@@ -156,7 +156,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
         ({"methods": ("uniform", "uniform")}, "expected methods that differ"),
         ({"targets": (1.0,)}, r"targets must be in \(0, 1\), got \(1.0,\)"),
         ({"targets": (0.99,), "epochs": (0,), "seeds": (0,)}, "filters_budget must be in"),
-        ({"seeds": (-1,)}, "seeds and epochs must be 0 or more"),
+        ({"seeds": (-1,)}, r"seeds must be 0 or more, got \(-1,\)"),
         ({"n_evaluations": 0}, "n_evaluations must be 1 or more, got 0"),
         ({"selection": "variational"}, "selection must be magnitude, channel or random"),
         ({"model": "lenet6"}, "unknown model 'lenet6'"),

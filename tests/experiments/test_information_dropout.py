@@ -154,7 +154,7 @@ def test_a_strong_price_makes_units_noisier(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"seeds": ()}, "expected seeds of 0 or more that differ"),
+        ({"seeds": ()}, r"expected seeds that differ, at least one, got \(\)"),
         ({"epochs": -1}, "epochs must be 0 or more"),
         ({"kl_weight": -1.0}, "kl_weight must be 0 or more"),
         ({"noise_samples": 1}, "noise_samples must be at least 100"),

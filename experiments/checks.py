@@ -1,0 +1,32 @@
+"""Checks that the settings of several experiments share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["check_choices", "check_lowest"]
+
+
+def check_choices(config: Any, *names: str) -> None:
+    """Check that each of these settings holds values that differ, at least one.
+
+    Raises:
+        ValueError: If one does not.
+    """
+    for name in names:
+        values = getattr(config, name)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"expected {name} that differ, at least one, got {values}")
+
+
+def check_lowest(config: Any, lowest: int, *names: str) -> None:
+    """Check that each of these settings, or all its values, are so much or more, or not given.
+
+    Raises:
+        ValueError: If one is below.
+    """
+    for name in names:
+        value = getattr(config, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if value is not None and min(values) < lowest:
+            raise ValueError(f"{name} must be {lowest} or more, got {value}")
