@@ -290,7 +290,8 @@ def test_a_wide_layer_takes_a_fraction_of_a_second() -> None:
         select_by_lasso(statistics, weight, columns, 256)
         return time.process_time() - start
 
-    assert min(seconds() for _ in range(5)) < 1.0  # of processor time, whatever else runs
+    # Of processor time, so that it does not matter what else runs.
+    assert min(seconds() for _ in range(5)) < 0.15 * torch.get_num_threads()
 
 
 def test_random_selection_gives_every_channel_the_same_chance() -> None:
