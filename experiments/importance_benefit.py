@@ -77,15 +77,15 @@ class Config:
     """How channels are selected inside a layer: magnitude, channel (LASSO) or random."""
     damage: float = 1.0
     """Standard deviation of SBPF's noise in those of a layer's weights."""
-    n_trials: int = 5
+    n_trials: int = 10
     """Trials of SBPF for each layer and round."""
     n_rounds: int = 1
     """Rounds of SBPF."""
     learning_rate: float = 0.02
     """Highest step size of the training."""
-    finetune_steps: int = 10
+    finetune_steps: int = 5
     """Minibatches of fine-tuning after each layer of an episode."""
-    final_finetune_steps: int = 500
+    final_finetune_steps: int = 200
     """Minibatches of fine-tuning of each pruned network, learning rate annealed."""
     device: str = "auto"
     """auto, cpu, cuda and so on."""

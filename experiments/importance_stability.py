@@ -57,12 +57,16 @@ class Config:
     """Download the data set when it is missing."""
     validation_images: int | None = 1000
     """Images that SBPF's accuracies are measured on; all validation images when not given."""
+    train_images: int | None = None
+    """Images that the networks are trained on; all training images when not given."""
     epochs: tuple[int, ...] = (0, 1, 2, 5, 10)
     """Epochs after which layers are scored; the last one ends the training."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of initial weights, minibatches and noise."""
     learning_rate: float = 0.02
     """Highest step size of the training."""
+    bf16: bool = False
+    """Train and evaluate in bfloat16, weights kept in float32."""
     damage: float = 1.0
     """Standard deviation of SBPF's noise in those of a layer's weights."""
     n_trials: int = 5
@@ -84,7 +88,7 @@ class Config:
         """
         check_choices(self, "models", "seeds", "epochs")
         check_lowest(self, 0, "seeds")
-        check_lowest(self, 1, "validation_images")
+        check_lowest(self, 1, "validation_images", "train_images")
         for model in self.models:
             check_model_name(model)
         rising = list(self.epochs) == sorted(self.epochs) and self.epochs[0] >= 0
@@ -113,7 +117,7 @@ class Measurement:
         self.config = config
         self.folder = folder
         data = load_data(config.dataset, data_root=config.data_root, download=config.download)
-        self._data = limit_images(data, config.validation_images)
+        self._data = limit_images(data, config.validation_images, config.train_images)
 
     def rows(self, model: str, seed: int) -> Rows:
         """Return the scores of one network, measured now or before the comparison was stopped."""
@@ -127,7 +131,12 @@ class Measurement:
     def _measure(self, model: str, seed: int) -> Rows:
         config = self.config
         task = seeded_task(
-            model, self._data, seed=seed, learning_rate=config.learning_rate, device=config.device
+            model,
+            self._data,
+            seed=seed,
+            learning_rate=config.learning_rate,
+            device=config.device,
+            bf16=config.bf16,
         )
         plan = self._plan(task)
         networks = train_with_marks(task, copy.deepcopy(task.model), config.epochs, seed)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from compress_env.data import DataBundle
+from compress_env.data import DataBundle, ImageSource
 from compress_env.datasets import stratified_split
 from compress_env.finetune import finetune
 from compress_env.models import build_model
@@ -20,7 +20,13 @@ __all__ = ["limit_images", "seeded_task", "train_epochs", "train_with_marks"]
 
 
 def seeded_task(
-    model: str, data: DataBundle, *, seed: int, learning_rate: float, device: str
+    model: str,
+    data: DataBundle,
+    *,
+    seed: int,
+    learning_rate: float,
+    device: str,
+    bf16: bool = False,
 ) -> CompressionTask:
     """Return a task whose network has the random weights of a seed.
 
@@ -30,10 +36,11 @@ def seeded_task(
         seed: Seed of the weights.
         learning_rate: Highest step size of `train_epochs`.
         device: auto, cpu, cuda and so on.
+        bf16: As in `FinetuneConfig`.
     """
     with global_seed(seed, torch.device("cpu")):
         network = build_model(model, data.num_classes, data.image_shape)
-    settings = FinetuneConfig(learning_rate=learning_rate)
+    settings = FinetuneConfig(learning_rate=learning_rate, bf16=bf16)
     return CompressionTask(network, data, device=device, config=settings)
 
 
@@ -110,10 +117,21 @@ def train_with_marks(
     return found
 
 
-def limit_images(data: DataBundle, n_validation: int | None) -> DataBundle:
-    """Return the bundle with at most `n_validation` validation images, the same for all seeds."""
-    source = data.validation
-    if n_validation is None or n_validation >= len(source):
-        return data
-    chosen = stratified_split(source.labels, [n_validation], 0)[0]
-    return replace(data, validation=source.subset(chosen))
+def limit_images(
+    data: DataBundle, n_validation: int | None, n_train: int | None = None
+) -> DataBundle:
+    """Return the bundle with at most so many images of a set, the same for all seeds.
+
+    Args:
+        data: The four image sets.
+        n_validation: Most validation images; all of them when None.
+        n_train: Most training images, those for calibration not counted; all of them when None.
+    """
+    validation, train = _limited(data.validation, n_validation), _limited(data.train, n_train)
+    return replace(data, validation=validation, train=train)
+
+
+def _limited(source: ImageSource, most: int | None) -> ImageSource:
+    if most is None or most >= len(source):
+        return source
+    return source.subset(stratified_split(source.labels, [most], 0)[0])

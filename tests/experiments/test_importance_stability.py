@@ -24,7 +24,7 @@ from experiments.importance_stability_report import (
     judge,
 )
 from experiments.run_folder import RunFolder
-from experiments.training import seeded_task, train_epochs, train_with_marks
+from experiments.training import limit_images, seeded_task, train_epochs, train_with_marks
 from tests.fakes import PlainNet, make_data
 
 
@@ -195,3 +195,12 @@ def test_wrong_settings_are_refused(
     with pytest.raises(ValueError, match=message):
         run(Config(out=tmp_path / "out", **settings), quiet())  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_limited_images_are_balanced_and_the_same_each_time():
+    data = make_data()
+    limited = [limit_images(data, 10, 20) for _ in range(2)]
+    assert [len(limited[0].train), len(limited[0].validation)] == [20, 10]
+    assert limited[0].train.labels.tolist() == limited[1].train.labels.tolist()
+    assert set(limited[0].train.labels.tolist()) == set(data.train.labels.tolist())
+    assert limit_images(data, None).train is data.train
