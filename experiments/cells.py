@@ -17,7 +17,7 @@ from rich.console import Console
 
 from experiments import compress
 
-__all__ = ["EXPERIMENTS", "GRID", "Cell", "Experiment", "make_cells"]
+__all__ = ["EXPERIMENTS", "Cell", "Experiment", "make_cell", "make_cells"]
 
 
 class Experiment(NamedTuple):
@@ -28,13 +28,18 @@ class Experiment(NamedTuple):
     run: Callable[[Any, Console], object]
     """Makes a run folder, or goes on in one; `config.json` is its first file, `table.csv` its
     last, and `state/` holds what it has saved meanwhile."""
+    grid: tuple[str, ...]
+    """Settings that tell its cells apart, in the order in which they name a cell."""
 
 
-EXPERIMENTS = {"compress": Experiment(compress.Config, compress.run)}
-"""Experiments that can be swept, by name."""
-
-GRID = ("model", "dataset", "algo", "method", "flops_budget", "size_budget", "seed")
-"""Settings that a grid can vary, in the order in which they name a cell."""
+EXPERIMENTS = {
+    "compress": Experiment(
+        compress.Config,
+        compress.run,
+        ("model", "dataset", "algo", "method", "flops_budget", "size_budget", "seed"),
+    ),
+}
+"""Experiments whose runs can be cells, by name."""
 
 LABELS = {"flops_budget": "flops", "size_budget": "size", "seed": "seed"}
 
@@ -43,7 +48,7 @@ class Cell(NamedTuple):
     """One run of one experiment."""
 
     name: str
-    """Name of its folder, made of what the grid can vary."""
+    """Name of its folder, made of its experiment and the settings of the grid."""
     experiment: str
     """Key of `EXPERIMENTS`."""
     config: Any
@@ -51,7 +56,8 @@ class Cell(NamedTuple):
 
     def columns(self) -> dict[str, Any]:
         """Return what tells its rows from those of other cells."""
-        settings = {key: getattr(self.config, key) for key in GRID if hasattr(self.config, key)}
+        grid = EXPERIMENTS[self.experiment].grid
+        settings = {key: getattr(self.config, key) for key in grid}
         return {"experiment": self.experiment, **settings, "cell": f"cells/{self.name}"}
 
 
@@ -77,7 +83,7 @@ def make_cells(
             settings = dict(zip(varied, values, strict=True))
             config = dataclasses.replace(base, **settings)
             config.check()
-            cells.append(Cell(_cell_name(name, config), name, config))
+            cells.append(make_cell(name, config))
     names = [cell.name for cell in cells]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -115,12 +121,14 @@ def _reason(printed: str) -> str:
 def _check_varied(name: str, base: Any, varied: Mapping[str, Sequence[Any]]) -> None:
     default = type(base)()
     for key in varied:
-        if not hasattr(base, key):
+        if key not in EXPERIMENTS[name].grid:
             raise ValueError(f"experiment {name!r} has no setting {key!r}")
         if getattr(base, key) != getattr(default, key):
             raise ValueError(f"{key!r} is given twice: in the grid and among the options")
 
 
-def _cell_name(experiment: str, config: Any) -> str:
-    parts = [f"{LABELS.get(k, '')}{getattr(config, k)}" for k in GRID if hasattr(config, k)]
-    return re.sub(r"[^\w.+-]", "_", "-".join([experiment, *parts]))
+def make_cell(experiment: str, config: Any) -> Cell:
+    """Name a run of an experiment by the settings of its grid."""
+    grid = EXPERIMENTS[experiment].grid
+    parts = [f"{LABELS.get(key, '')}{getattr(config, key)}" for key in grid]
+    return Cell(re.sub(r"[^\w.+-]", "_", "-".join([experiment, *parts])), experiment, config)

@@ -20,15 +20,14 @@ import tyro
 from rich.console import Console
 
 from compress_env.envs.pruning import PruningMethod
-from experiments.cells import EXPERIMENTS, Cell, make_cells
+from experiments.cells import Cell, make_cells
+from experiments.cells_work import work_on
 from experiments.command import EXPECTED, Interrupted, interruptible, one_line, resume_hint
 from experiments.pools import LocalPool, Outcome, Pool, RayPool
-from experiments.sweep_display import Display
-from experiments.sweep_folder import SweepFolder, Task
+from experiments.sweep_folder import SweepFolder
 
 __all__ = ["Config", "main", "run"]
 
-POLL_S = 0.5
 GRID_FIELDS = {
     "models": "model",
     "datasets": "dataset",
@@ -132,7 +131,7 @@ def run(config: Config, console: Console) -> list[Outcome]:
     folder.check(cells)
     pool = _make_pool(config, console)
     try:
-        return _run_on(pool, cells, folder, config, console)
+        return work_on(pool, cells, folder, console, threads=config.cpus_per_cell)
     except (Interrupted, KeyboardInterrupt) as stop:
         stop.add_note(resume_hint("experiments.sweep", folder.path))
         raise
@@ -151,55 +150,6 @@ def _make_pool(config: Config, console: Console) -> Pool:
     if not pool.fits:
         console.print(f"no node has {cpus} CPUs and {gpus:g} GPUs now; cells wait for one that has")
     return pool
-
-
-def _run_on(
-    pool: Pool, cells: list[Cell], folder: SweepFolder, config: Config, console: Console
-) -> list[Outcome]:
-    """Run the cells that are not finished; stop the pool whatever happens."""
-    try:
-        with folder.open(cells) as sweep_id:
-            failed = _follow(
-                pool, cells, folder, _make_tasks(cells, folder, sweep_id, config), console
-            )
-    finally:
-        pool.stop()
-    n_finished = folder.merge(cells)
-    console.print(f"{n_finished} of {len(cells)} cells finished", highlight=False)
-    console.print(f"sweep folder: {folder.path}", soft_wrap=True)
-    return failed
-
-
-def _make_tasks(
-    cells: list[Cell], folder: SweepFolder, sweep_id: str, config: Config
-) -> list[Task]:
-    """Make a task of each cell that is not finished."""
-    return [
-        Task(cell, EXPERIMENTS[cell.experiment], folder.path, sweep_id, config.cpus_per_cell)
-        for cell in cells
-        if not folder.finished(cell.name)
-    ]
-
-
-def _follow(
-    pool: Pool, cells: list[Cell], folder: SweepFolder, tasks: list[Task], console: Console
-) -> list[Outcome]:
-    """Show what becomes of the tasks and merge what is finished; return what has failed."""
-    display, failed = Display(console, folder, len(cells)), []
-    going = {task.cell.name: None for task in tasks}
-    display.begin(going, folder.merge(cells))
-    pool.submit(tasks)
-    with display.live():
-        while going:
-            outcomes = pool.poll(POLL_S)
-            display.follow(going)
-            for outcome in outcomes:
-                del going[outcome.name]
-                if outcome.error is not None:
-                    failed.append(outcome)
-                folder.merge(cells)
-                display.end(outcome, len(cells) - len(going) - len(failed))
-    return failed
 
 
 def main() -> None:

@@ -197,7 +197,7 @@ def test_wrong_settings_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_limited_images_are_balanced_and_the_same_each_time():
+def test_limited_images_are_balanced_and_the_same_each_time() -> None:
     data = make_data()
     limited = [limit_images(data, 10, 20) for _ in range(2)]
     assert [len(limited[0].train), len(limited[0].validation)] == [20, 10]

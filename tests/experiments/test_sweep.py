@@ -89,7 +89,7 @@ def come_to_grief(algo: str, step: int, n_begun: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-FAKE = Experiment(FakeConfig, run_fake)
+FAKE = Experiment(FakeConfig, run_fake, ("algo", "seed"))
 
 
 @pytest.fixture(autouse=True)
