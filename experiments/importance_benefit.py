@@ -2,9 +2,10 @@
 
 At 30, 50 and 70 % of the filters removed: AFIE (arXiv 2208.06660), SBPF (arXiv 2208.04588), the
 same rate everywhere, random search and a reinforcement learner, from a network after one epoch and
-from the fully trained one. What counts as removed is filters for all of them (`filters_budget` of
-the pruning environment), channels are selected inside a layer in the same way, and every pruned
-network gets the same fine-tuning. Random search and the learner may evaluate as many networks as
+from the fully trained one. What counts as removed is the same for all of them: filters, or with
+`--unit macs` multiply-accumulates, as the same share of filters can be very different shares of
+these. Channels are selected inside a layer in the same way, and every pruned network gets the same
+fine-tuning. Random search and the learner may evaluate as many networks as
 SBPF does, unless told otherwise; the best episode by validation accuracy is taken. Test images are
 looked at once, at the end. The time that a method takes to arrive at its rates, and the networks
 that it evaluates for that, stand beside the errors.
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from rich.console import Console
@@ -66,7 +67,9 @@ class Config:
     methods: tuple[str, ...] = ("uniform", "afie", "sbpf", "random", "q_critic_ppo")
     """Names of the main job's algorithms; uniform, which differences are taken from, among them."""
     targets: tuple[float, ...] = (0.3, 0.5, 0.7)
-    """Fractions of the filters that go."""
+    """Fractions of the filters, or multiply-accumulates, that go."""
+    unit: Literal["filters", "macs"] = "filters"
+    """What the targets count."""
     epochs: tuple[int, ...] = (1, 8)
     """Epochs of one training after which the network is pruned; the last one ends it."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -197,13 +200,15 @@ class Measurement:
         self, network: nn.Module, seed: int, *, target: float, method: str
     ) -> dict[str, Any]:
         """Search rates, apply the best and fine-tune."""
+        config = self.config
         env = PruningEnv(
             network,
             self._data,
-            device=self.config.device,
-            method=self.config.selection,
-            filters_budget=1.0 - target,
-            finetune_steps=self.config.finetune_steps,
+            device=config.device,
+            method=config.selection,
+            filters_budget=1.0 - target if config.unit == "filters" else None,
+            flops_budget=1.0 - target if config.unit == "macs" else None,
+            finetune_steps=config.finetune_steps,
             reward_at="episode",
             seed=seed,
         )
@@ -298,10 +303,12 @@ def _measure(measurement: Measurement, console: Console) -> pd.DataFrame:
         rows += measurement.rows(seed)
         console.print(f"seed {seed}: done")
     table = pd.DataFrame(rows)
-    report = format_report(table, config.title, config.selection, config.final_finetune_steps)
+    report = format_report(
+        table, config.title, config.unit, config.selection, config.final_finetune_steps
+    )
     console.print(report, soft_wrap=True, markup=False, highlight=False)
     folder.write_text("importance_benefit.md", report)
-    folder.write_figure("errors.png", draw_errors(table, config.title))
+    folder.write_figure("errors.png", draw_errors(table, config.title, config.unit))
     folder.finish(rows)
     return table
 

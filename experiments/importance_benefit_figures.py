@@ -6,13 +6,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.importance_benefit_report import NAMES
 from experiments.tables import mean_interval
 
 __all__ = ["draw_errors"]
 
 
-def draw_errors(rows: pd.DataFrame, title: str) -> Figure:
-    """Draw the test error against the filters removed: one panel per start.
+def draw_errors(rows: pd.DataFrame, title: str, unit: str) -> Figure:
+    """Draw the test error against the filters, or MACs, removed: one panel per start.
 
     Error bars are 95 % intervals of the mean over seeds; the dotted line is the unpruned network.
     """
@@ -21,6 +22,7 @@ def draw_errors(rows: pd.DataFrame, title: str) -> Figure:
     axes = figure.subplots(1, len(starts), squeeze=False)[0]
     for panel, epochs in zip(axes, starts, strict=True):
         _draw_start(panel, rows[rows["epochs"] == epochs])
+        panel.set(xlabel=f"{NAMES[unit]} removed, %", ylabel="test error, %")
         panel.set_title(f"from the network after {epochs} epoch(s)")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))
@@ -39,5 +41,4 @@ def _draw_start(axes: Axes, rows: pd.DataFrame) -> None:
         axes.errorbar(places, means, halves, label=method, marker=".", capsize=2)
     unpruned = 100.0 * rows.loc[rows["method"] == "none", "test_error"].mean()
     axes.axhline(unpruned, color="grey", linestyle=":", label="unpruned")
-    axes.set(xlabel="filters removed, %", ylabel="test error, %")
     axes.grid(alpha=0.3)

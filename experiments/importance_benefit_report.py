@@ -14,9 +14,16 @@ from experiments.report import format_markdown
 from experiments.single_layer_report import Comparison, count_outcomes
 from experiments.tables import mean_interval
 
-__all__ = ["compare_with_uniform", "format_report"]
+__all__ = ["NAMES", "compare_with_uniform", "format_report"]
 
 BASELINE = "uniform"
+NAMES = {"filters": "filters", "macs": "MACs"}
+"""What is counted, by the unit of a comparison."""
+BUDGETS = {
+    "filters": "at least the target's share of the filters of all layers whose filters can go is "
+    "removed, whatever they cost",
+    "macs": "at least the target's share of the multiply-accumulates is removed",
+}
 
 
 def compare_with_uniform(rows: pd.DataFrame, method: str) -> dict[object, Comparison]:
@@ -38,12 +45,15 @@ def compare_with_uniform(rows: pd.DataFrame, method: str) -> dict[object, Compar
     return {cell: Comparison(*mean_interval(values.to_numpy())) for cell, values in groups}
 
 
-def format_report(rows: pd.DataFrame, title: str, selection: str, final_finetune_steps: int) -> str:
+def format_report(
+    rows: pd.DataFrame, title: str, unit: str, selection: str, final_finetune_steps: int
+) -> str:
     """Format the report as Markdown.
 
     Args:
         rows: Of all seeds.
         title: Network and data set.
+        unit: What the targets count, `filters` or `macs`.
         selection: How channels are selected inside a layer.
         final_finetune_steps: Minibatches of fine-tuning of each pruned network.
     """
@@ -51,16 +61,19 @@ def format_report(rows: pd.DataFrame, title: str, selection: str, final_finetune
     parts = [
         f"# Pruning rates by importance: {title}",
         f"{rows['seed'].nunique()} seeds. Test error after the same fine-tuning of "
-        f"{final_finetune_steps} minibatches; channels inside a layer by `{selection}`. The budget "
-        "is filters for every method: of all layers whose filters can go, at least the target's "
-        "share is removed. `evals` are the networks that a method scores on the validation images "
+        f"{final_finetune_steps} minibatches; channels inside a layer by `{selection}`. For "
+        f"every method, {BUDGETS[unit]}. "
+        "`evals` are the networks that a method scores on the validation images "
         "to arrive at its rates, `s` the seconds that this takes; both are means over all cells of "
         "a table. Fine-tuning and evaluating the result, the same for all, is not counted.",
         "## Verdict",
         _format_verdict(rows, methods),
     ]
     for epochs, mine in rows.groupby("epochs"):
-        parts += [f"## From the network after {epochs} epoch(s)", _format_start(mine, methods)]
+        parts += [
+            f"## From the network after {epochs} epoch(s)",
+            _format_start(mine, methods, NAMES[unit]),
+        ]
     parts += ["![errors](errors.png)"]
     return "\n\n".join(parts) + "\n"
 
@@ -73,7 +86,7 @@ def _format_verdict(rows: pd.DataFrame, methods: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _format_start(rows: pd.DataFrame, methods: list[str]) -> str:
+def _format_start(rows: pd.DataFrame, methods: list[str], removed: str) -> str:
     """Format the tables of one start: errors and costs, then differences to uniform."""
     unpruned = rows[rows["method"] == "none"]["test_error"]
     pruned = rows[rows["method"] != "none"]
@@ -96,7 +109,7 @@ def _format_start(rows: pd.DataFrame, methods: list[str]) -> str:
             found = compare_with_uniform(rows, method).values()
             differences.append((f"`{method}`", *(str(x) for x in found)))
     parts = [
-        "Test error % by filters removed; the unpruned network, fine-tuned as long, has "
+        f"Test error % by {removed} removed; the unpruned network, fine-tuned as long, has "
         f"{format_mean(100.0 * unpruned.to_numpy())}.",
         format_markdown(("method", *heads, "evals", "s"), errors),
         "Filters kept %, MACs %, parameters %, means over seeds:",

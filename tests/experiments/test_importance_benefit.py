@@ -77,6 +77,16 @@ def test_every_method_removes_as_many_filters(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_fakes", "_no_figures")
+def test_targets_may_count_macs(tmp_path: Path) -> None:
+    config = replace(small(tmp_path / "out"), epochs=(1,), targets=(0.5,), unit="macs")
+    table = run(replace(config, methods=("uniform", "afie")), quiet())
+    pruned = table[table["method"] != "none"]
+    assert (pruned["macs"] <= 0.5).all()
+    assert pruned["macs"].min() > 0.25  # half of the filters of every layer leaves about a quarter
+    assert "MACs removed" in (tmp_path / "out" / "importance_benefit.md").read_text()
+
+
+@pytest.mark.usefixtures("_fakes", "_no_figures")
 def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(small(tmp_path / "whole"), targets=(0.5,), methods=("uniform", "sbpf"))
     run(config, quiet())
@@ -143,7 +153,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert list(found) == [(1, 0.5)]
     assert found[1, 0.5].mean == pytest.approx(-2.5)
     assert found[1, 0.5].half == pytest.approx(12.706204736 * 0.5)  # t(0.975, 1) sd / sqrt(2)
-    report = format_report(rows, "net on data", "magnitude", 10)
+    report = format_report(rows, "net on data", "filters", "magnitude", 10)
     assert "| `afie` | 12.50 ± 57.18 | 7 | 1.50 |" in report
     assert "- `afie`: undecided 1 of 1" in report
 
