@@ -124,11 +124,11 @@ class Collector:
         space, steps = self.envs.single_action_space, []
         for _ in range(n_steps):
             observations, policy = self._observations, agent.policy(self._observations)
-            actions = policy.sample()
+            actions = policy.sample()  # type: ignore[no-untyped-call]
             executed = actions.numpy().clip(space.low, space.high)
             new, rewards, dones, _, info = self.envs.step(executed)  # nothing is ever truncated
             self._note(dones, info)
-            log_prob = policy.log_prob(actions).sum(-1)
+            log_prob = policy.log_prob(actions).sum(-1)  # type: ignore[no-untyped-call]
             numbers = (torch.as_tensor(each, dtype=torch.float32) for each in (rewards, dones))
             steps.append((observations, actions, log_prob, agent.value(observations), *numbers))
             self._observations = torch.as_tensor(new.copy())
@@ -167,8 +167,8 @@ def update(
     old_log_prob, advantages = rollout.log_prob.flatten(), gae.flatten()
     advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     for _ in range(config.n_epochs):
-        for batch in torch.randperm(len(returns)).split(config.batch_size):
-            log_prob = agent.policy(observations[batch]).log_prob(actions[batch]).sum(-1)
+        for batch in torch.randperm(len(returns)).split(config.batch_size):  # type: ignore[no-untyped-call]
+            log_prob = agent.policy(observations[batch]).log_prob(actions[batch]).sum(-1)  # type: ignore[no-untyped-call]
             ratio = (log_prob - old_log_prob[batch]).exp()
             clipped = ratio.clamp(1.0 - config.clip_range, 1.0 + config.clip_range)
             gain = torch.min(ratio * advantages[batch], clipped * advantages[batch]).mean()

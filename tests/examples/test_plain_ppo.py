@@ -57,8 +57,8 @@ def test_an_update_makes_good_actions_likelier_and_learns_the_returns() -> None:
     observations = torch.rand(8, 4, 2)
     with torch.no_grad():
         policy = agent.policy(observations)
-        actions = policy.sample()
-        log_prob = policy.log_prob(actions).sum(-1)
+        actions = policy.sample()  # type: ignore[no-untyped-call]
+        log_prob = policy.log_prob(actions).sum(-1)  # type: ignore[no-untyped-call]
         values = agent.value(observations)
     rewards = actions.squeeze(-1)
     rollout = Rollout(observations, actions, log_prob, values, rewards, torch.ones(8, 4))
