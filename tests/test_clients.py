@@ -135,7 +135,8 @@ def test_normalized_and_monitored(learner: str) -> None:
         agent = QCriticPPO("MlpPolicy", vector, seed=0, device="cpu", learning_starts=4)
     agent.learn(24)
     assert vector.ret_rms.count > 20
-    assert not np.allclose(vector.normalize_obs(np.zeros((2, 9), np.float32)), 0.0)
+    scaled: Any = vector.normalize_obs(np.zeros((2, 9), np.float32))
+    assert not np.allclose(scaled, 0.0)
     assert agent.ep_info_buffer is not None and len(agent.ep_info_buffer) == 8
     for episode in agent.ep_info_buffer:
         assert episode["l"] == N_LAYERS
