@@ -93,6 +93,29 @@ def test_pruning_by_importance() -> None:
     assert names["info"]["layer"] == env.walk[-1].name
 
 
+@pytest.mark.parametrize("number", [6, 8], ids=["stable-baselines3", "gymnasium"])
+def test_other_clients(number: int) -> None:
+    names: dict[str, Any] = {}
+    exec(SNIPPETS[number], names)
+    if number == 6:
+        assert len(names["agent"].ep_info_buffer) == 64 // 4
+    else:
+        assert names["terminated"].all() and (names["infos"]["final_info"]["accuracy"] > 0.0).all()
+
+
+def test_sb3_contrib() -> None:
+    pytest.importorskip("sb3_contrib")
+    names: dict[str, Any] = {}
+    exec(SNIPPETS[7], names)
+    assert names["agent"].num_timesteps == 40
+
+
+def test_how_much_a_critic_promises() -> None:
+    names: dict[str, Any] = {}
+    exec(SNIPPETS[9], names)
+    assert len(names["overestimation"].records) == 60 // 4
+
+
 def test_table_of_environments_is_complete_and_true() -> None:
     rows = re.findall(r"\| `(compress_env/[\w-]+)` \|.*\| (.*) \|", README)
     ids = {name for name in gym.registry if name.startswith("compress_env/")}
