@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.importance_stability_report import STABLE, TRACKED, agreement_with_final
-from experiments.tables import mean_interval
 
 __all__ = ["draw_agreement", "draw_scores"]
 
@@ -54,8 +53,9 @@ def _draw_layers(axes: Axes, rows: pd.DataFrame, layers: list[str]) -> None:
 def draw_agreement(rows: pd.DataFrame, data_label: str) -> Figure:
     """Draw Spearman's correlation with the final ranking over epochs, one panel per model.
 
-    Error bars are 95 % intervals over seeds. The dashed line is AFIE against its width-only control
-    at every epoch, the dotted one the limit from which on a score counts as stable.
+    Error bars reach from the lowest to the highest of all seeds. The dashed line is AFIE against
+    its width-only control at every epoch, the dotted one the limit from which on a score counts as
+    stable.
     """
     models = list(dict.fromkeys(rows["model"]))
     figure = Figure(figsize=(1.0 + 4.5 * len(models), 4.4), layout="constrained")
@@ -77,11 +77,17 @@ def draw_agreement(rows: pd.DataFrame, data_label: str) -> Figure:
 
 
 def _draw_line(axes: Axes, table: pd.DataFrame, label: str, color: str, style: str) -> None:
-    groups = [(epoch, group["spearman"].dropna()) for epoch, group in table.groupby("epoch")]
-    shown = [mean_interval(x) if len(x) else (float("nan"), float("nan")) for _, x in groups]
-    means, halves = zip(*shown, strict=True)
-    places = range(len(groups))
+    found = table.groupby("epoch")["spearman"].agg(["mean", "min", "max"])
+    bars = (found["mean"] - found["min"], found["max"] - found["mean"])
+    places = range(len(found))
     axes.errorbar(
-        places, means, halves, label=label, color=color, linestyle=style, marker=".", capsize=2
+        places,
+        found["mean"],
+        bars,
+        label=label,
+        color=color,
+        linestyle=style,
+        marker=".",
+        capsize=2,
     )
-    axes.set_xticks(places, [str(epoch) for epoch, _ in groups])
+    axes.set_xticks(places, [str(epoch) for epoch in found.index])

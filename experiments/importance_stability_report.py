@@ -2,7 +2,7 @@
 
 Rows: one for each model, seed, epoch, score and layer, with the value and the rate that follows.
 Scores: `afie`, `width_only` (ln(p) / c), `entropy_ratio` (K / ln(p)), `sbpf`, and `sbpf_again`, a
-second measurement of the final network. Intervals are Student's 95 % ones over seeds.
+second measurement of the final network.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def format_report(rows: pd.DataFrame, data_label: str, target: float) -> str:
     """
     parts = [
         f"# Stability of importance scores: {data_label}",
-        f"{rows['seed'].nunique()} seeds. Agreement of each score with itself at the end of "
+        f"{rows['seed'].nunique()} seed(s): means and, where they differ, lowest and highest (of "
+        "accuracies: 95 % intervals). Agreement of each score with itself at the end of "
         "training, over the layers whose filters can be removed: rank correlations; `change`, the "
         "largest relative change of a layer's score; `rate`, the largest difference of a pruning "
         f"rate when {100 * target:.0f} % of the filters go. A score counts as stable if its mean "
@@ -209,5 +210,9 @@ def _format_controls(rows: pd.DataFrame) -> str:
 
 
 def _format_field(values: pd.Series) -> str:
-    given = values.dropna().to_numpy()
-    return format_mean(given) if len(given) else "-"
+    given = values.dropna()
+    if given.empty:
+        return "-"
+    lowest, highest = f"{given.min():.2f}", f"{given.max():.2f}"
+    same = lowest == highest
+    return f"{given.mean():.2f}" + ("" if same else f" ({lowest} to {highest})")
