@@ -1,8 +1,22 @@
 """Stable-Baselines3 algorithms and baselines for expensive sequential decision problems."""
 
 from agents.baselines import Random, Uniform
+from agents.black_box import CMAES, TPE, EpisodeSearch
+from agents.greedy import Greedy
 from agents.importance import AFIE, SBPF
 from agents.penalty_ppo import CIMPPO, KLPPO
 from agents.q_critic_ppo import QCriticPPO
 
-__all__ = ["AFIE", "CIMPPO", "KLPPO", "SBPF", "QCriticPPO", "Random", "Uniform"]
+__all__ = [
+    "AFIE",
+    "CIMPPO",
+    "CMAES",
+    "KLPPO",
+    "SBPF",
+    "TPE",
+    "EpisodeSearch",
+    "Greedy",
+    "QCriticPPO",
+    "Random",
+    "Uniform",
+]
