@@ -14,19 +14,23 @@ import os
 import pickle
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 import torch
 from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from compress_env.checkpoints import cache_dir, cache_lock, write_to_cache
+from compress_env.checkpoints import (
+    cache_dir,
+    cache_lock,
+    default_data_root,
+    write_to_cache,
+)
 from compress_env.datasets import (
     Augment,
     DataBundle,
@@ -109,8 +113,8 @@ def load_data(
         data_root: Directory with the files; for `folder`, the tree itself. By default the
             environment variable COMPRESS_ENV_DATA, or else a directory in the user's cache.
         download: Whether to download missing files.
-        size: Side of the images in pixels, for `digits` (default 32), `imagenet` (default 224) and
-            `folder` (default: as they are).
+        size: Side of the images in pixels, for `digits` (default 32), `digits16` (default 16),
+            `imagenet` (default 224) and `folder` (default: as they are).
         n_calibration: Number of calibration images; all training images if there are fewer.
         seed: Seed of the splits.
 
@@ -126,7 +130,7 @@ def load_data(
         raise ValueError(f"unknown data set {name!r}; valid names: {', '.join(DATASETS)}")
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
-    root = _default_data_root() if data_root is None else Path(data_root).expanduser()
+    root = default_data_root() if data_root is None else Path(data_root).expanduser()
     return DATASETS[name](DataRequest(root, download, size, n_calibration, seed))
 
 
@@ -193,18 +197,11 @@ def _make_source(
     return DatasetSource(dataset, augment=augment, num_workers=num_workers)
 
 
-def _default_data_root() -> Path:
-    chosen = os.environ.get("COMPRESS_ENV_DATA")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(platformdirs.user_cache_dir("compress-env")) / "data"
-
-
-def _digits(request: DataRequest) -> DataBundle:
+def _digits(name: str, own_size: int, request: DataRequest) -> DataBundle:
     """scikit-learn's 1,797 handwritten digits, 8x8, enlarged; 60/20/20 % for the three sets."""
-    size = 32 if request.size is None else request.size
+    size = own_size if request.size is None else request.size
     if size < 8:
-        raise ValueError(f"the size of digits must be at least 8, got {size}")
+        raise ValueError(f"the size of {name} must be at least 8, got {size}")
     from sklearn.datasets import load_digits
 
     pixels, digits = load_digits(return_X_y=True)
@@ -221,7 +218,12 @@ def _digits(request: DataRequest) -> DataBundle:
         TensorSource(images[chosen], labels[chosen], mean=[mean], std=[std], augment=augment)
         for chosen, augment in zip(splits, (shift, None, None), strict=True)
     ]
-    return _bundle("digits", request, 10, *sources)
+    return _bundle(name, request, 10, *sources)
+
+
+def _digits16(request: DataRequest) -> DataBundle:
+    """`digits` at 16x16; 128 images calibrate, so that a step of pruning is cheap **(ours)**."""
+    return _digits("digits16", 16, replace(request, n_calibration=min(128, request.n_calibration)))
 
 
 def _bundle(
@@ -459,7 +461,8 @@ def _lazy(dataset: Any, *, augmented: Any = None, augment: Augment | None = None
 
 
 DATASETS: dict[str, Callable[[DataRequest], DataBundle]] = {
-    "digits": _digits,
+    "digits": functools.partial(_digits, "digits", 32),
+    "digits16": _digits16,
     "mnist": _Official(
         name="mnist",
         reader_name="MNIST",
