@@ -40,7 +40,7 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
         axes.set(title=task, xlabel="environment steps", ylabel="mean return")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.3)
-    _finish(figure, panels, "Return of the deterministic policy, interquartile mean over seeds")
+    _finish(figure, panels, "Return of the deterministic policy, IQM over seeds")
     return figure
 
 
@@ -61,10 +61,10 @@ def draw_asymmetry(updates: pd.DataFrame) -> Figure:
             means, halves = zip(*shown, strict=True) if shown else ((), ())
             axes.errorbar(places, means, halves, label=_label(agent), marker=".", capsize=2)
         axes.axhline(0.0, color="grey", linestyle=":")
-        axes.set(title=task, xlabel="fifth of updates by |KL gap|", ylabel="return change, std")
+        axes.set(title=task, xlabel="fifth of updates by |KL gap|", ylabel="return change / its std")
         axes.set_xticks(range(1, N_PARTS + 1))
         axes.grid(alpha=0.3)
-    _finish(figure, panels, "Return change of updates, from the most symmetric fifth to the least")
+    _finish(figure, panels, "Return change of updates, most symmetric fifth to least")
     return figure
 
 
@@ -94,7 +94,8 @@ def _panels(table: pd.DataFrame) -> tuple[Figure, list[Axes]]:
     n_tasks = table["task"].nunique()
     n_columns = min(COLUMNS, n_tasks)
     n_rows = math.ceil(n_tasks / n_columns)
-    figure = Figure(figsize=(1.0 + 4.2 * n_columns, 0.9 + 3.3 * n_rows), layout="constrained")
+    width = 7.0 if n_columns == 1 else 1.0 + 4.2 * n_columns
+    figure = Figure(figsize=(width, 0.9 + 3.3 * n_rows), layout="constrained")
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     for axes in panels[n_tasks:]:
         axes.remove()
@@ -103,7 +104,7 @@ def _panels(table: pd.DataFrame) -> tuple[Figure, list[Axes]]:
 
 def _finish(figure: Figure, panels: list[Axes], title: str) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
     figure.suptitle(title)
 
 

@@ -24,6 +24,7 @@ __all__ = ["ASYMMETRIES", "Results", "correlations", "differences", "format_repo
 CLAIMS = (("cim_ppo", "kl_ppo"), ("cim_ppo", "ppo"), ("kl_ppo", "ppo"))
 ASYMMETRIES = {"gap": "|difference|", "share": "|difference| / sum"}
 IMPROVEMENTS = {"return_change": "return change", "surrogate_improvement": "surrogate"}
+PAIRS = tuple((asymmetry, improvement) for improvement in IMPROVEMENTS for asymmetry in ASYMMETRIES)
 FEWEST_UPDATES = 5
 
 
@@ -156,15 +157,14 @@ def _format_claims(runs: pd.DataFrame, claims: list[tuple[str, str]]) -> str:
 
 
 def _format_asymmetry(updates: pd.DataFrame) -> str:
-    lines, outcomes = [], []
+    lines: list[tuple[str, ...]] = []
+    outcomes: list[list[str]] = [[] for _ in PAIRS]
     for task, agent, mine in _groups(with_asymmetry(updates)):
         cells = []
-        for improvement in IMPROVEMENTS:
-            for asymmetry in ASYMMETRIES:
-                values = correlations(mine, asymmetry, improvement)
-                cells.append(format_mean(values) if len(values) else "-")
-                if (asymmetry, improvement) == ("gap", "return_change"):
-                    outcomes.append(verdict(values) if len(values) else "undecided")
+        for (asymmetry, improvement), found in zip(PAIRS, outcomes, strict=True):
+            values = correlations(mine, asymmetry, improvement)
+            cells.append(format_mean(values) if len(values) else "-")
+            found.append(verdict(values) if len(values) else "undecided")
         means = mine[["kl_old_new", "kl_new_old"]].mean()
         kls = (f"{value:.4f}" for value in means)
         lines.append((f"{task}, `{agent}`", *kls, f"{mine['share'].median():.3f}", *cells))
@@ -178,16 +178,13 @@ def _format_asymmetry(updates: pd.DataFrame) -> str:
         "seeds and Student's 95 % interval. A penalty that loses improvement through the asymmetry "
         "would have correlations below 0."
     )
-    headings = [
-        f"{asymmetry} and {improvement}"
-        for improvement in IMPROVEMENTS.values()
-        for asymmetry in ASYMMETRIES.values()
-    ]
+    headings = [f"{ASYMMETRIES[gap]} and {IMPROVEMENTS[change]}" for gap, change in PAIRS]
     heads = ("task, agent", "KL(old, new)", "KL(new, old)", "median share", *headings)
-    counted = (
-        f"- A larger asymmetry goes with less improvement (|difference| and return change): in "
-        f"{outcomes.count('below')} of {len(outcomes)} lines; with more in "
-        f"{outcomes.count('above')}; undecided in {outcomes.count('undecided')}."
+    counts = "\n".join(
+        f"- {heading}: below 0 in {found.count('below')} of {len(found)} lines, above in "
+        f"{found.count('above')}, undecided in {found.count('undecided')}"
+        for heading, found in zip(headings, outcomes, strict=True)
     )
+    counted = f"A larger asymmetry goes with less improvement?\n\n{counts}"
     table = format_markdown(tuple(head.replace("|", "\\|") for head in heads), lines)
     return "\n\n".join([text, table, counted, "![asymmetry](asymmetry.png)"])

@@ -188,7 +188,7 @@ def test_correlations_are_within_runs() -> None:
     assert len(correlations(with_asymmetry(make_updates(-1.0, 4)), "gap", "return_change")) == 0
     mixed = pd.concat([make_updates(-1.0), make_updates(1.0).assign(agent="ppo")])
     report = format_report(Results(make_runs(), pd.DataFrame(), mixed))
-    assert "in 1 of 2 lines; with more in 1; undecided in 0." in report
+    assert "and return change: below 0 in 1 of 2 lines, above in 1, undecided in 0" in report
     assert "| Pendulum-v1, `kl_ppo` | 0.0550 | 0.0275 | 0.333 | -1.00 ± 0.00 |" in report
 
 
