@@ -61,7 +61,9 @@ def draw_asymmetry(updates: pd.DataFrame) -> Figure:
             means, halves = zip(*shown, strict=True) if shown else ((), ())
             axes.errorbar(places, means, halves, label=_label(agent), marker=".", capsize=2)
         axes.axhline(0.0, color="grey", linestyle=":")
-        axes.set(title=task, xlabel="fifth of updates by |KL gap|", ylabel="return change / its std")
+        axes.set(
+            title=task, xlabel="fifth of updates by |KL gap|", ylabel="return change / its std"
+        )
         axes.set_xticks(range(1, N_PARTS + 1))
         axes.grid(alpha=0.3)
     _finish(figure, panels, "Return change of updates, most symmetric fifth to least")

@@ -43,9 +43,7 @@ def differences(runs: pd.DataFrame, first: str, second: str) -> dict[str, NDArra
     """Return the final returns of one agent minus those of another, seed by seed, by task."""
     table = runs.pivot(index=["task", "seed"], columns="agent", values="final_return")
     difference = table[first] - table[second]
-    return {
-        str(task): difference.loc[task].to_numpy() for task in dict.fromkeys(runs["task"])
-    }
+    return {str(task): difference.loc[task].to_numpy() for task in dict.fromkeys(runs["task"])}
 
 
 def verdict(values: NDArray[np.float64]) -> str:

@@ -167,7 +167,9 @@ def test_tasks_are_as_gymnasium_has_them(task: str) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_agents, "find_spec", lambda _: None)
-    with pytest.raises(ImportError, match=r"Hopper-v5 needs mujoco: pip install 'compress-env\[con"):
+    with pytest.raises(
+        ImportError, match=r"Hopper-v5 needs mujoco: pip install 'compress-env\[con"
+    ):
         check_task("Hopper-v5")
     check_task("Pendulum-v1")
     assert importlib.util.find_spec("gymnasium") is not None

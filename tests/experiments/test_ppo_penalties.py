@@ -92,7 +92,7 @@ def test_a_failed_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise ValueError("no luck")
 
     monkeypatch.setattr(control.Training, "learn", fail)
-    with pytest.raises(RuntimeError, match="2 of 2 runs have failed; control-ppo-Cart.*: no luck"):
+    with pytest.raises(RuntimeError, match=r"2 of 2 runs have failed; control-ppo-Cart.*: no luck"):
         run(small(tmp_path / "out"), Console(file=StringIO()))
 
 
