@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from stable_baselines3.common.callbacks import CallbackList
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 from agents.penalty_ppo import PenaltyPPO
 from experiments.checks import check_lowest
@@ -99,7 +99,7 @@ class Training:
     def learn(self) -> dict[str, Any]:
         """Let the agent learn, write what has been noted and return the row of the final table."""
         updates = UpdateRecorder() if isinstance(self._agent, PenaltyPPO) else None
-        callbacks = [self._curve] if updates is None else [self._curve, updates]
+        callbacks: list[BaseCallback] = [self._curve, *([] if updates is None else [updates])]
         start = perf_counter()
         self._agent.learn(self.total_timesteps, callback=CallbackList(callbacks))
         seconds = perf_counter() - start

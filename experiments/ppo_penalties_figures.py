@@ -31,9 +31,10 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
     for axes, (task, mine) in zip(panels, curves.groupby("task", sort=False), strict=True):
         for agent, theirs in mine.groupby("agent", sort=False):
             groups = theirs.groupby("timesteps")["mean_return"]
+            steps = np.unique(theirs["timesteps"])
             value, low, high = np.array([iqm_interval(x) for _, x in groups]).T
-            line = axes.plot(list(groups.groups), value, label=_label(agent))[0]
-            axes.fill_between(list(groups.groups), low, high, color=line.get_color(), alpha=0.2)
+            line = axes.plot(steps, value, label=_label(agent))[0]
+            axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2)
         threshold = TASKS[str(task)].threshold
         if threshold is not None:
             axes.axhline(threshold, color="grey", linestyle=":")
@@ -57,7 +58,7 @@ def draw_asymmetry(updates: pd.DataFrame) -> Figure:
             table = improvement_by_fifth(mine[mine["agent"] == agent])
             shown = [mean_interval(column.dropna()) for _, column in table.items()]
             # Side by side, as error bars would lie on each other.
-            places = table.columns + 0.1 * (number - (len(agents) - 1) / 2)
+            places = np.asarray(table.columns, np.float64) + 0.1 * (number - (len(agents) - 1) / 2)
             means, halves = zip(*shown, strict=True) if shown else ((), ())
             axes.errorbar(places, means, halves, label=_label(agent), marker=".", capsize=2)
         axes.axhline(0.0, color="grey", linestyle=":")

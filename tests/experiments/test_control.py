@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from rich.console import Console
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
 from agents.penalty_ppo import PenaltyPPO
@@ -109,9 +110,10 @@ def make_ppo(task: str = "CartPole-v1") -> PenaltyPPO:
 def test_surrogate_improvement_by_hand() -> None:
     agent = make_ppo()
     observations = np.zeros((2, 1, 4), np.float32)
+    network: Any = agent.policy.action_net
     with torch.no_grad():  # probabilities of 1/4 and 3/4, whatever is observed
-        agent.policy.action_net.weight.zero_()
-        agent.policy.action_net.bias.copy_(torch.tensor([0.0, math.log(3.0)]))
+        network.weight.zero_()
+        network.bias.copy_(torch.tensor([0.0, math.log(3.0)]))
     actions = np.array([[[0.0]], [[1.0]]], np.float32)
     advantages = np.array([[1.0], [3.0]], np.float32)  # standardised: -1 and 1
     even = np.log(np.full((2, 1), 0.5, np.float32))
@@ -151,10 +153,12 @@ def test_evaluation_shares_the_statistics_of_the_training(monkeypatch: pytest.Mo
     evaluation = make_env("Pendulum-v1", n_envs=1, seed=1, statistics_of=training)
     assert isinstance(training, VecNormalize) and isinstance(evaluation, VecNormalize)
     training.reset()
-    assert evaluation.obs_rms is training.obs_rms
-    before = training.obs_rms.count
+    statistics = training.obs_rms
+    assert isinstance(statistics, RunningMeanStd)
+    assert evaluation.obs_rms is statistics
+    before = statistics.count
     evaluation.reset()
-    assert training.obs_rms.count == before
+    assert statistics.count == before
     assert training.norm_reward and not evaluation.norm_reward
 
 

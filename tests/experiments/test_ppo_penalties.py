@@ -194,7 +194,7 @@ def test_correlations_are_within_runs() -> None:
 
 def test_fifths_are_by_rank() -> None:
     table = improvement_by_fifth(make_updates(1.0))
-    assert table.shape == (3, 5) and table.columns.tolist() == [1, 2, 3, 4, 5]
+    assert table.shape == (3, 5) and list(map(int, table.columns)) == [1, 2, 3, 4, 5]
     # Ten changes 0..9: mean 4.5, standard deviation sqrt(82.5 / 9).
     expected = (np.array([0.5, 2.5, 4.5, 6.5, 8.5]) - 4.5) / math.sqrt(82.5 / 9.0)
     np.testing.assert_allclose(table.loc[0], expected)
@@ -225,7 +225,8 @@ def test_figures_have_a_panel_for_each_task() -> None:
     assert [axes.get_title() for axes in panels] == ["Pendulum-v1", "CartPole-v1"]
     labels = [line.get_label() for line in panels[0].lines]
     assert labels[:2] == ["kl_ppo (KL)", "cim_ppo (CIM)"]
-    np.testing.assert_allclose(panels[0].lines[1].get_ydata(), [0.0, -200.0, -400.0])
+    drawn = np.asarray(panels[0].lines[1].get_ydata(), np.float64)
+    np.testing.assert_allclose(drawn, [0.0, -200.0, -400.0])
     few = make_updates(1.0, 2).assign(task="CartPole-v1")
     panels = draw_asymmetry(pd.concat([make_updates(1.0), few])).axes
     assert [axes.get_title() for axes in panels] == ["Pendulum-v1", "CartPole-v1"]
