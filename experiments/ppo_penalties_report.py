@@ -86,7 +86,7 @@ def format_report(results: Results) -> str:
     n_seeds = runs["seed"].nunique()
     parts = [
         f"# Agents on Gymnasium's tasks: {', '.join(dict.fromkeys(runs['agent']))}",
-        f"{n_seeds} seeds; on a task every agent has the same steps. Returns are those of the "
+        f"{n_seeds} seed(s); on a task every agent has the same steps. Returns are those of the "
         "deterministic policy, 10 episodes. Final: after the last step. Whole curve: mean of all "
         "evaluations after the first. Interquartile mean over seeds and its 95 % bootstrap "
         "interval. Threshold: the mean return from which on a task counts as learned; steps to it "
