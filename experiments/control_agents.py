@@ -67,7 +67,6 @@ CART_POLE_PPO = {
     "clip_range": LinearSchedule(0.2, 2e-3, 1.0),
 }
 LANDER_PPO = {"n_steps": 1024, "gae_lambda": 0.98, "gamma": 0.999, "n_epochs": 4, "ent_coef": 0.01}
-# For MuJoCo, Stable-Baselines3's defaults, which are those of arXiv 1707.06347, table 3.
 # Found with seeds from 100 on. Without the entropy bonus the noise is gone before the critic knows
 # anything of the upper half.
 PENDULUM_Q_CRITIC = {
@@ -82,6 +81,7 @@ PENDULUM_Q_CRITIC = {
 
 
 def _mujoco(n_updates: int) -> Task:
+    """Stable-Baselines3's defaults, which are those of arXiv 1707.06347, table 3; normalised."""
     return Task(2048 * n_updates, 1, {}, normalize=True, package="mujoco")
 
 

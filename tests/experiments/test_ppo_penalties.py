@@ -172,8 +172,8 @@ def test_verdicts_follow_the_intervals() -> None:
     assert "| CIM minus KL | 300.0 ± 24.8 | 0.0 ± 496.8 |" in report
     # One number of three is trimmed on no side: 0.25 * 3 is less than one.
     assert "| Pendulum-v1, `cim_ppo` | 1,000 | -200.0 [-2" in report
-    assert "| -300 | 500 (3 of 3) | 1 |" in report
-    assert "| -300 | - | 1 |" in report
+    assert "| -300 | 500, 500 | 3 of 3 | 1 |" in report
+    assert "| -300 | - | 0 of 3 | 1 |" in report
     assert "Asymmetry" not in report
 
 
