@@ -151,8 +151,8 @@ def _format_claims(runs: pd.DataFrame, claims: list[tuple[str, str]]) -> str:
         lines.append((name, *(format_mean(values, 1) for values in found.values())))
     text = (
         "Final returns minus each other, seed by seed: mean and Student's 95 % interval. A claim "
-        "holds on a task if the interval is above 0. All settings but the penalty are published ones "
-        "for the clip."
+        "holds on a task if the interval is above 0. All settings but the penalty are published "
+        "ones for the clip."
     )
     return "\n\n".join([text, format_markdown(("", *tasks), lines), "\n".join(verdicts)])
 
