@@ -1,14 +1,29 @@
-"""Means with intervals, as text."""
+"""Means with intervals, as numbers and as text."""
 
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from experiments.tables import mean_interval
 
-__all__ = ["format_mean"]
+__all__ = ["Interval", "format_mean", "iqm_interval"]
+
+N_RESAMPLES = 2000
+
+
+class Interval(NamedTuple):
+    """A statistic over seeds and its interval."""
+
+    value: float
+    low: float
+    """Lower end; NaN for a single seed."""
+    high: float
+    """Upper end."""
 
 
 def format_mean(values: ArrayLike, n_digits: int = 2) -> str:
@@ -20,3 +35,28 @@ def format_mean(values: ArrayLike, n_digits: int = 2) -> str:
     """
     mean, half = mean_interval(values)
     return f"{mean:.{n_digits}f}" + ("" if math.isnan(half) else f" ± {half:.{n_digits}f}")
+
+
+def iqm_interval(values: ArrayLike) -> Interval:
+    """Return the interquartile mean and its 95 % percentile-bootstrap interval.
+
+    Source: Agarwal et al. 2021 (arXiv 2108.13264). Of five seeds the lowest and the highest are
+    left out; the interval is the same each time.
+
+    Args:
+        values: (n,) one number per seed.
+    """
+    x = np.asarray(values, np.float64)
+    center = float(_iqm(x))
+    if len(x) < 2:
+        return Interval(center, math.nan, math.nan)
+    generator = np.random.default_rng(0)
+    drawn = stats.bootstrap(
+        (x,), _iqm, n_resamples=N_RESAMPLES, method="percentile", random_state=generator
+    )
+    low, high = drawn.confidence_interval
+    return Interval(center, float(low), float(high))
+
+
+def _iqm(values: NDArray[np.float64], axis: int = -1) -> Any:
+    return stats.trim_mean(values, 0.25, axis=axis)

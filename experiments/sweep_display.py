@@ -107,8 +107,10 @@ class Display:
         try:
             progress = json.loads(path.read_text(encoding="utf-8"))
             done, total = int(progress["episode"]), int(progress["episodes"])
-            label, best = str(progress["label"]), float(progress["best_accuracy"])
+            label = str(progress["label"])
+            # Without a note it is of a search.
+            note = progress.get("note") or f"best accuracy {float(progress['best_accuracy']):.4f}"
         except (OSError, ValueError, KeyError, TypeError):
             return (name, "starting")
         bar = ProgressBar(total=total, completed=done, width=20)
-        return (name, label, bar, f"{done}/{total}", f"best accuracy {best:.4f}")
+        return (name, label, bar, f"{done}/{total}", str(note))
