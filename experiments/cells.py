@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import tyro
 from rich.console import Console
 
-from experiments import compress
+from experiments import compress, trial
 
 __all__ = ["EXPERIMENTS", "Cell", "Experiment", "make_cell", "make_cells"]
 
@@ -38,6 +38,7 @@ EXPERIMENTS = {
         compress.run,
         ("model", "dataset", "algo", "method", "flops_budget", "size_budget", "seed"),
     ),
+    "trial": Experiment(trial.Config, trial.run, ("agent", "task", "seed")),
 }
 """Experiments whose runs can be cells, by name."""
 

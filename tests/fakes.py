@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -125,3 +127,23 @@ def flags(settings: dict[str, Any]) -> list[str]:
         f"--no-{names[key]}" if value is False else f"--{names[key]}={value}"
         for key, value in settings.items()
     ]
+
+
+TINY = ("compress_env/TinyPrune-v0", "compress_env/TinyQuantize-v0")
+"""Tasks that are registered inside `tiny_tasks`: one evaluation an episode."""
+
+
+@contextmanager
+def tiny_tasks() -> Iterator[None]:
+    """Register two tasks whose episodes take milliseconds."""
+    shared: dict[str, Any] = {"model": seeded(PlainNet), "data": make_data(), "device": "cpu"}
+    shared |= {"finetune_steps": 1, "reward_at": "episode"}
+    pruning = shared | {"method": "magnitude", "flops_budget": 0.4}
+    gym.register(TINY[0], "compress_env.envs.pruning:PruningEnv", kwargs=pruning)
+    quantization = shared | {"size_budget": 0.5}
+    gym.register(TINY[1], "compress_env.envs.quantization:QuantizationEnv", kwargs=quantization)
+    try:
+        yield
+    finally:
+        for name in TINY:
+            del gym.registry[name]
