@@ -2,7 +2,17 @@
 
 from agents.baselines import Random, Uniform
 from agents.importance import AFIE, SBPF
+from agents.overestimation import OverestimationCallback
 from agents.penalty_ppo import CIMPPO, KLPPO
 from agents.q_critic_ppo import QCriticPPO
 
-__all__ = ["AFIE", "CIMPPO", "KLPPO", "SBPF", "QCriticPPO", "Random", "Uniform"]
+__all__ = [
+    "AFIE",
+    "CIMPPO",
+    "KLPPO",
+    "SBPF",
+    "OverestimationCallback",
+    "QCriticPPO",
+    "Random",
+    "Uniform",
+]

@@ -213,6 +213,13 @@ class QCriticPolicy(ActorCriticPolicy):
         """Return Q(s, clip(a)), (B, 1), for actions (B, D)."""
         return self._q(self.critic, obs, actions)
 
+    @th.no_grad()
+    def predict_q_values(self, observation: np.ndarray, actions: np.ndarray) -> th.Tensor:
+        """Return Q(s, a), (n, 1), of n executed actions (n, *shape), without gradient."""
+        obs, _ = self.obs_to_tensor(observation)
+        # (n, *shape) -> (n, D)
+        return self.q_values(obs, th.as_tensor(actions, device=self.device).float().flatten(1))
+
     def target_q_values(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """Return Q'(s, clip(a)), (B, 1), for actions (B, D)."""
         return self._q(self.critic_target, obs, actions)

@@ -12,9 +12,9 @@ import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import NStepReplayBuffer, RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.policies import BaseModel, BasePolicy
-from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
+from stable_baselines3.common.save_util import save_to_pkl
 from stable_baselines3.common.type_aliases import (
     GymEnv,
     MaybeCallback,
@@ -33,7 +33,9 @@ from agents.losses import (
     scale_to_unit_rms,
     td_target,
 )
+from agents.overestimation import OverestimationCallback
 from agents.policies import MlpPolicy, QCriticPolicy, check_spaces
+from agents.replay import load_buffer, truncate_last_episode
 
 __all__ = ["Advantage", "QCriticPPO"]
 
@@ -118,9 +120,11 @@ class QCriticPPO(PPO):
     **Ends of episodes.** A terminated transition has no value after it; a truncated one
     (``info["TimeLimit.truncated"]``) is bootstrapped from its real last observation.
 
-    Logged: ``train/q_loss``, ``train/q_mean``, ``train/policy_loss``, ``train/clip_fraction``
-    (share of ratios outside the clip range), ``train/target_action_shift`` (mean absolute
-    difference between the regularised target action and pi'(s'), in action units), ``train/std``,
+    Logged: ``train/q_loss``, ``train/q_mean``, ``train/q_overestimation`` (Q minus the observed
+    discounted return of the same transitions, see `agents.OverestimationCallback`; one record per
+    episode in ``overestimation.records``), ``train/policy_loss``, ``train/clip_fraction`` (share
+    of ratios outside the clip range), ``train/target_action_shift`` (mean absolute difference
+    between the regularised target action and pi'(s'), in action units), ``train/std``,
     ``train/learning_rate``, ``train/actor_learning_rate``, ``train/n_updates`` (rounds).
 
     The defaults are for budgets of 100 to 300 short episodes whose steps cost much more than the
@@ -234,6 +238,7 @@ class QCriticPPO(PPO):
         self.target_policy_noise = target_policy_noise
         self.target_noise_clip = target_noise_clip
         self.replay_buffer: NStepReplayBuffer | None = None
+        self.overestimation = OverestimationCallback()
         self._check_arguments()
         if _init_setup_model:
             self._setup_model()
@@ -291,6 +296,8 @@ class QCriticPPO(PPO):
         callback.on_rollout_start()
         for _ in range(n_rollout_steps):
             actions = self._sample_actions(env.num_envs)
+            assert isinstance(self._last_obs, np.ndarray)
+            values = self.policy.predict_q_values(self._last_obs, actions)  # for callbacks
             new_obs, rewards, dones, infos = env.step(actions)
             assert isinstance(new_obs, np.ndarray)  # Dict observations are rejected at construction
             self.num_timesteps += env.num_envs
@@ -459,10 +466,17 @@ class QCriticPPO(PPO):
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps or self._last_obs is None:  # the environments will be reset
             assert self.replay_buffer is not None
-            _truncate_last_episode(self.replay_buffer)
+            truncate_last_episode(self.replay_buffer)
         return super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        given = super()._init_callback(callback, progress_bar)
+        self.overestimation.init_callback(self)
+        both = CallbackList([self.overestimation, given])
+        both.model = self  # its `init_callback` would call the given one's a second time
+        return both
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """Save the replay buffer, which `save` leaves out, as a pickle file at ``path``."""
@@ -472,28 +486,14 @@ class QCriticPPO(PPO):
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """Replace the replay buffer by a saved one. Unpickling runs code: trust the file.
 
-        Args:
-            path: a file, or where to read one.
-
         Raises:
-            ValueError: if the file holds something else, or was saved with another number of
-                environments.
+            ValueError: if the file does not fit, see `agents.replay.load_buffer`.
         """
-        loaded = load_from_pkl(path, self.verbose)
-        if not isinstance(loaded, NStepReplayBuffer):
-            raise ValueError(f"expected an NStepReplayBuffer, got {type(loaded).__name__}")
-        if loaded.n_envs != self.n_envs:
-            raise ValueError(f"expected a buffer of {self.n_envs} envs, got {loaded.n_envs}")
-        loaded.device, loaded.n_steps, loaded.gamma = self.device, self.target_steps, self.gamma
-        _truncate_last_episode(loaded)
-        self.replay_buffer = loaded
+        assert self.replay_buffer is not None
+        self.replay_buffer = load_buffer(path, self.replay_buffer, self.verbose)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "overestimation"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.actor.optimizer", "policy.critic.optimizer"], []
-
-
-def _truncate_last_episode(buffer: NStepReplayBuffer) -> None:
-    """Keep targets over several steps from running into an episode that does not follow."""
-    if buffer.size() > 0:
-        last = buffer.pos - 1
-        buffer.timeouts[last] = np.maximum(buffer.timeouts[last], 1.0 - buffer.dones[last])

@@ -400,6 +400,7 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         with self._timed("batch_norm"):
             self.task.reestimate_batch_norm(network.model, derive_generator(seed, t, 1))
 
+    @torch.inference_mode(False)  # a caller's `torch.no_grad()` would stop fine-tuning
     def _network_after(self, executed: Prefix) -> Network:
         """Return the network after `executed`, computed now if a store has spared that so far."""
         networks, seed = self._networks, self._noise_seed

@@ -10,11 +10,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import compress_env
 from compress_env.envs.base import LayerState, LayerwiseCompressionEnv
+from compress_env.envs.pruning import PruningEnv
 from tests.fakes import DATA_ROOT, PlainNet, make_data, seeded
 
 IDS = sorted(name for name in gym.registry if name.startswith("compress_env/"))
@@ -155,6 +157,23 @@ def test_pickled_environment_gives_the_same_episode(env: gym.Env[Any, Any]) -> N
         np.testing.assert_array_equal(a[0], b[0])
         assert a[1:4] == b[1:4]
         assert a[-1]["reward_terms"] == b[-1]["reward_terms"]
+
+
+@pytest.mark.parametrize("switch_off", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("method", ["magnitude", "channel", "channel+variational"])
+def test_gradients_that_a_caller_has_switched_off_change_nothing(
+    switch_off: Any, method: str
+) -> None:
+    twins = [
+        PruningEnv(seeded(PlainNet), make_data(), method=method, finetune_steps=2, store=None)
+        for _ in range(2)
+    ]
+    expected = walk_through(twins[0], [0.5, -0.2, 0.1])
+    with switch_off():
+        found = walk_through(twins[1], [0.5, -0.2, 0.1])
+    for a, b in zip(expected[1:], found[1:], strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+        assert data_equivalence(a[1:], b[1:], exact=True)
 
 
 def test_docstring_table_is_the_observation_space(env: gym.Env[Any, Any]) -> None:

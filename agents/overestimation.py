@@ -1,0 +1,175 @@
+"""Whether a critic promises more than was earned: its values minus observed discounted returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from numpy.typing import NDArray
+from stable_baselines3 import SAC, TD3
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+__all__ = ["OverestimationCallback", "OverestimationRecord", "discounted_returns"]
+
+Values = NDArray[np.float64]
+
+
+class OverestimationRecord(NamedTuple):
+    """Means over those transitions of one episode whose return is known."""
+
+    timestep: int
+    """Environment steps that the agent had taken when the episode ended."""
+    n_transitions: int
+    """Transitions averaged, at least 1."""
+    mean_value: float
+    """Of the critic's values, each from when its action was taken."""
+    mean_return: float
+    """Of the discounted returns that were observed from the same transitions on."""
+
+    @property
+    def overestimation(self) -> float:
+        """Mean value minus mean return; above 0 the critic has promised too much."""
+        return self.mean_value - self.mean_return
+
+
+class _Step(NamedTuple):
+    """What is kept of a step until its episode ends."""
+
+    value: float
+    reward: float
+    bonus: float
+
+
+class OverestimationCallback(BaseCallback):
+    """Log `train/q_overestimation`, and keep one record per episode in `records`.
+
+    A value is what the critic says of a transition, from when its action was taken: before
+    anything was learnt from it.
+
+    - `QCriticPPO`: Q(s, a) of the executed action.
+    - `DDPG`, `TD3`, `SAC`: the smallest Q(s, a) of the critics, the value that targets are made
+      of. `SAC`'s critics also promise the entropy bonus of later actions, so its returns include
+      it: ``-ent_coef * log pi(a | s)`` of each action taken after the first **(ours)**.
+    - `PPO`, `A2C` and their subclasses: V(s).
+
+    Returns are made of the rewards that the agent gets, normalised ones under `VecNormalize`, and
+    discounted by its `gamma`. They are those of the actions taken, exploration included, whereas a
+    critic learns about the policy as it is now.
+
+    After a truncation the rest of the return is unknown; it has the weight gamma^n at a transition
+    that n rewards were observed from. Only transitions at which this is at most `max_tail`
+    are counted **(ours)**. At 1 % and gamma = 0.99 these are all but the last 458, at gamma = 1
+    none. A task that ends by its time limit alone needs a lower gamma: `Pendulum-v1` with its 200
+    steps logs nothing at 0.99, but the first 157 transitions of each episode at 0.9.
+
+    What is logged is the mean over the episodes that ended since the last dump. Nothing is drawn at
+    random and nothing is trained: the weights are the same with and without it. `QCriticPPO` has
+    one of its own, `agent.overestimation`.
+
+    Args:
+        max_tail: Weight that the unknown rest of a return may have, in [0, 1].
+
+    Raises:
+        ValueError: If `max_tail` is out of range; when learning starts, if the agent is another.
+    """
+
+    records: list[OverestimationRecord]
+    """One for each episode that had a transition whose return is known, in the order of ending."""
+
+    def __init__(self, max_tail: float = 0.01) -> None:
+        """Check the argument."""
+        if not 0.0 <= max_tail <= 1.0:
+            raise ValueError(f"max_tail must be in [0, 1], got {max_tail}")
+        super().__init__()
+        self.max_tail = max_tail
+        self.records = []
+        self._running: list[list[_Step]] = []
+        self._next_obs: Any = None
+
+    def _init_callback(self) -> None:
+        if not isinstance(self.model, OnPolicyAlgorithm | TD3 | SAC):
+            name = type(self.model).__name__
+            raise ValueError(f"expected QCriticPPO, PPO, A2C, DDPG, TD3 or SAC, got {name}")
+
+    def _on_rollout_start(self) -> None:
+        if self.model._last_obs is not self._next_obs:  # the environments have been reset
+            self._running = [[] for _ in range(self.model.n_envs)]
+
+    def _on_step(self) -> bool:
+        values, bonuses = self._judge()
+        columns = (values.tolist(), self.locals["rewards"].tolist(), bonuses.tolist())
+        for steps, *step in zip(self._running, *columns, strict=True):
+            steps.append(_Step(*step))
+        for number in np.flatnonzero(self.locals["dones"]):
+            truncated = self.locals["infos"][number].get("TimeLimit.truncated", False)
+            self._finish(self._running[number], truncated)
+            self._running[number] = []
+        self._next_obs = self.locals["new_obs"]
+        return True
+
+    def _judge(self) -> tuple[Values, Values]:
+        """Return the critic's values of the last step and its entropy bonuses, (n_envs,) each."""
+        if isinstance(self.model, OnPolicyAlgorithm):
+            values = _array(self.locals["values"])
+            return values, np.zeros_like(values)
+        assert isinstance(self.model, TD3 | SAC)
+        with th.no_grad():
+            # Off-policy algorithms advance their last observation after the callbacks.
+            obs, _ = self.model.policy.obs_to_tensor(self.model._last_obs)  # type: ignore[arg-type]
+            actions = th.as_tensor(self.locals["buffer_actions"], device=self.model.device)
+            actions = actions.flatten(1)  # (n_envs, *shape) -> (n_envs, D)
+            q_values = th.cat(self.model.critic(obs, actions), dim=1)  # (n_envs, critics)
+            lowest = _array(q_values.min(dim=1).values)
+            if isinstance(self.model, SAC):
+                return lowest, _array(_entropy_bonus(self.model, obs, actions))
+        return lowest, np.zeros_like(lowest)
+
+    def _finish(self, steps: list[_Step], truncated: bool) -> None:
+        """Compare what is known of an episode that has ended."""
+        values, rewards, bonuses = zip(*steps, strict=True)
+        gamma = float(self.model.gamma)  # type: ignore[attr-defined]
+        returns = discounted_returns(rewards, gamma, bonuses)
+        n = len(steps)
+        if truncated:
+            n = sum(gamma**n_rewards <= self.max_tail for n_rewards in range(1, n + 1))
+        if n == 0:
+            return
+        means = float(np.mean(values[:n])), float(np.mean(returns[:n]))
+        record = OverestimationRecord(self.num_timesteps, n, *means)
+        self.records.append(record)
+        self.logger.record_mean("train/q_overestimation", record.overestimation)
+
+
+def discounted_returns(
+    rewards: Sequence[float], gamma: float, bonuses: Sequence[float] | None = None
+) -> Values:
+    """Return ``G_t = r_t + sum over k > t of gamma^(k - t) (r_k + b_k)`` of each step, (T,).
+
+    Args:
+        rewards: r, T numbers, in the order of the steps.
+        gamma: Discount factor in [0, 1].
+        bonuses: b, T numbers which count at later steps only, as entropy does in SAC; None for 0.
+    """
+    returns = np.empty(len(rewards))
+    later = 0.0
+    for t in reversed(range(len(rewards))):
+        returns[t] = rewards[t] + gamma * later
+        later = returns[t] + (0.0 if bonuses is None else bonuses[t])
+    return returns
+
+
+def _entropy_bonus(model: SAC, obs: Any, actions: th.Tensor) -> th.Tensor:
+    """Return ``-ent_coef * log pi(a | s)`` of actions in [-1, 1], (n_envs,)."""
+    mean, log_std, rest = model.actor.get_action_dist_params(obs)
+    log_prob = model.actor.action_dist.proba_distribution(mean, log_std, **rest).log_prob(actions)
+    if model.log_ent_coef is None:
+        return -model.ent_coef_tensor * log_prob
+    return -model.log_ent_coef.exp() * log_prob
+
+
+def _array(values: th.Tensor) -> Values:
+    """Move (n_envs, 1) or (n_envs,) to an array, (n_envs,)."""
+    return values.detach().cpu().numpy().astype(np.float64).reshape(-1)
