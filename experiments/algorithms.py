@@ -117,12 +117,12 @@ def _rollout(n_steps: int) -> int:
 
 LEARNERS: dict[str, Builder] = {
     "q_critic_ppo": _q_critic_ppo("q_baseline"),
-    "q_critic_ppo_q": _q_critic_ppo("q"),
     "ppo": _on_policy(PPO),
     "a2c": _a2c,
     "ddpg": _off_policy(DDPG, 0.3),
     "td3": _off_policy(TD3, 0.3),
     "sac": _off_policy(SAC, None),
+    "q_critic_ppo_q": _q_critic_ppo("q"),
 }
 """Agents that learn, by name."""
 

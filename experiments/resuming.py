@@ -54,6 +54,7 @@ class ResumableSearch:
         n_evaluations: int | None = None,
         *,
         callbacks: Sequence[BaseCallback] = (),
+        beside: Outcome = dict,
         outcome: Outcome = dict,
     ) -> None:
         """Let an agent learn on the log until there are enough episodes or evaluations.
@@ -63,6 +64,7 @@ class ResumableSearch:
             n_episodes: Episodes, those before the resumption included.
             n_evaluations: Evaluations after which it ends sooner.
             callbacks: Called at each step.
+            beside: Called with each save; what it returns is kept beside the agent.
             outcome: Called when the search is over; what it returns is kept with the episodes.
         """
         if self._saved is not None:
@@ -72,7 +74,7 @@ class ResumableSearch:
             agent,
             self._log,
             n_episodes,
-            lambda: self._save(agent=agent_state(agent)),
+            lambda: self._save(agent=agent_state(agent), beside=beside()),
             n_evaluations=n_evaluations,
             callbacks=callbacks,
         )

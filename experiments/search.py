@@ -9,7 +9,6 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -136,8 +135,7 @@ class EpisodeLog(VecEnvWrapper):
 
     def step_wait(self) -> VecEnvStepReturn:
         """Wait for the environments, and note what has happened."""
-        with torch.enable_grad():  # fine-tuning needs it, and some agents act under no_grad
-            observations, rewards, dones, infos = self.venv.step_wait()
+        observations, rewards, dones, infos = self.venv.step_wait()
         finished = []
         for number, (done, info) in enumerate(zip(dones, infos, strict=True)):
             self._note(self._unfinished[number], number, info)

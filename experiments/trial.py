@@ -1,19 +1,19 @@
 """One agent searches one registered task from one seed, for a number of network evaluations.
 
 `python -m experiments.trial --agent ppo --task compress_env/PruneLeNet5Digits-v0` leaves a run
-folder: every episode in `episodes.csv`, and in `table.csv` the best network by validation accuracy
-with the actions that lead to it, its test accuracy, and what the final policy does without
-exploration. An agent is a name, one of sb3-contrib, or `my_module:MyAgent`, looked for in the
-current directory too: a class built as `MyAgent("MlpPolicy", env, seed=SEED)`, where env is a
-Stable-Baselines3 `VecEnv` of one environment, or an object. With a method `learn` it learns;
-with `predict` alone it acts.
+folder: every episode in `episodes.csv`, what a critic promised and what was earned in
+`overestimation.csv`, and in `table.csv` the best network by validation accuracy with the actions
+that lead to it, its test accuracy, and what the final policy does without exploration. An agent is
+a name, one of sb3-contrib, or `my_module:MyAgent`, looked for in the current directory too: a class
+built as `MyAgent("MlpPolicy", env, seed=SEED)`, where env is a Stable-Baselines3 `VecEnv` of one
+environment, or an object. With a method `learn` it learns; with `predict` alone it acts.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,11 +22,14 @@ from typing import Any
 
 import gymnasium as gym
 from rich.console import Console
+from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import compress_env  # noqa: F401  # registers the tasks
+from agents.overestimation import OverestimationCallback, OverestimationRecord
 from compress_env.envs.base import LayerwiseCompressionEnv
 from experiments.algorithms import SINGLE
 from experiments.checks import check_lowest
@@ -48,6 +51,7 @@ from experiments.search import (
 __all__ = ["Config", "main", "make_task", "run"]
 
 STATE = "search"
+WITH_CRITIC = (OnPolicyAlgorithm, TD3, SAC)
 REPEATS = 10
 """Episodes allowed for each one that the evaluations suffice for: agents repeat networks."""
 
@@ -184,23 +188,53 @@ class Trial:
         log = EpisodeLog(DummyVecEnv([lambda: self.env]), advance)
         search = ResumableSearch(STATE, log, self.folder)
         agent = make_agent(config.agent, self.env, log, n_steps=self._n_steps, seed=config.seed)
-        outcome = partial(self._outcome, agent)
+        watch = self._watch(agent)
+        outcome = partial(self._outcome, agent, watch)
         if not goes_on(config.agent):
-            with suppress(_SearchOver):
-                if isinstance(agent, Learner):
-                    agent.learn(total_timesteps=n_episodes * log.walk_length)
-                else:
-                    run_policy(agent, log, n_episodes=n_episodes)
+            self._run_unknown(agent, log)
             search.finish(outcome)
         elif isinstance(agent, BaseAlgorithm):
-            search.learn(agent, n_episodes, n_evaluations, outcome=outcome)
+            callbacks = [] if watch is None else [watch]
+            beside = partial(_records, watch)
+            search.learn(
+                agent,
+                n_episodes,
+                n_evaluations,
+                callbacks=callbacks,
+                beside=beside,
+                outcome=outcome,
+            )
         else:
             limit = 1 if config.agent in SINGLE else n_episodes
             search.act(agent, limit, n_evaluations, outcome=outcome)
 
-    def _outcome(self, agent: PolicyPredictor) -> dict[str, Any]:
+    def _run_unknown(self, agent: Any, log: EpisodeLog) -> None:
+        """Run an agent that nothing is known of but its methods."""
+        with suppress(_SearchOver):
+            if isinstance(agent, Learner):
+                agent.learn(total_timesteps=self._n_episodes * log.walk_length)
+            else:
+                run_policy(agent, log, n_episodes=self._n_episodes)
+
+    def _watch(self, agent: Any) -> OverestimationCallback | None:
+        """Return what compares a critic's values with returns, and what it has seen by now."""
+        if not goes_on(self.config.agent) or not isinstance(agent, WITH_CRITIC):
+            return None
+        watch = OverestimationCallback()
+        saved = self.folder.read_state(STATE)
+        if saved is not None:
+            watch.records = [OverestimationRecord(*record) for record in saved["beside"]["records"]]
+        return watch
+
+    def _outcome(
+        self, agent: PolicyPredictor, watch: OverestimationCallback | None
+    ) -> dict[str, Any]:
         """Return what the agent does without exploration, in plain Python values."""
-        return play(self.env, agent)._asdict()
+        return play(self.env, agent)._asdict() | _records(watch)
+
+
+def _records(watch: OverestimationCallback | None) -> dict[str, Any]:
+    return {"records": [] if watch is None else [tuple(record) for record in watch.records]}
 
 
 class _SearchOver(Exception):
@@ -224,13 +258,29 @@ def run(config: Config, console: Console) -> dict[str, Any]:
 def _measure(trial: Trial, console: Console) -> dict[str, Any]:
     episodes, outcome = trial.search(console)
     trial.folder.write_rows("episodes.csv", [episode.row() for episode in episodes])
-    row = _row(trial.env, episodes, outcome)
+    records = [OverestimationRecord(*record) for record in outcome["records"]]
+    if records:
+        rows = [record._asdict() for record in records]
+        trial.folder.write_rows("overestimation.csv", rows)
+    row = _row(trial.env, episodes, outcome, records)
     trial.folder.finish([row])
     return row
 
 
+def late_overestimation(records: Sequence[OverestimationRecord]) -> float:
+    """Return by how much the critic overestimates, a mean over the second half of the episodes.
+
+    In the first half it has hardly learnt **(ours)**. NaN for an agent without a known critic.
+    """
+    late = [record.overestimation for record in records[len(records) // 2 :]]
+    return sum(late) / len(late) if late else math.nan
+
+
 def _row(
-    env: LayerwiseCompressionEnv, episodes: list[Episode], outcome: Mapping[str, Any]
+    env: LayerwiseCompressionEnv,
+    episodes: Sequence[Episode],
+    outcome: Mapping[str, Any],
+    records: Sequence[OverestimationRecord],
 ) -> dict[str, Any]:
     """Return the row of `table.csv`; only the best network meets the test images."""
     best = best_episode(episodes)
@@ -250,6 +300,7 @@ def _row(
         "final_reward": outcome["reward"],
         "final_accuracy": outcome["accuracy"],
         "final_actions": format_actions(outcome["actions"]),
+        "q_overestimation": late_overestimation(records),
         "n_evaluations": episodes[-1].n_evaluations,
         "n_episodes": len(episodes),
         "seconds": sum(episode.seconds for episode in episodes),

@@ -106,6 +106,17 @@ def test_best_network_is_the_one_of_the_stored_actions(tmp_path: Path) -> None:
         }
 
 
+def test_overestimation_is_that_of_the_later_half(tmp_path: Path) -> None:
+    row = run(small(tmp_path / "out", agent="ppo", n_evaluations=5), quiet())
+    records = pd.read_csv(tmp_path / "out" / "overestimation.csv")
+    assert len(records) == row["n_episodes"]
+    late = (records["mean_value"] - records["mean_return"])[len(records) // 2 :]
+    assert row["q_overestimation"] == pytest.approx(late.mean())
+    # The reward comes at the end and is not discounted: all returns of an episode are the same.
+    found = episodes(tmp_path / "out")["reward"]
+    assert records["mean_return"].to_numpy() == pytest.approx(found.to_numpy(), abs=1e-6)
+
+
 @pytest.mark.parametrize("name", ["Midway", "Stepper", "SmallPPO", "INSTANCE"])
 def test_anybodys_agent_searches(name: str, tmp_path: Path) -> None:
     agent = f"{__name__}:{name}"
