@@ -9,6 +9,7 @@ from compress_env.quantization.fake_quant import bake
 from compress_env.quantization.packing import load, save
 from compress_env.rewards import RewardInput
 from compress_env.store import TransitionStore
+from compress_env.task import FinetuneConfig
 from compress_env.workers import make_actors
 
 __all__ = [
@@ -54,4 +55,112 @@ register(
     id="compress_env/QuantizeLeNet5MNIST-v0",
     entry_point="compress_env.envs.quantization:QuantizationEnv",
     kwargs={"model": "lenet5", "data": "mnist", "size_budget": 0.1},
+)
+register(
+    id="compress_env/PruneVGG8Digits-v0",
+    entry_point="compress_env.envs.pruning:PruningEnv",
+    kwargs={
+        "model": "vgg8",
+        "data": "digits16",
+        "method": "channel",
+        "flops_budget": 0.06,
+        "finetune_steps": 1,
+        "finetune_config": FinetuneConfig(batch_size=32, batch_norm_batches=2),
+        "reward": "err",
+        "reward_at": "episode",
+    },
+)
+register(
+    id="compress_env/QuantizeVGG8Digits-v0",
+    entry_point="compress_env.envs.quantization:QuantizationEnv",
+    kwargs={
+        "model": "vgg8",
+        "data": "digits16",
+        "size_budget": 0.05,
+        "finetune_steps": 1,
+        "finetune_config": FinetuneConfig(batch_size=32, batch_norm_batches=2),
+        "reward": "err",
+        "reward_at": "episode",
+    },
+)
+register(
+    id="compress_env/PruneResNet20Digits-v0",
+    entry_point="compress_env.envs.pruning:PruningEnv",
+    kwargs={
+        "model": "resnet20",
+        "data": "digits16",
+        "method": "channel",
+        "flops_budget": 0.1,
+        "finetune_steps": 1,
+        "finetune_config": FinetuneConfig(batch_size=32, batch_norm_batches=2),
+        "reward": "err",
+        "reward_at": "episode",
+    },
+)
+register(
+    id="compress_env/QuantizeResNet20Digits-v0",
+    entry_point="compress_env.envs.quantization:QuantizationEnv",
+    kwargs={
+        "model": "resnet20",
+        "data": "digits16",
+        "size_budget": 0.06,
+        "finetune_steps": 1,
+        "finetune_config": FinetuneConfig(batch_size=32, batch_norm_batches=2),
+        "reward": "err",
+        "reward_at": "episode",
+    },
+)
+register(
+    id="compress_env/PruneMobileNetV2Digits-v0",
+    entry_point="compress_env.envs.pruning:PruningEnv",
+    kwargs={
+        "model": "mobilenet_v2_narrow",
+        "data": "digits16",
+        "method": "channel",
+        "flops_budget": 0.15,
+        "finetune_steps": 1,
+        "finetune_config": FinetuneConfig(batch_size=32, batch_norm_batches=2),
+        "reward": "err",
+        "reward_at": "episode",
+    },
+)
+register(
+    id="compress_env/QuantizeMobileNetV2Digits-v0",
+    entry_point="compress_env.envs.quantization:QuantizationEnv",
+    kwargs={
+        "model": "mobilenet_v2_narrow",
+        "data": "digits16",
+        "size_budget": 0.1,
+        "finetune_steps": 1,
+        "finetune_config": FinetuneConfig(batch_size=32, batch_norm_batches=2),
+        "reward": "err",
+        "reward_at": "episode",
+    },
+)
+register(
+    id="compress_env/PruneDenseNetDigits-v0",
+    entry_point="compress_env.envs.pruning:PruningEnv",
+    kwargs={
+        "model": "densenet_small",
+        "data": "digits16",
+        "method": "channel",
+        "flops_budget": 0.15,
+        "finetune_steps": 1,
+        "finetune_config": FinetuneConfig(batch_size=32, batch_norm_batches=2),
+        "reward": "err",
+        "reward_at": "episode",
+    },
+)
+register(
+    id="compress_env/QuantizeDenseNetDigits-v0",
+    entry_point="compress_env.envs.quantization:QuantizationEnv",
+    kwargs={
+        "model": "densenet_small",
+        "data": "digits16",
+        "size_budget": 0.09,
+        "finetune_steps": 1,
+        "finetune_config": FinetuneConfig(batch_size=32, batch_norm_batches=2),
+        "reward": "err",
+        "reward_at": "episode",
+    },
 )

@@ -109,8 +109,8 @@ def load_data(
         data_root: Directory with the files; for `folder`, the tree itself. By default the
             environment variable COMPRESS_ENV_DATA, or else a directory in the user's cache.
         download: Whether to download missing files.
-        size: Side of the images in pixels, for `digits` (default 32), `imagenet` (default 224) and
-            `folder` (default: as they are).
+        size: Side of the images in pixels, for `digits` (default 32), `digits16` (default 16),
+            `imagenet` (default 224) and `folder` (default: as they are).
         n_calibration: Number of calibration images; all training images if there are fewer.
         seed: Seed of the splits.
 
@@ -200,11 +200,11 @@ def _default_data_root() -> Path:
     return Path(platformdirs.user_cache_dir("compress-env")) / "data"
 
 
-def _digits(request: DataRequest) -> DataBundle:
+def _digits(name: str, own_size: int, request: DataRequest) -> DataBundle:
     """scikit-learn's 1,797 handwritten digits, 8x8, enlarged; 60/20/20 % for the three sets."""
-    size = 32 if request.size is None else request.size
+    size = own_size if request.size is None else request.size
     if size < 8:
-        raise ValueError(f"the size of digits must be at least 8, got {size}")
+        raise ValueError(f"the size of {name} must be at least 8, got {size}")
     from sklearn.datasets import load_digits
 
     pixels, digits = load_digits(return_X_y=True)
@@ -221,7 +221,7 @@ def _digits(request: DataRequest) -> DataBundle:
         TensorSource(images[chosen], labels[chosen], mean=[mean], std=[std], augment=augment)
         for chosen, augment in zip(splits, (shift, None, None), strict=True)
     ]
-    return _bundle("digits", request, 10, *sources)
+    return _bundle(name, request, 10, *sources)
 
 
 def _bundle(
@@ -459,7 +459,8 @@ def _lazy(dataset: Any, *, augmented: Any = None, augment: Augment | None = None
 
 
 DATASETS: dict[str, Callable[[DataRequest], DataBundle]] = {
-    "digits": _digits,
+    "digits": functools.partial(_digits, "digits", 32),
+    "digits16": functools.partial(_digits, "digits16", 16),
     "mnist": _Official(
         name="mnist",
         reader_name="MNIST",

@@ -110,6 +110,10 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("lenet5", "digits"): Recipe(epochs=30, batch_size=32, label_smoothing=0.1),
     ("lenet5", "mnist"): Recipe(epochs=8),
     ("lenet5", "fashion_mnist"): Recipe(epochs=12),
+    ("vgg8", "digits16"): Recipe(epochs=15, batch_size=32),
+    ("resnet20", "digits16"): Recipe(epochs=20, batch_size=32),
+    ("mobilenet_v2_narrow", "digits16"): Recipe(epochs=20, batch_size=32),
+    ("densenet_small", "digits16"): Recipe(epochs=10, batch_size=32),
 }
 """Recipes by (model, data set)."""
 

@@ -186,8 +186,8 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
 
         Returns:
             Observation (9,) float32, reward, terminated, truncated (always False) and info, with
-            `layer`, the executed `pruning_rate` or `bits`, `accuracy` (NaN where the network was
-            not scored), `reward_terms`, the live costs and `n_evaluations`.
+            `layer`, the executed `pruning_rate` or `bits`, `accuracy` (where the network was scored;
+            NaN when the step fails), `reward_terms`, the live costs and `n_evaluations`.
 
         Raises:
             ValueError: If the action has the wrong shape, is not finite or is out of bounds.
@@ -211,9 +211,10 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         info = self._get_info() | {
             "layer": layer,
             self.value_name: value,
-            "accuracy": math.nan if result.accuracy is None else result.accuracy,
             "reward_terms": terms,
         }
+        if result.accuracy is not None:
+            info["accuracy"] = result.accuracy
         return self._get_obs(), reward, self._ended, False, info
 
     def reset(

@@ -48,6 +48,13 @@ def test_digits(size: int) -> None:
     assert int(torch.bincount(bundle.validation.labels).min()) >= 34
 
 
+def test_digits16_are_the_digits_at_16x16() -> None:
+    named, sized = load_data("digits16"), load_data("digits", size=16)
+    assert (named.name, named.image_shape) == ("digits16", (1, 16, 16))
+    for split in ("train", "calibration", "validation", "test"):
+        assert torch.equal(read_all(getattr(named, split))[0], read_all(getattr(sized, split))[0])
+
+
 def test_digits_splits_follow_the_seed() -> None:
     first, again, other = (load_data("digits", seed=seed).test.labels for seed in (0, 0, 1))
     assert torch.equal(first, again)
@@ -57,7 +64,7 @@ def test_digits_splits_follow_the_seed() -> None:
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("minst", None, "unknown data set 'minst'; valid names: digits, mnist"),
+        ("minst", None, "unknown data set 'minst'; valid names: digits, digits16, mnist"),
         ("digits", 0, "size must be at least 1, got 0"),
         ("digits", 7, "at least 8, got 7"),
         ("mnist", 32, "mnist images keep their size"),

@@ -20,10 +20,15 @@ from compress_env.envs.pruning import PruningEnv
 from tests.fakes import DATA_ROOT, PlainNet, make_data, seeded
 
 IDS = sorted(name for name in gym.registry if name.startswith("compress_env/"))
+DEEP = [name for name in IDS if gym.spec(name).kwargs.get("data") == "digits16"]
 HAS_MNIST = (DATA_ROOT / "MNIST" / "raw").is_dir()
 
 
-@pytest.fixture(scope="module", params=IDS)
+@pytest.fixture(
+    scope="module",
+    # The deep networks take a minute to train.
+    params=[pytest.param(i, marks=pytest.mark.slow if i in DEEP else ()) for i in IDS],
+)
 def env(request: pytest.FixtureRequest) -> Iterator[gym.Env[Any, Any]]:
     """Make each registered environment once; the tests reset it."""
     if "MNIST" in request.param and not HAS_MNIST:
@@ -46,16 +51,24 @@ def n_layers(env: gym.Env[Any, Any]) -> int:
 
 def test_the_expected_ids_are_registered() -> None:
     assert [name.removeprefix("compress_env/") for name in IDS] == [
+        "PruneDenseNetDigits-v0",
         "PruneLeNet5Digits-v0",
         "PruneLeNet5MNIST-v0",
+        "PruneMobileNetV2Digits-v0",
+        "PruneResNet20Digits-v0",
+        "PruneVGG8Digits-v0",
         "Pruning-v0",
         "Quantization-v0",
+        "QuantizeDenseNetDigits-v0",
         "QuantizeLeNet5Digits-v0",
         "QuantizeLeNet5MNIST-v0",
+        "QuantizeMobileNetV2Digits-v0",
+        "QuantizeResNet20Digits-v0",
+        "QuantizeVGG8Digits-v0",
     ]
 
 
-@pytest.mark.timeout(300)  # the first MNIST task trains its baseline
+@pytest.mark.timeout(300)  # the first task of a network trains its baseline
 def test_passes_gymnasium_check(env: gym.Env[Any, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,0 +1,115 @@
+"""The suite: what is fixed in each task, and that the deep ones behave without being trained."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from torch import nn
+
+from compress_env.data import DataBundle, load_data
+from compress_env.envs.base import LayerwiseCompressionEnv
+from compress_env.layers import layer_table
+from compress_env.models import RECIPES, build_model
+from compress_env.pruning.surgery import find_walk
+from compress_env.suite import SUITE, describe_suite
+from tests.fakes import seeded
+
+NAMED = sorted(i for i in gym.registry if i.startswith("compress_env/") and gym.spec(i).kwargs)
+VGG8 = ["compress_env/PruneVGG8Digits-v0", "compress_env/QuantizeVGG8Digits-v0"]
+
+
+@cache
+def data() -> DataBundle:
+    return load_data("digits16")
+
+
+def untrained(name: str) -> nn.Module:
+    return seeded(lambda: build_model(name, 10, (1, 16, 16)))
+
+
+def walk(id: str) -> list[str]:
+    """Return the layers that a task decides, without its environment."""
+    kwargs = gym.spec(id).kwargs
+    shape = (1, 16, 16) if kwargs["data"] == "digits16" else (1, 32, 32)
+    model, image = build_model(kwargs["model"], 10, shape), torch.zeros(1, *shape)
+    if "size_budget" in kwargs:
+        return [layer.name for layer in layer_table(model, image)]
+    return [decision.layer.name for decision in find_walk(model, image)[0]]
+
+
+def test_suite_is_every_named_task() -> None:
+    assert sorted(task.id for task in SUITE) == NAMED
+
+
+@pytest.mark.parametrize("task", SUITE, ids=lambda task: task.id.partition("/")[2])
+def test_decisions_are_those_of_the_network(task: Any) -> None:
+    assert task.n_decisions == len(walk(task.id))
+
+
+def test_everything_is_fixed_in_a_deep_task() -> None:
+    fixed = {"model", "data", "finetune_steps", "finetune_config", "reward", "reward_at"}
+    for task in SUITE[4:]:
+        kwargs = gym.spec(task.id).kwargs
+        assert fixed < set(kwargs)
+        assert kwargs["reward_at"] == "episode"
+        assert ("flops_budget" in kwargs) != ("size_budget" in kwargs)
+        assert (kwargs["model"], kwargs["data"]) in RECIPES
+
+
+def test_table_says_what_the_ids_are_registered_with() -> None:
+    rows = describe_suite()
+    assert [row["task"] for row in rows] == [task.id.partition("/")[2] for task in SUITE]
+    assert rows[1] == {
+        "task": "QuantizeLeNet5Digits-v0",
+        "network": "lenet5",
+        "data": "digits",
+        "stage": "quantization",
+        "decisions": "5",
+        "budget": "10 % of the bytes",
+        "reward": "err, each layer",
+        "fine-tuning": "20 x 64",
+        "recipe": "30 epochs",
+    }
+    assert {row["reward"] for row in rows[4:]} == {"err, each episode"}
+
+
+@pytest.fixture(scope="module", params=VGG8)
+def env(request: pytest.FixtureRequest) -> gym.Env[Any, Any]:
+    return gym.make(request.param, model=untrained("vgg8"), data=data())
+
+
+def test_untrained_task_passes_both_checks(env: gym.Env[Any, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env.unwrapped)
+        sb3_check_env(env.unwrapped)
+    assert env.observation_space.shape == (9,)
+
+
+def test_untrained_task_scores_once_and_meets_its_budget(env: gym.Env[Any, Any]) -> None:
+    unwrapped = env.unwrapped
+    assert isinstance(unwrapped, LayerwiseCompressionEnv)
+    unwrapped.forget_evaluations()
+    episodes = []
+    for _ in range(2):
+        env.reset(seed=0)
+        rng = np.random.default_rng(0)
+        actions = rng.uniform(-1, 1, (len(unwrapped.walk), 1)).astype(np.float32)
+        episodes.append([env.step(action) for action in actions])
+    first, again = episodes
+    assert [step[1] for step in first] == [step[1] for step in again]
+    assert [step[1] for step in first[:-1]] == [0.0] * (len(first) - 1)
+    info = first[-1][-1]
+    assert first[-1][1] == info["accuracy"] - 1.0
+    assert info["n_evaluations"] == 1
+    kwargs = gym.spec(env.spec.id if env.spec else "").kwargs
+    budget = kwargs.get("flops_budget", kwargs.get("size_budget"))
+    assert info["reward_terms"]["cost"] <= budget * unwrapped.unpruned.cost_high
