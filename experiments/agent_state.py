@@ -16,6 +16,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.save_util import recursive_getattr
 
+from agents import EpisodeSearch
+
 __all__ = ["agent_state", "random_state", "restore_agent", "restore_random_state"]
 
 State = dict[str, Any]
@@ -26,9 +28,9 @@ def agent_state(agent: BaseAlgorithm) -> State:
     """Return the state of an agent between two rollouts.
 
     Args:
-        agent: Any of Stable-Baselines3's algorithms, or a subclass that names its modules in
-            `_get_torch_save_params`. What an on-policy agent has in its rollout buffer is used up
-            between two rollouts.
+        agent: Any of Stable-Baselines3's algorithms, a subclass that names its modules in
+            `_get_torch_save_params`, or an `EpisodeSearch`. What an on-policy agent has in its
+            rollout buffer is used up between two rollouts.
     """
     _, names = agent._get_torch_save_params()
     buffer = getattr(agent, "replay_buffer", None)
@@ -43,6 +45,7 @@ def agent_state(agent: BaseAlgorithm) -> State:
         "replay_buffer": None if buffer is None else _buffer_state(buffer),
         "action_space": agent.action_space.np_random.bit_generator.state,
         "random": random_state(),
+        "search": agent.search_state() if isinstance(agent, EpisodeSearch) else None,
     }
 
 
@@ -65,6 +68,8 @@ def restore_agent(agent: BaseAlgorithm, state: State) -> None:
     if state["replay_buffer"] is not None:
         _restore_buffer(agent.replay_buffer, state["replay_buffer"])  # type: ignore[attr-defined]
     agent.action_space.np_random.bit_generator.state = state["action_space"]
+    if isinstance(agent, EpisodeSearch):
+        agent.restore_search(state["search"])
     restore_random_state(state["random"])
 
 

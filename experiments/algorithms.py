@@ -12,10 +12,18 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.type_aliases import GymEnv
 
-from agents import QCriticPPO
+from agents import CMAES, TPE, QCriticPPO
 from agents.q_critic_ppo import Advantage
 
-__all__ = ["CONTRIB", "LEARNERS", "POLICIES", "SINGLE", "check_algorithm", "make_learner"]
+__all__ = [
+    "CONTRIB",
+    "LEARNERS",
+    "POLICIES",
+    "SINGLE",
+    "UNIFORM_BITS",
+    "check_algorithm",
+    "make_learner",
+]
 
 LOG_STD = -0.5  # a standard deviation of 1 would put a third of the first actions on the bounds
 Builder = Callable[[GymEnv, int, int], BaseAlgorithm]
@@ -110,6 +118,14 @@ def _ars(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
     return _contrib("ARS")("MlpPolicy", env, seed=seed, device="cpu")
 
 
+def _cma_es(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
+    return CMAES("MlpPolicy", env, seed=seed)
+
+
+def _tpe(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
+    return TPE("MlpPolicy", env, seed=seed)
+
+
 def _rollout(n_steps: int) -> int:
     """Steps between two updates: a tenth of the search, even, in 8..64."""
     return int(np.clip(n_steps // 20, 4, 32)) * 2
@@ -123,8 +139,10 @@ LEARNERS: dict[str, Builder] = {
     "td3": _off_policy(TD3, 0.3),
     "sac": _off_policy(SAC, None),
     "q_critic_ppo_q": _q_critic_ppo("q"),
+    "cma_es": _cma_es,
+    "tpe": _tpe,
 }
-"""Agents that learn, by name."""
+"""Agents that learn, and black-box searches, by name."""
 
 CONTRIB: dict[str, Builder] = {
     "tqc": _off_policy(_contrib("TQC"), None),
@@ -134,10 +152,12 @@ CONTRIB: dict[str, Builder] = {
 }
 """Learners of sb3-contrib, by name."""
 
-POLICIES = ("random", "uniform", "afie", "sbpf")
+POLICIES = ("random", "uniform", "afie", "sbpf", "greedy")
 """Agents that do not learn."""
-SINGLE = ("uniform", "afie", "sbpf")
+SINGLE = ("uniform", "afie", "sbpf", "greedy")
 """Those of them that always do the same, so that one episode is all there is."""
+UNIFORM_BITS = ("uniform", "afie", "sbpf")
+"""Those of them that give all layers the same bits."""
 
 
 def check_algorithm(name: str) -> None:

@@ -20,7 +20,7 @@ from compress_env.envs.pruning import PruningMethod
 from compress_env.models import check_model_name
 from compress_env.quantization.activations import ACTIVATION_BITS
 from compress_env.rewards import REWARDS
-from experiments.algorithms import SINGLE, check_algorithm
+from experiments.algorithms import UNIFORM_BITS, check_algorithm
 from experiments.command import resume_hint, run_command
 from experiments.outcome import draw_searches, score_networks, write_pareto, write_searches
 from experiments.policies import read_policy
@@ -209,7 +209,7 @@ def _uniform_bits(config: Config) -> dict[str, bool]:
     They give all layers of the agent's pruned network 8 bits, or the most that meet the budget.
     """
     baselines = {f"{config.algo}-8bit": True, f"{config.algo}-uniform": False}
-    if config.algo in SINGLE:  # whose bits are uniform anyway
+    if config.algo in UNIFORM_BITS:
         del baselines[f"{config.algo}-uniform"]
     return baselines
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
-from agents import AFIE, SBPF, Random, Uniform
+from agents import AFIE, SBPF, Greedy, Random, Uniform
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
 from experiments.algorithms import CONTRIB, LEARNERS, POLICIES, SINGLE, make_learner
@@ -81,9 +81,13 @@ def _single(name: str, env: LayerwiseCompressionEnv, log: EpisodeLog, seed: int)
     """Return an agent that always does the same; what it has evaluated for that is counted."""
     if name == "uniform":
         return Uniform(env.uniform_value() / env.value_scale)
-    if not isinstance(env, PruningEnv):
+    agent: AFIE | SBPF | Greedy
+    if name == "greedy":
+        agent = Greedy(env)
+    elif not isinstance(env, PruningEnv):
         raise ValueError(f"{name} chooses pruning rates, not {env.value_name}")
-    agent = AFIE(env) if name == "afie" else SBPF(env, seed=seed)
+    else:
+        agent = AFIE(env) if name == "afie" else SBPF(env, seed=seed)
     log.spend(agent.n_evaluations, agent.seconds)
     return agent
 

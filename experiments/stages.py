@@ -17,7 +17,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from torch import nn
 
-from agents import AFIE, SBPF, Random, Uniform
+from agents import AFIE, SBPF, Greedy, Random, Uniform
 from compress_env.checkpoints import checkpoint_bytes
 from compress_env.data import load_data
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
@@ -260,9 +260,13 @@ class Job:
         self, algorithm: str, env: LayerwiseCompressionEnv, log: EpisodeLog
     ) -> PolicyPredictor:
         """Return an agent of `SINGLE`; those that know nothing of bits leave them to `Uniform`."""
-        if algorithm == "uniform" or not isinstance(env, PruningEnv):
+        agent: AFIE | SBPF | Greedy
+        if algorithm == "greedy":
+            agent = Greedy(env)
+        elif algorithm == "uniform" or not isinstance(env, PruningEnv):
             return Uniform(env.uniform_value() / env.value_scale)
-        agent = AFIE(env) if algorithm == "afie" else SBPF(env, seed=self.config.seed)
+        else:
+            agent = AFIE(env) if algorithm == "afie" else SBPF(env, seed=self.config.seed)
         log.spend(agent.n_evaluations, agent.seconds)
         return agent
 

@@ -181,6 +181,7 @@ def test_extras_are_those_the_readme_names() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert set(project["optional-dependencies"]) == {
         "test",
+        "benchmark",
         "contrib",
         "ray",
         "tensorboard",

@@ -32,6 +32,7 @@ from compress_env.envs.rendering import draw_bars, format_table
 from compress_env.envs.state import (
     LayerDecision,
     LayerState,
+    action_to_value,
     describe_network,
     scale_layer,
     scales_of,
@@ -186,8 +187,8 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
 
         Returns:
             Observation (9,) float32, reward, terminated, truncated (always False) and info, with
-            `layer`, the executed `pruning_rate` or `bits`, `accuracy` (where the network was scored;
-            NaN when the step fails), `reward_terms`, the live costs and `n_evaluations`.
+            `layer`, the executed `pruning_rate` or `bits`, `accuracy` (where the network was
+            scored; NaN if the step fails), `reward_terms`, the live costs and `n_evaluations`.
 
         Raises:
             ValueError: If the action has the wrong shape, is not finite or is out of bounds.
@@ -195,7 +196,7 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         """
         if self._ended:
             raise gym.error.ResetNeeded("the episode has ended, call reset()")
-        executed, value = self._decide(self._executed, self._to_value(action))
+        executed, value = self._decide(self._executed, action_to_value(action, self._interval))
         self._actions.append(float(action[0]))
         layer = self.walk[self._t].name
         result = self._transition((*self._executed, executed))
@@ -273,6 +274,19 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         self._lent = True
         return model
 
+    def compress_layer(self, t: int, value: float) -> nn.Module:
+        """Return the uncompressed network with decision `t` alone carried out at a value.
+
+        Batch-norm statistics are estimated anew; nothing is fine-tuned, no budget is heeded.
+        """
+        before: Prefix = ()
+        for _ in range(t):  # rate 0 leaves a layer as it is; bits are decided without a look back
+            before = (*before, self._decide(before, 0.0)[0])
+        network, seed = self._fresh(), self.task_seed
+        self._compress(network, seed, t, self._decide(before, value)[0])
+        self.task.reestimate_batch_norm(network.model, derive_generator(seed, t, 1))
+        return network.model
+
     def forget_evaluations(self) -> None:
         """Start counting `info["n_evaluations"]` anew, for the next search on this environment."""
         self._evaluated.clear()
@@ -338,20 +352,6 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         self._current = self._uncompressed
         self._history = []
         self._interval = self._bounds((), self._uncompressed)
-
-    def _to_value(self, action: Action) -> float:
-        """Map an action onto the interval of the layer about to be decided."""
-        array = np.asarray(action, dtype=np.float64)
-        if array.shape != (1,):
-            raise ValueError(f"action must have shape (1,), got {array.shape}")
-        if not np.isfinite(array).all():
-            raise ValueError(f"action must be finite and in [-1, 1], got {array[0]}")
-        if abs(array[0]) > 1.0:
-            raise ValueError(
-                f"action must be in [-1, 1], got {array[0]}; gymnasium.wrappers.ClipAction clips"
-            )
-        low, high = self._interval
-        return float(low + (array[0] + 1.0) / 2.0 * (high - low))
 
     def _transition(self, executed: Prefix) -> Transition:
         """Return what the network is after `executed`: from the store, or computed and kept."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,14 @@ from compress_env.layers import (
 )
 from compress_env.store import Transition
 
-__all__ = ["LayerDecision", "LayerState", "describe_network", "scale_layer", "scales_of"]
+__all__ = [
+    "LayerDecision",
+    "LayerState",
+    "action_to_value",
+    "describe_network",
+    "scale_layer",
+    "scales_of",
+]
 
 COUNTS = ("out_channels", "in_channels", "kernel_height", "kernel_width", "stride", "macs")
 
@@ -87,3 +94,26 @@ def describe_network(
         live.out_channels,
         live.in_channels,
     )
+
+
+def action_to_value(action: NDArray[Any], interval: tuple[float, float]) -> float:
+    """Map an action affinely onto the interval of the layer about to be decided.
+
+    Args:
+        action: (1,) in [-1, 1].
+        interval: What -1 and 1 stand for.
+
+    Raises:
+        ValueError: If the action has the wrong shape, is not finite or is out of bounds.
+    """
+    array = np.asarray(action, dtype=np.float64)
+    if array.shape != (1,):
+        raise ValueError(f"action must have shape (1,), got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"action must be finite and in [-1, 1], got {array[0]}")
+    if abs(array[0]) > 1.0:
+        raise ValueError(
+            f"action must be in [-1, 1], got {array[0]}; gymnasium.wrappers.ClipAction clips"
+        )
+    low, high = interval
+    return float(low + (array[0] + 1.0) / 2.0 * (high - low))

@@ -1,0 +1,353 @@
+"""Black-box search over the whole sequence of actions, behind Stable-Baselines3's interface.
+
+Nothing that is observed is used: an episode is one evaluation of a point, its actions, and its
+value is the episode's return. Shape legend: T decisions in an episode, n environments.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+
+from agents.optimizers import CovarianceAdaptation, Optimizer, ParzenEstimator
+
+__all__ = ["CMAES", "TPE", "EpisodeSearch"]
+
+Self = TypeVar("Self", bound="EpisodeSearch")
+
+
+class EpisodeSearch(BaseAlgorithm):
+    """Searches for the sequence of actions with the highest return; subclasses say how.
+
+    Every episode plays one sequence; of environments side by side each plays one of its own. An
+    episode that ends early, as when a step fails, counts with the return that it has.
+
+    Args:
+        policy: not used; there so that a search is built as a learner is.
+        env: an environment with a ``Box`` of actions, of bounded episodes.
+        n_decisions: T; the length of the environment's ``walk`` when None.
+        seed: of the search; drawn when None.
+        verbose: 1 logs to the standard output.
+        device: not used; there so that a saved search can be loaded.
+        tensorboard_log: where TensorBoard's files go, if anywhere.
+
+    Raises:
+        ValueError: if the actions are no ``Box``, or it is not known how many decisions there are.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ActorCriticPolicy}
+    best_actions: NDArray[np.float32] | None
+    """The sequence with the highest return so far, (T, *action shape)."""
+    best_return: float
+    """Its return; minus infinity before the first episode has ended."""
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy],
+        env: GymEnv | str | None,
+        *,
+        n_decisions: int | None = None,
+        seed: int | None = None,
+        verbose: int = 0,
+        device: torch.device | str = "cpu",
+        tensorboard_log: str | None = None,
+        _init_setup_model: bool = True,
+    ) -> None:
+        """Wrap the environment; the class's docstring lists the arguments."""
+        super().__init__(
+            policy,
+            env,
+            learning_rate=0.0,
+            seed=seed,
+            verbose=verbose,
+            device=device,
+            tensorboard_log=tensorboard_log,
+            support_multi_env=True,
+        )
+        self.n_decisions = n_decisions
+        self._history: list[tuple[int, float | None]] = []
+        self._playing: list[int] = []
+        self._places: list[int] = []
+        self._returns: list[float] = []
+        if _init_setup_model:
+            self._setup_model()
+
+    @abstractmethod
+    def _make_optimizer(self, n_dimensions: int, seed: int) -> Optimizer:
+        """Return a new optimizer; the same calls must always get the same answers from it."""
+
+    def _setup_model(self) -> None:
+        """Build the optimizer, and have it live through the history again."""
+        if self.seed is None:
+            self.seed = int(np.random.default_rng().integers(1, 2**31))
+        if not isinstance(self.action_space, spaces.Box):
+            raise ValueError(f"expected a Box of actions, got {self.action_space}")
+        if self.n_decisions is None:
+            self.n_decisions = self._walk_length()
+        n_dimensions = self.n_decisions * int(np.prod(self.action_space.shape))
+        self._optimizer = self._make_optimizer(n_dimensions, self.seed)
+        self._pending: dict[int, NDArray[np.float32]] = {}
+        self.best_actions, self.best_return = None, -np.inf
+        history, self._history = self._history, []
+        for number, value in history:
+            if value is None:
+                self._ask()
+            else:
+                self._tell(number, value)
+
+    def _walk_length(self) -> int:
+        if self.env is None or not self.env.has_attr("walk"):
+            raise ValueError("expected n_decisions, as the environment has no walk, got None")
+        return len(self.env.get_attr("walk")[0])
+
+    def _ask(self) -> int:
+        """Ask for a sequence; return its number."""
+        assert isinstance(self.action_space, spaces.Box) and self.n_decisions is not None
+        number = sum(value is None for _, value in self._history)
+        low, high = self.action_space.low, self.action_space.high
+        # (T * size,) -> (T, *action shape)
+        point = self._optimizer.ask().reshape(self.n_decisions, *self.action_space.shape)
+        actions = np.clip(low + (point + 1.0) / 2.0 * (high - low), low, high)
+        self._pending[number] = actions.astype(np.float32)
+        self._history.append((number, None))
+        return number
+
+    def _tell(self, number: int, value: float) -> None:
+        """Tell what a sequence has come to."""
+        actions = self._pending.pop(number)
+        self._optimizer.tell(number, value)
+        self._history.append((number, value))
+        if value > self.best_return:
+            self.best_actions, self.best_return = actions, value
+
+    def learn(
+        self: Self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "search",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Play sequences for a number of steps, or until the callback says stop.
+
+        Args:
+            total_timesteps: steps of all environments together.
+            callback: called before and after every step, each of which is a rollout.
+            log_interval: episodes between two entries in the log.
+            tb_log_name: name of the run in TensorBoard.
+            reset_num_timesteps: start with fresh episodes; what has been found is kept.
+            progress_bar: show one.
+
+        Returns:
+            The search itself.
+
+        Raises:
+            ValueError: if an episode is longer than ``n_decisions``.
+        """
+        is_fresh = reset_num_timesteps or self._last_obs is None
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        if is_fresh:
+            self._begin()
+        callback.on_training_start(locals(), globals())
+        while self.num_timesteps < total_timesteps:
+            callback.on_rollout_start()
+            if not self._step(callback, log_interval):
+                break
+            callback.on_rollout_end()
+        callback.on_training_end()
+        return self
+
+    def _begin(self) -> None:
+        """Give each environment a sequence to play, first those that were not played to the end."""
+        self._playing = list(self._pending)[: self.n_envs]
+        self._playing += [self._ask() for _ in range(self.n_envs - len(self._playing))]
+        self._places, self._returns = [0] * self.n_envs, [0.0] * self.n_envs
+
+    def _step(self, callback: BaseCallback, log_interval: int) -> bool:
+        """Take one step in every environment; return whether to go on."""
+        assert self.env is not None
+        if max(self._places) == self.n_decisions:
+            raise ValueError(f"expected episodes of at most n_decisions={self.n_decisions} steps")
+        pairs = zip(self._playing, self._places, strict=True)
+        actions = np.stack([self._pending[number][place] for number, place in pairs])
+        self._last_obs, rewards, dones, infos = self.env.step(actions)  # type: ignore[assignment]
+        self._last_episode_starts = dones
+        self.num_timesteps += self.n_envs
+        self._update_info_buffer(infos, dones)
+        for i in range(self.n_envs):
+            self._places[i] += 1
+            self._returns[i] += float(rewards[i])
+            if dones[i]:
+                self._finish(i, log_interval)
+        callback.update_locals(locals())
+        return callback.on_step()
+
+    def _finish(self, i: int, log_interval: int) -> None:
+        """Tell the return of the episode that has ended in environment `i`; ask for another."""
+        self._tell(self._playing[i], self._returns[i])
+        self._episode_num += 1
+        if self._episode_num % log_interval == 0:
+            self.logger.record("rollout/return", self._returns[i])
+            self.logger.record("rollout/best_return", self.best_return)
+            self.logger.dump(self.num_timesteps)
+        self._playing[i] = self._ask()
+        self._places[i], self._returns[i] = 0, 0.0
+
+    def predict(
+        self,
+        observation: NDArray[Any] | dict[str, NDArray[Any]],
+        state: tuple[NDArray[Any], ...] | None = None,
+        episode_start: NDArray[Any] | None = None,
+        deterministic: bool = False,
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], ...] | None]:
+        """Return the next action of the best sequence.
+
+        As with a recurrent policy, the place in the sequence is the state: hand back what the last
+        call has returned. Only in an environment with a ``walk`` the observation tells the place,
+        and the state may be left out.
+
+        Args:
+            observation: one observation, or a batch (n, ...).
+            state: what the last call has returned; None at the start.
+            episode_start: (n,) bool, where an episode begins.
+            deterministic: not used: the sequence is fixed.
+
+        Returns:
+            An action, or a batch (n, *action shape), and the new state, the next places (n,).
+
+        Raises:
+            RuntimeError: if no episode has ended yet.
+        """
+        if self.best_actions is None:
+            raise RuntimeError("expected a search of at least one episode: call learn first")
+        is_batch = _is_batch(observation, self.observation_space)
+        n = len(np.asarray(observation)) if is_batch else 1
+        places = np.zeros(n, np.int64) if state is None else np.array(state[0])
+        if state is None and self.env is not None and self.env.has_attr("walk"):
+            # (9,) or (n, 9) -> (1,) or (n,); the first entry is LayerState.index
+            index = np.atleast_2d(np.asarray(observation))[:, 0]
+            places = np.rint(index * (len(self.best_actions) - 1)).astype(np.int64)
+        if episode_start is not None:
+            places[np.asarray(episode_start, bool)] = 0
+        actions = self.best_actions[np.minimum(places, len(self.best_actions) - 1)]
+        return actions if is_batch else actions[0], (places + 1,)
+
+    def search_state(self) -> dict[str, Any]:
+        """Return what `restore_search` needs to go on from here, in plain Python values."""
+        return {
+            "seed": self.seed,
+            "history": list(self._history),
+            "playing": list(self._playing),
+            "places": list(self._places),
+            "returns": list(self._returns),
+        }
+
+    def restore_search(self, state: dict[str, Any]) -> None:
+        """Go on from a state, by telling a new optimizer everything again."""
+        self.seed = state["seed"]
+        self._history = [(number, value) for number, value in state["history"]]
+        self._setup_model()
+        self._playing, self._places = list(state["playing"]), list(state["places"])
+        self._returns = list(state["returns"])
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return [], []
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_optimizer", "_pending"]
+
+
+class CMAES(EpisodeSearch):
+    """Covariance matrix adaptation (Hansen & Ostermeier 2001), by the package ``cma``.
+
+    A generation is told when as many episodes have ended as it has members, in whichever
+    environment. Points start around 0, the middle of every interval, and are kept in bounds by
+    ``cma``'s own transformation. It does not restart **(ours)**: budgets here end before that pays.
+
+    Args:
+        policy: see `EpisodeSearch`.
+        env: see `EpisodeSearch`.
+        sigma0: standard deviation of the first points in every coordinate, above 0; 0.5 is a
+            quarter of the width of [-1, 1], as ``cma`` recommends.
+        population_size: episodes in a generation, at least 2; ``4 + floor(3 ln T)`` when None.
+        others: see `EpisodeSearch`.
+
+    Raises:
+        ValueError: as `EpisodeSearch`, or if an argument is out of range, or T is 1.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy],
+        env: GymEnv | str | None,
+        *,
+        sigma0: float = 0.5,
+        population_size: int | None = None,
+        **others: Any,
+    ) -> None:
+        """Build the search; the class's docstring lists the arguments."""
+        if not 0.0 < sigma0 < np.inf:
+            raise ValueError(f"sigma0 must be above 0 and finite, got {sigma0}")
+        if population_size is not None and population_size < 2:
+            raise ValueError(f"population_size must be at least 2, got {population_size}")
+        self.sigma0 = sigma0
+        self.population_size = population_size
+        super().__init__(policy, env, **others)
+
+    def _make_optimizer(self, n_dimensions: int, seed: int) -> Optimizer:
+        return CovarianceAdaptation(n_dimensions, seed, self.sigma0, self.population_size)
+
+
+class TPE(EpisodeSearch):
+    """Tree-structured Parzen estimator (Bergstra et al. 2011), by the package ``optuna``.
+
+    Multivariate: one joint density over all decisions, as they are not independent: what one layer
+    may keep depends on what the layers before it have used up. The first points are random.
+
+    Args:
+        policy: see `EpisodeSearch`.
+        env: see `EpisodeSearch`.
+        n_startup_episodes: random sequences before the first model, at least 1.
+        others: see `EpisodeSearch`.
+
+    Raises:
+        ValueError: as `EpisodeSearch`, or if an argument is out of range.
+        ImportError: if ``optuna`` is not installed.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy],
+        env: GymEnv | str | None,
+        *,
+        n_startup_episodes: int = 10,
+        **others: Any,
+    ) -> None:
+        """Build the search; the class's docstring lists the arguments."""
+        if n_startup_episodes < 1:
+            raise ValueError(f"n_startup_episodes must be at least 1, got {n_startup_episodes}")
+        self.n_startup_episodes = n_startup_episodes
+        super().__init__(policy, env, **others)
+
+    def _make_optimizer(self, n_dimensions: int, seed: int) -> Optimizer:
+        return ParzenEstimator(n_dimensions, seed, self.n_startup_episodes)
+
+
+def _is_batch(
+    observation: NDArray[Any] | dict[str, NDArray[Any]], space: spaces.Space[Any]
+) -> bool:
+    if isinstance(observation, dict):
+        raise ValueError(f"Dict observations are not supported, got entries {list(observation)}")
+    return np.ndim(observation) > len(space.shape or ())

@@ -1,0 +1,115 @@
+"""Black-box optimizers of other packages, asked for one point at a time.
+
+They are deterministic: the same seed and the same calls give the same points. Shape legend: D
+dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["CovarianceAdaptation", "Optimizer", "ParzenEstimator"]
+
+Point = NDArray[np.float64]
+
+
+class Optimizer(Protocol):
+    """Proposes points in [-1, 1] and is told their values, the higher the better."""
+
+    def ask(self) -> Point:
+        """Return the next point, (D,) in [-1, 1]."""
+
+    def tell(self, number: int, value: float) -> None:
+        """Take the value of the point that was asked for as number `number`, from 0."""
+
+
+class CovarianceAdaptation:
+    """CMA-ES of `cma`, with its own handling of bounds."""
+
+    def __init__(self, n_dimensions: int, seed: int, sigma0: float, popsize: int | None) -> None:
+        """Start around 0.
+
+        Args:
+            n_dimensions: D, at least 2.
+            seed: Of the points.
+            sigma0: Standard deviation of the first points.
+            popsize: Points of a generation; the default of `cma` when None.
+
+        Raises:
+            ValueError: If D is 1.
+        """
+        import cma
+
+        if n_dimensions < 2:
+            raise ValueError(f"CMA-ES takes at least 2 dimensions, got {n_dimensions}")
+        generator = np.random.default_rng(seed)
+        options: dict[str, Any] = {"bounds": [-1.0, 1.0], "verbose": -9}
+        # `cma` would seed NumPy's global generator.
+        options |= {"seed": np.nan, "randn": lambda *shape: generator.standard_normal(shape)}
+        if popsize is not None:
+            options["popsize"] = popsize
+        self._strategy = cma.CMAEvolutionStrategy(n_dimensions * [0.0], sigma0, options)
+        self._asked: list[Point] = []
+        self._told: list[tuple[Point, float]] = []
+
+    def ask(self) -> Point:
+        """Return the next point, (D,) in [-1, 1]."""
+        (point,) = self._strategy.ask(number=1)
+        self._asked.append(point)
+        return np.array(point, np.float64)
+
+    def tell(self, number: int, value: float) -> None:
+        """Take the value of the point that was asked for as number `number`, from 0."""
+        self._told.append((self._asked[number], -value))  # `cma` minimises
+        if len(self._told) == self._strategy.popsize:
+            self._strategy.tell(*map(list, zip(*self._told, strict=True)))
+            self._told.clear()
+
+
+class ParzenEstimator:
+    """TPE of `optuna`, multivariate."""
+
+    def __init__(self, n_dimensions: int, seed: int, n_startup: int) -> None:
+        """Start with `n_startup` random points.
+
+        Raises:
+            ImportError: If `optuna` is not installed.
+        """
+        try:
+            import optuna
+        except ImportError as error:
+            raise ImportError(
+                "TPE needs optuna: install compress-env with its extra benchmark, got none"
+            ) from error
+        sampler = optuna.samplers.TPESampler(
+            n_startup_trials=n_startup, multivariate=True, seed=seed
+        )
+        with _quiet(optuna):
+            self._study = optuna.create_study(sampler=sampler, direction="maximize")
+        one = optuna.distributions.FloatDistribution(-1.0, 1.0)
+        self._space = {f"action_{i:03}": one for i in range(n_dimensions)}
+
+    def ask(self) -> Point:
+        """Return the next point, (D,) in [-1, 1]."""
+        parameters = self._study.ask(self._space).params
+        return np.array([parameters[name] for name in self._space], np.float64)
+
+    def tell(self, number: int, value: float) -> None:
+        """Take the value of the point that was asked for as number `number`, from 0."""
+        self._study.tell(number, value)
+
+
+@contextmanager
+def _quiet(optuna: Any) -> Iterator[None]:
+    """Leave out what `optuna` says of a new study; its verbosity is then what it was."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
