@@ -35,6 +35,7 @@ from experiments.benchmark_table import (
     update_best_known,
     write_best_known,
 )
+from experiments.cells import make_cell
 from experiments.checks import check_choices, check_lowest
 from experiments.command import EXPECTED, Interrupted, interruptible, one_line
 from experiments.pools import Outcome
@@ -127,7 +128,7 @@ def run(config: Config, console: Console) -> list[Outcome]:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = SweepFolder((config.out or Path("runs") / f"benchmark-{stamp}").absolute())
     known = read_best_known(config.best_known)
-    cells = with_stored(folder, config.trials())
+    cells = with_stored(folder, [make_cell("trial", trial) for trial in config.trials()])
     save_networks(cells, folder, console)
     failed = run_trials(cells, folder, console, jobs=config.jobs)
     if len(failed) < len(cells):
@@ -173,7 +174,8 @@ def find_best(config: BestConfig, console: Console) -> None:
     updated = update_best_known(known, read_runs(config.runs))
     for task, reference in updated.items():
         if reference != known.get(task):
-            console.print(f"{task}: {reference.best} by {reference.found_by}", highlight=False)
+            text = f"{task}: {reference.best} by {reference.found_by}"
+            console.print(text, soft_wrap=True, highlight=False)
     write_best_known(config.out, updated)
 
 

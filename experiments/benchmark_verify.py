@@ -6,7 +6,8 @@ costs and returns with `sweep.csv`; compares `sweep.csv` with the trials' own ta
 where these are there too; and makes the leaderboard again. On the machine of the run everything
 must be equal to the last digit. On another one sums are rounded in another order, fine-tuning
 takes another course, and accuracies differ by some images: `--tolerance 0.02` allows for that.
-What the final policy is cannot be told from actions; that they lead to its return can.
+The networks in the folder are taken as they are, and so is what the final policy chose: that its
+actions lead to what is stored is checked, not that an agent would learn to take them.
 """
 
 from __future__ import annotations
@@ -203,15 +204,17 @@ def _check_leaderboard(run: Path, trials: pd.DataFrame) -> list[str]:
     path = run / "leaderboard.csv"
     if not path.exists():
         return []
-    table = make_leaderboard(trials, read_best_known(run / "best_known.csv"))
-    stored = pd.read_csv(path)
-    if list(stored) != list(table) or list(stored["agent"]) != list(table["agent"]):
+    known = read_best_known(run / "best_known.csv")
+    table, stored = (
+        rows.set_index("agent") for rows in (make_leaderboard(trials, known), pd.read_csv(path))
+    )
+    if set(stored) != set(table) or sorted(stored.index) != sorted(table.index):
         return ["leaderboard.csv: has other agents or columns than the trials lead to"]
     return [
-        f"leaderboard.csv: {name} of {agent} is {then!r}, the trials lead to {now!r}"
-        for name in table.columns.drop("agent")
-        for agent, then, now in zip(table["agent"], stored[name], table[name], strict=True)
-        if not np.isclose(then, now, rtol=1e-12, atol=0.0, equal_nan=True)
+        f"leaderboard.csv: {name} of {agent} is {float(then)!r}, the trials lead to {now!r}"
+        for name in table
+        for agent, now in table[name].items()
+        if not np.isclose(then := stored.loc[agent, name], now, rtol=1e-12, atol=0, equal_nan=True)
     ]
 
 

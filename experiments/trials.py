@@ -13,12 +13,12 @@ import pandas as pd
 from rich.console import Console
 
 from compress_env.checkpoints import save_checkpoint
-from experiments.cells import Cell, make_cell
+from experiments.cells import Cell
 from experiments.cells_work import work_on
 from experiments.command import Interrupted
 from experiments.pools import LocalPool, Outcome
 from experiments.sweep_folder import SweepFolder
-from experiments.trial import Config, make_task
+from experiments.trial import make_task
 
 __all__ = [
     "NUMBERS",
@@ -52,25 +52,23 @@ NUMBERS = (
 """Columns of a trial's table that are numbers."""
 
 
-def with_stored(folder: SweepFolder, configs: Sequence[Config]) -> list[Cell]:
-    """Make cells of trials, and add those that the folder holds already.
+def with_stored(folder: SweepFolder, cells: Sequence[Cell]) -> list[Cell]:
+    """Check cells of trials, and add those that the folder holds already.
 
     Raises:
         ValueError: If a setting is wrong, two trials are the same, or the folder is of something
             else or holds one of the trials with other settings.
     """
-    cells = []
-    for config in configs:
-        config.check()
-        cells.append(make_cell("trial", config))
     names = [cell.name for cell in cells]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"expected trials that differ, got {twice[0]} twice")
-    if folder.marker.exists():
-        cells += [cell for cell in folder.stored_cells() if cell.name not in names]
-    folder.check(cells)
-    return cells
+    for cell in cells:
+        cell.config.check()
+    stored = folder.stored_cells() if folder.marker.exists() else []
+    both = [*cells, *(cell for cell in stored if cell.name not in names)]
+    folder.check(both)
+    return both
 
 
 def run_trials(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from compress_env.data import DataBundle, ImageSource, make_data_bundle
+from experiments.pools import Outcome
+from experiments.sweep_folder import Task, work
 
 DATA_ROOT = Path(os.environ.get("COMPRESS_ENV_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -147,3 +149,20 @@ def tiny_tasks() -> Iterator[None]:
     finally:
         for name in TINY:
             del gym.registry[name]
+
+
+class InProcessPool:
+    """Works on tasks in this process, one after the other; stands in for `LocalPool`."""
+
+    def __init__(self, *, jobs: int, retries: int) -> None:
+        self._tasks: list[Task] = []
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        self._tasks += tasks
+
+    def poll(self, timeout_s: float) -> list[Outcome]:
+        task = self._tasks.pop(0)
+        return [Outcome(task.cell.name, work(task))]
+
+    def stop(self) -> None:
+        self._tasks.clear()
