@@ -34,7 +34,6 @@ SMOOTHING = 10
 """Episodes of the running mean under which seeds are compared."""
 WINDOW = 20
 """Differences in a window of `dispersion_within`."""
-N_RESAMPLES = 1000
 
 
 class Difference(NamedTuple):
@@ -65,17 +64,20 @@ def smooth(rewards: ArrayLike, window: int = SMOOTHING) -> NDArray[np.float64]:
     return means
 
 
-def dispersion_across(rewards: ArrayLike, window: int = SMOOTHING) -> float:
+def dispersion_across(rewards: ArrayLike, window: int = SMOOTHING) -> Any:
     """Return the interquartile range across seeds, a mean over time.
 
     Source: Chan et al. 2020, section 4.2, "dispersion across runs": the curves are low-pass
     filtered before, here by a running mean, so that ups and downs within runs do not count.
 
     Args:
-        rewards: (S, T).
+        rewards: (..., S, T).
         window: Episodes of the running mean.
+
+    Returns:
+        A number for each set of S curves, (...).
     """
-    return float(stats.iqr(smooth(rewards, window), axis=0).mean())
+    return stats.iqr(smooth(rewards, window), axis=-2).mean(-1)
 
 
 def dispersion_within(rewards: ArrayLike, window: int = WINDOW) -> float:
@@ -134,32 +136,38 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> Difference:
 
 
 def unpaired_difference(
-    measure: Callable[[NDArray[np.float64]], float], first: ArrayLike, second: ArrayLike
+    measure: Callable[[NDArray[np.float64]], Any],
+    first: ArrayLike,
+    second: ArrayLike,
+    *,
+    n_resamples: int = 1000,
 ) -> Difference:
     """Compare what is measured over all seeds of two learners: first minus second.
 
     The interval is a bootstrap: seeds of each learner are resampled; NaN for a single seed.
 
     Args:
-        measure: Maps curves (S, T) to a number.
+        measure: Maps curves (..., S, T) to numbers (...).
         first: (S, T) curves.
         second: (S', T) curves.
+        n_resamples: Resamples of the bootstrap.
     """
     curves = [np.asarray(rewards, np.float64) for rewards in (first, second)]
 
-    def statistic(*chosen: NDArray[np.int64]) -> float:
+    def statistic(*chosen: NDArray[np.int64], axis: int = -1) -> Any:
+        # (..., S) -> (..., S, T)
         mine, other = (measure(c[places]) for c, places in zip(curves, chosen, strict=True))
         return mine - other
 
     places = [np.arange(len(c)) for c in curves]
     if min(map(len, places)) < 2:
-        return Difference(statistic(*places), np.nan, np.nan)
+        return Difference(float(statistic(*places)), np.nan, np.nan)
     found: Any = stats.bootstrap(
         places,
         statistic,
-        vectorized=False,
-        n_resamples=N_RESAMPLES,
+        batch=100,  # of resampled curves in memory at a time
+        n_resamples=n_resamples,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Difference(statistic(*places), float(found.low), float(found.high))
+    return Difference(float(statistic(*places)), float(found.low), float(found.high))

@@ -80,7 +80,7 @@ def test_paired_difference_by_hand() -> None:
 def test_unpaired_difference_resamples_seeds() -> None:
     rng = np.random.default_rng(0)
     steady, spread = rng.normal(0, 0.1, (8, 15)), np.arange(8)[:, None] + np.zeros((8, 15))
-    found = unpaired_difference(dispersion_across, steady, spread)
+    found = unpaired_difference(dispersion_across, steady, spread, n_resamples=100)
     expected = dispersion_across(steady) - dispersion_across(spread)
     assert found.mean == pytest.approx(expected)
     assert found.low < expected < found.high < 0.0 and found.outcome == "lower"
