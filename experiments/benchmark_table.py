@@ -106,18 +106,20 @@ def update_best_known(known: Mapping[str, Reference], trials: pd.DataFrame) -> d
         ValueError: If a task that is not in the table has no trial of `uniform`.
     """
     updated = dict(known)
-    for task, rows in trials.groupby("task", sort=False):
-        top = rows.loc[rows["validation_accuracy"].idxmax()]
+    for task in dict.fromkeys(trials["task"]):
+        rows = trials[trials["task"] == task].reset_index(drop=True)
+        accuracies = rows["validation_accuracy"].to_numpy()
+        top = rows.iloc[int(accuracies.argmax())]
         by = f"{top['agent']}, seed {top['seed']}, {top['n_evaluations']:.0f} evaluations"
-        found = Reference(np.nan, float(top["validation_accuracy"]), by)
-        uniform = rows.loc[rows["agent"] == "uniform", "validation_accuracy"]
+        found = Reference(np.nan, float(accuracies.max()), by)
+        uniform = accuracies[rows["agent"] == "uniform"]
         if task in updated:
             old = updated[task]
             updated[task] = found._replace(uniform=old.uniform) if found.best > old.best else old
-        elif uniform.empty:
+        elif not len(uniform):
             raise ValueError(f"expected a trial of uniform on {task}, got none")
         else:
-            updated[str(task)] = found._replace(uniform=float(uniform.iloc[0]))
+            updated[task] = found._replace(uniform=float(uniform[0]))
     return updated
 
 

@@ -205,16 +205,17 @@ def _check_leaderboard(run: Path, trials: pd.DataFrame) -> list[str]:
     if not path.exists():
         return []
     known = read_best_known(run / "best_known.csv")
-    table, stored = (
-        rows.set_index("agent") for rows in (make_leaderboard(trials, known), pd.read_csv(path))
+    now, then = (
+        {str(row["agent"]): row for row in rows.to_dict("records")}
+        for rows in (make_leaderboard(trials, known), pd.read_csv(path))
     )
-    if set(stored) != set(table) or sorted(stored.index) != sorted(table.index):
+    if now.keys() != then.keys() or set().union(*now.values()) != set().union(*then.values()):
         return ["leaderboard.csv: has other agents or columns than the trials lead to"]
     return [
-        f"leaderboard.csv: {name} of {agent} is {float(then)!r}, the trials lead to {now!r}"
-        for name in table
-        for agent, now in table[name].items()
-        if not np.isclose(then := stored.loc[agent, name], now, rtol=1e-12, atol=0, equal_nan=True)
+        f"leaderboard.csv: {name} of {agent} is {then[agent][name]!r}, the trials lead to {value!r}"
+        for agent, row in now.items()
+        for name, value in row.items()
+        if name != "agent" and not np.isclose(then[agent][name], value, 1e-12, 0, equal_nan=True)
     ]
 
 

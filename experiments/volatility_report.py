@@ -100,10 +100,11 @@ def format_report(rows: pd.DataFrame, curves: Curves, summary: pd.DataFrame, tit
     parts = [
         f"# Volatility of the reward: {title}",
         f"{n_seeds} seeds, {n_episodes} episodes each. In units of the reward, lower is steadier: "
-        "interquartile range across seeds of the running mean over 10 episodes; that within runs of the differences between episodes, in windows of 20; mean of the worst 5 % "
-        "of the drawdowns (Chan et al. 2020, arXiv 1912.05663). `final` is the policy at the end, "
-        "without exploration. Q minus return: what the critic promises (V for PPO) minus what was "
-        "earned, over the second half of the episodes. Intervals are 95 %.",
+        "interquartile range across seeds of the running mean over 10 episodes; interquartile "
+        "range within runs of the differences between episodes, in windows of 20; mean of the "
+        "worst 5 % of the drawdowns (Chan et al. 2020, arXiv 1912.05663). `final` is the policy at "
+        "the end, without exploration. Q minus return: what the critic promises (V for PPO) minus "
+        "what was earned, over the second half of the episodes. Intervals are 95 %.",
         "## Verdict",
         "\n".join(_verdicts(rows, curves)),
     ]

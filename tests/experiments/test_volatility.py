@@ -103,7 +103,9 @@ def test_figures_show_every_seed() -> None:
     assert all(len(panel.lines) == 6 + 1 for panel in panels)  # and the mean
     shown = draw_measures(rows, summary, list(noise), "title").axes
     assert shown[0].lines[0].get_xdata() == pytest.approx(summary["dispersion_across"])
-    assert all(sum(len(line.get_xdata()) == 6 for line in panel.lines) == 3 for panel in shown[1:])
+    assert all(
+        sum(np.size(line.get_xdata()) == 6 for line in panel.lines) == 3 for panel in shown[1:]
+    )
     rows.loc[rows["agent"] == "random", "q_overestimation"] = np.nan
     (panel,) = draw_overestimation(rows, list(noise), "title").axes
     assert [label.get_text() for label in panel.get_yticklabels()] == ["ddpg", "ppo"]
