@@ -92,7 +92,7 @@ class ParzenEstimator:
         with _quiet(optuna):
             self._study = optuna.create_study(sampler=sampler, direction="maximize")
         one = optuna.distributions.FloatDistribution(-1.0, 1.0)
-        self._space = {f"action_{i:03}": one for i in range(n_dimensions)}
+        self._space: dict[str, Any] = {f"action_{i:03}": one for i in range(n_dimensions)}
 
     def ask(self) -> Point:
         """Return the next point, (D,) in [-1, 1]."""

@@ -20,6 +20,7 @@ __all__ = [
     "cache_dir",
     "cache_lock",
     "checkpoint_bytes",
+    "default_data_root",
     "load_checkpoint",
     "save_checkpoint",
     "write_to_cache",
@@ -86,6 +87,19 @@ def cache_dir() -> Path:
     """
     chosen = os.environ.get("COMPRESS_ENV_CACHE")
     return Path(chosen or platformdirs.user_cache_dir("compress-env")).expanduser()
+
+
+def default_data_root() -> Path:
+    """Return the directory for the files of data sets; it need not exist.
+
+    Returns:
+        The environment variable COMPRESS_ENV_DATA if it is set, otherwise a directory in the user's
+        cache directory for this package.
+    """
+    chosen = os.environ.get("COMPRESS_ENV_DATA")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(platformdirs.user_cache_dir("compress-env")) / "data"
 
 
 @contextmanager

@@ -14,19 +14,23 @@ import os
 import pickle
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 import torch
 from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from compress_env.checkpoints import cache_dir, cache_lock, write_to_cache
+from compress_env.checkpoints import (
+    cache_dir,
+    cache_lock,
+    default_data_root,
+    write_to_cache,
+)
 from compress_env.datasets import (
     Augment,
     DataBundle,
@@ -126,7 +130,7 @@ def load_data(
         raise ValueError(f"unknown data set {name!r}; valid names: {', '.join(DATASETS)}")
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
-    root = _default_data_root() if data_root is None else Path(data_root).expanduser()
+    root = default_data_root() if data_root is None else Path(data_root).expanduser()
     return DATASETS[name](DataRequest(root, download, size, n_calibration, seed))
 
 
@@ -193,13 +197,6 @@ def _make_source(
     return DatasetSource(dataset, augment=augment, num_workers=num_workers)
 
 
-def _default_data_root() -> Path:
-    chosen = os.environ.get("COMPRESS_ENV_DATA")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(platformdirs.user_cache_dir("compress-env")) / "data"
-
-
 def _digits(name: str, own_size: int, request: DataRequest) -> DataBundle:
     """scikit-learn's 1,797 handwritten digits, 8x8, enlarged; 60/20/20 % for the three sets."""
     size = own_size if request.size is None else request.size
@@ -222,6 +219,11 @@ def _digits(name: str, own_size: int, request: DataRequest) -> DataBundle:
         for chosen, augment in zip(splits, (shift, None, None), strict=True)
     ]
     return _bundle(name, request, 10, *sources)
+
+
+def _digits16(request: DataRequest) -> DataBundle:
+    """`digits` at 16x16; 128 images calibrate, so that a step of pruning is cheap **(ours)**."""
+    return _digits("digits16", 16, replace(request, n_calibration=min(128, request.n_calibration)))
 
 
 def _bundle(
@@ -460,7 +462,7 @@ def _lazy(dataset: Any, *, augmented: Any = None, augment: Augment | None = None
 
 DATASETS: dict[str, Callable[[DataRequest], DataBundle]] = {
     "digits": functools.partial(_digits, "digits", 32),
-    "digits16": functools.partial(_digits, "digits16", 16),
+    "digits16": _digits16,
     "mnist": _Official(
         name="mnist",
         reader_name="MNIST",

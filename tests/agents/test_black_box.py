@@ -90,7 +90,7 @@ def test_goes_on_exactly_from_a_state(build: Any, n_envs: int) -> None:
     going_on._last_obs = going_on.env.reset()  # type: ignore[assignment]
     going_on.learn(18 * N_STEPS, reset_num_timesteps=False)
     assert going_on.search_state() == whole.search_state()
-    np.testing.assert_array_equal(going_on.best_actions, whole.best_actions)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(going_on.best_actions, whole.best_actions)
 
 
 @pytest.mark.parametrize("build", SEARCHES)

@@ -51,7 +51,8 @@ def test_digits(size: int) -> None:
 def test_digits16_are_the_digits_at_16x16() -> None:
     named, sized = load_data("digits16"), load_data("digits", size=16)
     assert (named.name, named.image_shape) == ("digits16", (1, 16, 16))
-    for split in ("train", "calibration", "validation", "test"):
+    assert set_sizes(named) == (1079, 128, 359, 359)
+    for split in ("train", "validation", "test"):
         assert torch.equal(read_all(getattr(named, split))[0], read_all(getattr(sized, split))[0])
 
 

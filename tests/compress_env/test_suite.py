@@ -111,5 +111,5 @@ def test_untrained_task_scores_once_and_meets_its_budget(env: gym.Env[Any, Any])
     assert first[-1][1] == info["accuracy"] - 1.0
     assert info["n_evaluations"] == 1
     kwargs = gym.spec(env.spec.id if env.spec else "").kwargs
-    budget = kwargs.get("flops_budget", kwargs.get("size_budget"))
+    budget = kwargs["flops_budget" if "flops_budget" in kwargs else "size_budget"]
     assert info["reward_terms"]["cost"] <= budget * unwrapped.unpruned.cost_high

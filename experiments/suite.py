@@ -1,0 +1,112 @@
+"""Measure the deep tasks of the suite: their baselines, uniform compression and random search.
+
+    python -m experiments.suite --n-random 30
+
+prints a Markdown table: what is fixed in each task, the accuracies of the unpruned network on test
+and validation images, and on validation images those of the network that uniform compression leads
+to and of the worst, the median and the best of some random episodes; CPU seconds of an episode, of
+one thread. Baselines that are not in the cache are trained first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from time import process_time
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from agents import Random, Uniform
+from compress_env.envs.base import LayerwiseCompressionEnv
+from compress_env.suite import SUITE, SuiteTask, describe_suite
+from experiments.checks import check_lowest
+from experiments.command import run_command
+from experiments.report import format_markdown
+
+__all__ = ["Config", "measure_task", "run"]
+
+MEASURED = ("test %", "validation %", "uniform %", "random %", "s / episode")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is measured."""
+
+    tasks: tuple[str, ...] = tuple(
+        task.id.partition("/")[2] for task in SUITE if "LeNet5" not in task.id
+    )
+    """Ids without their namespace."""
+    n_random: int = 30
+    """Random episodes of each task."""
+    seed: int = 0
+    """Seed of the random episodes."""
+
+
+def run(config: Config, console: Console) -> list[tuple[str, ...]]:
+    """Measure the tasks and print the table.
+
+    Raises:
+        ValueError: If a task is unknown or there is no random episode.
+    """
+    check_lowest(config, 1, "n_random")
+    known = {task.id.partition("/")[2]: task for task in SUITE}
+    for name in config.tasks:
+        if name not in known:
+            raise ValueError(f"unknown task {name!r}; valid: {', '.join(known)}")
+    torch.set_num_threads(1)
+    described = {row["task"]: row for row in describe_suite()}
+    rows = []
+    for name in config.tasks:
+        measured = measure_task(known[name], config.n_random, config.seed)
+        rows.append((*described[name].values(), *measured))
+        console.print(" ".join((name, *measured)), soft_wrap=True)
+    headings = (*next(iter(described.values())), *MEASURED)
+    console.print(format_markdown(headings, rows), soft_wrap=True)
+    return rows
+
+
+def measure_task(task: SuiteTask, n_random: int, seed: int) -> tuple[str, ...]:
+    """Return the measured cells of a task's row, as in `MEASURED`."""
+    env = gym.make(task.id, device="cpu").unwrapped
+    assert isinstance(env, LayerwiseCompressionEnv)
+    whole = env.task.model
+    uniform = Uniform(env.uniform_value() / env.value_scale)
+    random = Random(env.observation_space, env.action_space, seed)
+    uniform_accuracy, _ = _play(env, lambda seen: uniform.predict(seen)[0])
+    episodes = [_play(env, lambda seen: random.predict(seen)[0]) for _ in range(n_random)]
+    accuracies = [accuracy for accuracy, _ in episodes]
+    worst, middle, best = min(accuracies), median(accuracies), max(accuracies)
+    return (
+        f"{100 * env.task.accuracy(whole, 'test'):.1f}",
+        f"{100 * env.task.accuracy(whole, 'validation'):.1f}",
+        f"{100 * uniform_accuracy:.1f}",
+        f"{100 * worst:.1f} / {100 * middle:.1f} / {100 * best:.1f}",
+        f"{median(seconds for _, seconds in episodes):.2f}",
+    )
+
+
+def _play(
+    env: LayerwiseCompressionEnv, act: Callable[[NDArray[Any]], NDArray[Any]]
+) -> tuple[float, float]:
+    """Return the accuracy that an episode ends with, and its CPU seconds."""
+    start = process_time()
+    observation, _ = env.reset()
+    done, info = False, {"accuracy": np.nan}
+    while not done:
+        observation, _, done, _, info = env.step(act(observation))
+    return float(info["accuracy"]), process_time() - start
+
+
+def main() -> None:
+    """Run from the command line."""
+    run_command(Config, run, __doc__ or "")
+
+
+if __name__ == "__main__":
+    main()
