@@ -28,14 +28,12 @@ NAMES = ("q_loss", "q_mean", "q_overestimation", "clip_fraction", "target_action
 
 @pytest.mark.parametrize("n_envs", [1, 2], ids=["1 env", "2 envs"])
 def test_the_four_points_are_written_for_tensorboard(n_envs: int, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     agent = make_agent(vectorized(n_envs), tensorboard_log=str(tmp_path))
     agent.learn(24, log_interval=4, tb_log_name="run")
     agent.learn(24, log_interval=4, tb_log_name="run", reset_num_timesteps=False)
     (folder,) = tmp_path.iterdir()
-    events = EventAccumulator(str(folder)).Reload()
+    events = accumulators.EventAccumulator(str(folder)).Reload()
     tags = events.Tags()["scalars"]
     assert folder.name == "run_1" and {f"train/{name}" for name in NAMES} <= set(tags)
     for name in NAMES:
@@ -99,7 +97,7 @@ def test_policy_settings_reach_the_networks(tmp_path: Path) -> None:
     agent = make_agent(policy_kwargs=settings)
     policy = agent.policy
     assert [p.shape[0] for p in policy.actor.net.parameters()] == [5, 5, 1, 1]
-    assert [p.shape[0] for p in policy.critic.qf0.parameters()] == [6, 6, 7, 7, 1, 1]
+    assert [p.shape[0] for p in policy.critic.q_networks[0].parameters()] == [6, 6, 7, 7, 1, 1]
     assert isinstance(policy.actor.net[1], nn.Tanh)
     assert policy.action_std().item() == pytest.approx(math.exp(-2.0))
     for network in (policy.actor, policy.critic):

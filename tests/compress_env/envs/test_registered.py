@@ -175,7 +175,7 @@ def test_pickled_environment_gives_the_same_episode(env: gym.Env[Any, Any]) -> N
 @pytest.mark.parametrize("switch_off", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("method", ["magnitude", "channel", "channel+variational"])
 def test_gradients_that_a_caller_has_switched_off_change_nothing(
-    switch_off: Any, method: str
+    switch_off: Any, method: Any
 ) -> None:
     twins = [
         PruningEnv(seeded(PlainNet), make_data(), method=method, finetune_steps=2, store=None)

@@ -1,0 +1,131 @@
+"""The PPO of one file: its parts by hand, and that it learns."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from compress_env.envs.base import LayerwiseCompressionEnv
+from examples import plain_ppo
+from examples.plain_ppo import Agent, Collector, Config, Rollout, advantages_of, train, update
+from tests.fakes import PlainNet, make_data, seeded
+
+ROOT = Path(__file__).parents[2]
+
+
+def make_fakes(config: Config, **options: Any) -> gym.vector.VectorEnv[Any, Any, Any]:
+    return gym.make_vec(
+        "compress_env/Quantization-v0",
+        num_envs=config.n_envs,
+        vector_kwargs={"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP},
+        model=seeded(PlainNet),
+        data=make_data(),
+        finetune_steps=0,
+        reward_at="episode",
+        **options,
+    )
+
+
+def column(*values: float) -> torch.Tensor:
+    return torch.tensor(values)[:, None]
+
+
+def test_advantages_by_hand() -> None:
+    """Two episodes: one of two steps, and one that is not over after its first."""
+    empty = torch.zeros(3, 1)
+    rollout = Rollout(
+        empty, empty, empty, column(0.5, 0.25, 1.0), column(1.0, 2.0, 4.0), column(0.0, 1.0, 0.0)
+    )
+    found = advantages_of(rollout, torch.tensor([8.0]), Config(gae_lambda=0.5))
+    # 4 + 8 - 1; 2 - 0.25; 1 + 0.25 - 0.5 and half of what follows.
+    assert found.flatten().tolist() == [0.75 + 1.75 / 2, 1.75, 11.0]
+
+
+def test_an_update_makes_good_actions_likelier_and_learns_the_returns() -> None:
+    torch.manual_seed(0)
+    agent = Agent(2, 1)
+    observations = torch.rand(8, 4, 2)
+    with torch.no_grad():
+        policy = agent.policy(observations)
+        actions = policy.sample()  # type: ignore[no-untyped-call]
+        log_prob = policy.log_prob(actions).sum(-1)  # type: ignore[no-untyped-call]
+        values = agent.value(observations)
+    rewards = actions.squeeze(-1)
+    rollout = Rollout(observations, actions, log_prob, values, rewards, torch.ones(8, 4))
+    config = Config(n_epochs=10, batch_size=32)
+    gae = advantages_of(rollout, torch.zeros(4), config)
+    adam = torch.optim.Adam(agent.parameters(), 0.01)
+    with torch.no_grad():
+        before = (rewards - agent.value(observations)).square().mean()
+        mean_before = agent.actor(observations).mean()
+    update(agent, adam, rollout, gae, config)
+    with torch.no_grad():
+        assert agent.actor(observations).mean() > mean_before + 0.02
+        assert (rewards - agent.value(observations)).square().mean() < before
+
+
+def test_the_collector_keeps_the_best_episode() -> None:
+    """Accuracies by hand; 0.75 is the highest, that of the second episode of the first actor."""
+    scores = iter([0.5, 0.25, 0.75, math.nan])
+    config = Config(n_envs=2)
+    collector = Collector(make_fakes(config, scorer=lambda _: next(scores), store=None), 0)
+    torch.manual_seed(0)
+    rollout, last = collector.collect(Agent(9, 1), 8)
+    assert rollout.dones.tolist() == [[0.0] * 2] * 3 + [[1.0] * 2] + [[0.0] * 2] * 3 + [[1.0] * 2]
+    assert rollout.rewards[3].tolist() == [-0.5, -0.75] and rollout.rewards[7, 0] == -0.25
+    assert rollout.observations.shape == (8, 2, 9) and last.shape == (2,)
+    assert collector.best.accuracy == 0.75
+    env = collector.envs.envs[0].unwrapped
+    assert isinstance(env, LayerwiseCompressionEnv)
+    taken = rollout.actions[4:, 0, 0].clamp(-1, 1).tolist()
+    env.reset()
+    executed = [env.step(np.array([a], np.float32))[-1]["bits"] for a in taken[:3]]
+    assert list(collector.best.rates)[:3] == executed
+
+
+def test_it_learns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fewer bits always pay here, whatever becomes of the network."""
+    options: dict[str, Any] = {"scorer": lambda _: 1.0, "reward": lambda x: -x.cost / x.cost_high}
+    collected: list[float] = []
+    collect = Collector.collect
+
+    def watched(self: Collector, agent: Agent, n_steps: int) -> Any:
+        rollout, last = collect(self, agent, n_steps)
+        collected.append((rollout.rewards.sum() / rollout.dones.sum()).item())
+        return rollout, last
+
+    monkeypatch.setattr(plain_ppo, "make_envs", lambda config: make_fakes(config, **options))
+    monkeypatch.setattr(Collector, "collect", watched)
+    best = train(Config(total_timesteps=256, learning_rate=5e-3))
+    assert len(collected) == 8
+    assert np.mean(collected[-2:]) > np.mean(collected[:2]) + 0.02
+    assert best.accuracy == 1.0 and len(best.rates) == 4
+    assert capsys.readouterr().out.splitlines()[-1] == "256 steps, best accuracy 1.0000"
+
+
+def test_it_runs_from_the_command_line_with_worker_processes() -> None:
+    options = "--vectorization-mode async --n-envs 1 --total-timesteps 16 --finetune-steps 0"
+    done = subprocess.run(
+        [sys.executable, "examples/plain_ppo.py", *options.split()],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, last = done.stdout.splitlines()
+    accuracy, rates = re.fullmatch(r"best episode: accuracy (\S+)%, rates (.*)", last).groups()  # type: ignore[union-attr]
+    assert float(first.removeprefix("16 steps, best accuracy ")) * 100 == pytest.approx(
+        float(accuracy), abs=0.06
+    )
+    assert len(rates.split()) == 4 and all(0.0 <= float(rate) < 1.0 for rate in rates.split())
