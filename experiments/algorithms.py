@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,10 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.type_aliases import GymEnv
 
 from agents import CMAES, TPE, QCriticPPO
+from agents.q_critic_ppo import Advantage
 
 __all__ = [
+    "CONTRIB",
     "LEARNERS",
     "POLICIES",
     "SINGLE",
@@ -26,24 +29,39 @@ LOG_STD = -0.5  # a standard deviation of 1 would put a third of the first actio
 Builder = Callable[[GymEnv, int, int], BaseAlgorithm]
 
 
-def _q_critic_ppo(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
-    # Rewards come at the end, after decisions that the observation does not tell: hence returns.
-    return QCriticPPO("MlpPolicy", env, gamma=1.0, target_steps=10, seed=seed, device="cpu")
+def _q_critic_ppo(advantage: Advantage) -> Builder:
+    def build(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
+        # Rewards come at the end, after decisions that the observation does not tell: hence
+        # returns.
+        return QCriticPPO(
+            "MlpPolicy",
+            env,
+            advantage=advantage,
+            gamma=1.0,
+            target_steps=10,
+            seed=seed,
+            device="cpu",
+        )
+
+    return build
 
 
-def _ppo(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
-    rollout = _rollout(n_steps)
-    return PPO(
-        "MlpPolicy",
-        env,
-        n_steps=rollout,
-        batch_size=rollout // 2,
-        gamma=1.0,
-        learning_rate=1e-3,
-        seed=seed,
-        device="cpu",
-        policy_kwargs={"log_std_init": LOG_STD},
-    )
+def _on_policy(agent: Callable[..., BaseAlgorithm]) -> Builder:
+    def build(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
+        rollout = _rollout(n_steps)
+        return agent(
+            "MlpPolicy",
+            env,
+            n_steps=rollout,
+            batch_size=rollout // 2,
+            gamma=1.0,
+            learning_rate=1e-3,
+            seed=seed,
+            device="cpu",
+            policy_kwargs={"log_std_init": LOG_STD},
+        )
+
+    return build
 
 
 def _a2c(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
@@ -79,6 +97,27 @@ def _off_policy(agent: Callable[..., BaseAlgorithm], noise: float | None) -> Bui
     return build
 
 
+def _contrib(name: str) -> Callable[..., BaseAlgorithm]:
+    def make(*args: Any, **kwargs: Any) -> BaseAlgorithm:
+        agent: BaseAlgorithm = getattr(_import_contrib(), name)(*args, **kwargs)
+        return agent
+
+    return make
+
+
+def _import_contrib() -> Any:
+    try:
+        return importlib.import_module("sb3_contrib")
+    except ImportError:
+        raise ImportError(
+            f"{', '.join(CONTRIB)} need sb3-contrib: pip install 'compress-env[contrib]'"
+        ) from None
+
+
+def _ars(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
+    return _contrib("ARS")("MlpPolicy", env, seed=seed, device="cpu")
+
+
 def _cma_es(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
     return CMAES("MlpPolicy", env, seed=seed)
 
@@ -93,16 +132,25 @@ def _rollout(n_steps: int) -> int:
 
 
 LEARNERS: dict[str, Builder] = {
-    "q_critic_ppo": _q_critic_ppo,
-    "ppo": _ppo,
+    "q_critic_ppo": _q_critic_ppo("q_baseline"),
+    "ppo": _on_policy(PPO),
     "a2c": _a2c,
     "ddpg": _off_policy(DDPG, 0.3),
     "td3": _off_policy(TD3, 0.3),
     "sac": _off_policy(SAC, None),
+    "q_critic_ppo_q": _q_critic_ppo("q"),
     "cma_es": _cma_es,
     "tpe": _tpe,
 }
 """Agents that learn, and black-box searches, by name."""
+
+CONTRIB: dict[str, Builder] = {
+    "tqc": _off_policy(_contrib("TQC"), None),
+    "trpo": _on_policy(_contrib("TRPO")),
+    "crossq": _off_policy(_contrib("CrossQ"), None),
+    "ars": _ars,
+}
+"""Learners of sb3-contrib, by name."""
 
 POLICIES = ("random", "uniform", "afie", "sbpf", "greedy")
 """Agents that do not learn."""
@@ -124,5 +172,9 @@ def check_algorithm(name: str) -> None:
 
 
 def make_learner(name: str, env: GymEnv, *, n_steps: int, seed: int) -> BaseAlgorithm:
-    """Build a learner for a search of `n_steps` environment steps."""
-    return LEARNERS[name](env, n_steps, seed)
+    """Build a learner for a search of `n_steps` environment steps.
+
+    Raises:
+        ImportError: If it is one of `CONTRIB` and sb3-contrib is not installed.
+    """
+    return (LEARNERS | CONTRIB)[name](env, n_steps, seed)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import tyro
 from rich.console import Console
 
-from experiments import compress, control
+from experiments import compress, control, trial
 
 __all__ = ["EXPERIMENTS", "Cell", "Experiment", "make_cell", "make_cells"]
 
@@ -39,6 +39,7 @@ EXPERIMENTS = {
         ("model", "dataset", "algo", "method", "flops_budget", "size_budget", "seed"),
     ),
     "control": Experiment(control.Config, control.run, ("agent", "task", "seed")),
+    "trial": Experiment(trial.Config, trial.run, ("agent", "task", "seed")),
 }
 """Experiments whose runs can be cells, by name."""
 

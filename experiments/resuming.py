@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
 from agents import Random
@@ -13,6 +15,9 @@ from experiments.run_folder import RunFolder
 from experiments.search import Episode, EpisodeLog, run_learner, run_policy
 
 __all__ = ["ResumableSearch", "read_finished"]
+
+Outcome = Callable[[], dict[str, Any]]
+"""Returns plain Python values."""
 
 
 def read_finished(folder: RunFolder, name: str) -> list[Episode] | None:
@@ -42,21 +47,46 @@ class ResumableSearch:
         self._folder = folder
         self._saved = folder.read_state(name)
 
-    def learn(self, agent: BaseAlgorithm, n_episodes: int) -> None:
-        """Let an agent learn on the log until there are `n_episodes`.
+    def learn(
+        self,
+        agent: BaseAlgorithm,
+        n_episodes: int,
+        n_evaluations: int | None = None,
+        *,
+        callbacks: Sequence[BaseCallback] = (),
+        beside: Outcome = dict,
+        outcome: Outcome = dict,
+    ) -> None:
+        """Let an agent learn on the log until there are enough episodes or evaluations.
 
         Args:
             agent: Built as it was when the search began.
             n_episodes: Episodes, those before the resumption included.
+            n_evaluations: Evaluations after which it ends sooner.
+            callbacks: Called at each step.
+            beside: Called with each save; what it returns is kept beside the agent.
+            outcome: Called when the search is over; what it returns is kept with the episodes.
         """
         if self._saved is not None:
             self._log.restore(self._saved["log"])
             restore_agent(agent, self._saved["agent"])
-        run_learner(agent, self._log, n_episodes, lambda: self._save(agent=agent_state(agent)))
-        self._finish()
+        run_learner(
+            agent,
+            self._log,
+            n_episodes,
+            lambda: self._save(agent=agent_state(agent), beside=beside()),
+            n_evaluations=n_evaluations,
+            callbacks=callbacks,
+        )
+        self.finish(outcome)
 
     def act(
-        self, policy: PolicyPredictor, n_episodes: int, n_evaluations: int | None = None
+        self,
+        policy: PolicyPredictor,
+        n_episodes: int,
+        n_evaluations: int | None = None,
+        *,
+        outcome: Outcome = dict,
     ) -> None:
         """Let a policy act that does not learn, until there are enough episodes or evaluations."""
         observations = None
@@ -71,15 +101,16 @@ class ResumableSearch:
             observations=observations,
             save=lambda: self._save(policy=_policy_state(policy)),
         )
-        self._finish()
+        self.finish(outcome)
+
+    def finish(self, outcome: Outcome = dict) -> None:
+        """Keep the episodes of a search that is over, and what it has come to."""
+        content = {"is_finished": True, "episodes": self._log.state()["episodes"]}
+        self._folder.write_state(self._name, content | {"outcome": outcome()})
 
     def _save(self, **state: Any) -> None:
         content = {"is_finished": False, "log": self._log.state()} | state
         self._folder.write_state(self._name, content)
-
-    def _finish(self) -> None:
-        episodes = self._log.state()["episodes"]
-        self._folder.write_state(self._name, {"is_finished": True, "episodes": episodes})
 
 
 def _policy_state(policy: PolicyPredictor) -> dict[str, Any] | None:

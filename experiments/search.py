@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
@@ -22,6 +22,8 @@ __all__ = [
     "Episode",
     "EpisodeLog",
     "best_episode",
+    "format_actions",
+    "is_over",
     "replay",
     "run_learner",
     "run_policy",
@@ -69,13 +71,18 @@ class Episode:
         fields = asdict(self)
         layers, values, actions = (fields.pop(k) for k in ("layers", "values", "actions"))
         columns = {f"value:{layer}": v for layer, v in zip(layers, values, strict=True)}
-        return fields | columns | {"actions": " ".join(f"{a:.9g}" for a in actions)}
+        return fields | columns | {"actions": format_actions(actions)}
 
     @staticmethod
     def from_state(state: dict[str, Any]) -> Episode:
         """Make an episode again from what `dataclasses.asdict` has made of it."""
         sequences = {name: tuple(state[name]) for name in ("layers", "actions", "values")}
         return Episode(**(state | sequences))
+
+
+def format_actions(actions: Sequence[float]) -> str:
+    """Format actions for a CSV file; nine digits are enough for float32."""
+    return " ".join(f"{action:.9g}" for action in actions)
 
 
 @dataclass
@@ -123,8 +130,8 @@ class EpisodeLog(VecEnvWrapper):
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Tell the environments to step."""
-        self._sent = np.array(actions)
-        self.venv.step_async(actions)
+        self._sent = np.array(actions, np.float32)  # as the action space says
+        self.venv.step_async(self._sent)
 
     def step_wait(self) -> VecEnvStepReturn:
         """Wait for the environments, and note what has happened."""
@@ -218,16 +225,18 @@ class EpisodeLog(VecEnvWrapper):
 
 
 class _StopAndSave(BaseCallback):
-    """Ends learning after a number of episodes; has the state saved after each of them.
+    """Ends learning after enough episodes or evaluations; has the state saved after each episode.
 
     The state is complete between two rollouts only: what the agent has learnt from the last
     transitions is part of it.
     """
 
-    def __init__(self, log: EpisodeLog, n_episodes: int, save: Save) -> None:
+    def __init__(
+        self, log: EpisodeLog, n_episodes: int, n_evaluations: int | None, save: Save
+    ) -> None:
         super().__init__()
         self._log = log
-        self._n_episodes = n_episodes
+        self._limits = n_episodes, n_evaluations
         self._save = save
         self._n_saved = len(log.episodes)
 
@@ -237,28 +246,36 @@ class _StopAndSave(BaseCallback):
             self._save()
 
     def _on_step(self) -> bool:
-        return len(self._log.episodes) < self._n_episodes
+        return not is_over(self._log.episodes, *self._limits)
 
 
 def run_learner(
-    agent: BaseAlgorithm, log: EpisodeLog, n_episodes: int, save: Save = lambda: None
+    agent: BaseAlgorithm,
+    log: EpisodeLog,
+    n_episodes: int,
+    save: Save = lambda: None,
+    *,
+    n_evaluations: int | None = None,
+    callbacks: Sequence[BaseCallback] = (),
 ) -> None:
-    """Let a Stable-Baselines3 agent learn on `log` until it has `n_episodes` episodes in all.
+    """Let a Stable-Baselines3 agent learn on `log` until it has enough episodes or evaluations.
 
     Args:
         agent: An agent whose environment is `log`; it goes on from the steps that it has taken.
         log: The environments.
         n_episodes: Episodes of the search, those before a resumption included.
         save: Called whenever the agent's state is complete and new episodes have finished.
+        n_evaluations: Evaluations after which it ends sooner.
+        callbacks: Called at each step too.
     """
     n_rounds = math.ceil(n_episodes / log.num_envs)
     n_steps = n_rounds * log.num_envs * log.walk_length
     agent.learn(
         n_steps - agent.num_timesteps,
-        callback=_StopAndSave(log, n_episodes, save),
+        callback=CallbackList([*callbacks, _StopAndSave(log, n_episodes, n_evaluations, save)]),
         reset_num_timesteps=agent.num_timesteps == 0,
     )
-    del log.episodes[n_episodes:]  # those that have ended at the same moment as the last
+    _trim(log.episodes, n_episodes, n_evaluations)
 
 
 def run_policy(
@@ -281,17 +298,23 @@ def run_policy(
         save: Called after each step with which an episode has finished.
     """
     observed: Any = log.reset() if observations is None else observations
-    while not _is_over(log.episodes, n_episodes, n_evaluations):
+    while not is_over(log.episodes, n_episodes, n_evaluations):
         n_before = len(log.episodes)
         actions, _ = policy.predict(observed)
         observed, _, _, _ = log.step(np.asarray(actions, np.float32))
         if len(log.episodes) > n_before:
             save()
-    while len(log.episodes) > 1 and _is_over(log.episodes[:-1], n_episodes, n_evaluations):
-        del log.episodes[-1]
+    _trim(log.episodes, n_episodes, n_evaluations)
 
 
-def _is_over(episodes: Sequence[Episode], n_episodes: int, n_evaluations: int | None) -> bool:
+def _trim(episodes: list[Episode], n_episodes: int, n_evaluations: int | None) -> None:
+    """Forget episodes that have ended at the same moment as the last."""
+    while len(episodes) > 1 and is_over(episodes[:-1], n_episodes, n_evaluations):
+        del episodes[-1]
+
+
+def is_over(episodes: Sequence[Episode], n_episodes: int, n_evaluations: int | None) -> bool:
+    """Tell whether a search has had enough episodes or, unless None, evaluations."""
     if not episodes:
         return False
     spent = episodes[-1].n_evaluations

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from compress_env.data import DataBundle, ImageSource, make_data_bundle
+from experiments.pools import Outcome
+from experiments.sweep_folder import Task, work
 
 DATA_ROOT = Path(os.environ.get("COMPRESS_ENV_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -125,3 +129,40 @@ def flags(settings: dict[str, Any]) -> list[str]:
         f"--no-{names[key]}" if value is False else f"--{names[key]}={value}"
         for key, value in settings.items()
     ]
+
+
+TINY = ("compress_env/TinyPrune-v0", "compress_env/TinyQuantize-v0")
+"""Tasks that are registered inside `tiny_tasks`: one evaluation an episode."""
+
+
+@contextmanager
+def tiny_tasks() -> Iterator[None]:
+    """Register two tasks whose episodes take milliseconds."""
+    shared: dict[str, Any] = {"model": seeded(PlainNet), "data": make_data(), "device": "cpu"}
+    shared |= {"finetune_steps": 1, "reward_at": "episode"}
+    pruning = shared | {"method": "magnitude", "flops_budget": 0.4}
+    gym.register(TINY[0], "compress_env.envs.pruning:PruningEnv", kwargs=pruning)
+    quantization = shared | {"size_budget": 0.5}
+    gym.register(TINY[1], "compress_env.envs.quantization:QuantizationEnv", kwargs=quantization)
+    try:
+        yield
+    finally:
+        for name in TINY:
+            del gym.registry[name]
+
+
+class InProcessPool:
+    """Works on tasks in this process, one after the other; stands in for `LocalPool`."""
+
+    def __init__(self, *, jobs: int, retries: int) -> None:
+        self._tasks: list[Task] = []
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        self._tasks += tasks
+
+    def poll(self, timeout_s: float) -> list[Outcome]:
+        task = self._tasks.pop(0)
+        return [Outcome(task.cell.name, work(task))]
+
+    def stop(self) -> None:
+        self._tasks.clear()

@@ -1,0 +1,177 @@
+"""What a leaderboard says in words: scores, accuracies by task, and whether learning has won."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from experiments.benchmark_table import Reference
+from experiments.intervals import format_mean
+from experiments.report import format_markdown
+from experiments.tables import mean_interval
+from experiments.trials import short_name
+
+__all__ = ["beats", "format_leaderboard", "verdicts"]
+
+OPPONENTS = {"random": "random search", "cma_es": "CMA-ES"}
+"""What a learner must beat, at the same number of evaluations."""
+NOT_LEARNING = {*OPPONENTS, "uniform", "afie", "sbpf", "tpe", "greedy"}
+
+
+def beats(trials: pd.DataFrame, agent: str, opponent: str) -> tuple[float, float]:
+    """Compare the best validation accuracies of two agents on one task, seed by seed.
+
+    Args:
+        trials: Of one task.
+        agent: An agent.
+        opponent: The one that it is compared with.
+
+    Returns:
+        Mean of the differences in points (percentage points), above 0 in favour of the first, and
+        half-width of its 95 % interval (Student); NaN for a single seed, both NaN for none.
+    """
+    accuracies = trials.pivot(index="seed", columns="agent", values="validation_accuracy")
+    differences = 100.0 * (accuracies[agent] - accuracies[opponent]).dropna().to_numpy()
+    return mean_interval(differences) if len(differences) else (np.nan, np.nan)
+
+
+def verdicts(trials: pd.DataFrame) -> list[str]:
+    """Say for each task which learner beats random search and CMA-ES, or that none does."""
+    return [
+        f"- {short_name(str(task))}: {_verdict(rows)}"
+        for task, rows in trials.groupby("task", sort=False)
+    ]
+
+
+def _verdict(trials: pd.DataFrame) -> str:
+    agents = list(dict.fromkeys(trials["agent"]))
+    learners = [agent for agent in agents if agent not in NOT_LEARNING]
+    missing = [name for key, name in OPPONENTS.items() if key not in agents]
+    if missing:
+        return f"no verdict without {' and '.join(missing)}."
+    if not learners:
+        return "no learner was run."
+    found = {
+        agent: {opponent: beats(trials, agent, opponent) for opponent in OPPONENTS}
+        for agent in learners
+    }
+    texts = {agent: _format_differences(found[agent]) for agent in learners}
+    winners = [
+        agent for agent in learners if all(mean > half for mean, half in found[agent].values())
+    ]
+    if winners:
+        return "; ".join(f"`{agent}` beats both: {texts[agent]}" for agent in winners) + "."
+    lines = "; ".join(f"`{agent}` {texts[agent]}" for agent in learners)
+    return f"no learner beats both random search and CMA-ES: {lines}."
+
+
+def _format_differences(differences: Mapping[str, tuple[float, float]]) -> str:
+    return ", ".join(
+        f"{mean:+.2f}{'' if np.isnan(half) else f' ± {half:.2f}'} over {OPPONENTS[opponent]}"
+        for opponent, (mean, half) in differences.items()
+    )
+
+
+def format_leaderboard(
+    table: pd.DataFrame, trials: pd.DataFrame, known: Mapping[str, Reference]
+) -> str:
+    """Format a leaderboard as Markdown.
+
+    Args:
+        table: From `make_leaderboard`.
+        trials: What it was made from.
+        known: The best known accuracies.
+    """
+    limit = trials["limit"].iloc[0]
+    tasks = list(dict.fromkeys(trials["task"]))
+    parts = [
+        "# Leaderboard",
+        f"Up to {limit:.0f} network evaluations a trial, seeds "
+        f"{', '.join(str(seed) for seed in sorted(trials['seed'].unique()))}. Score: the best "
+        "validation accuracy found, 0 for `uniform` and 1 for the best known, interquartile mean "
+        "over tasks and seeds; the 95 % interval is a bootstrap of the seeds within each task. "
+        "Test accuracy, in percent, is that of the same networks, which no search has seen.",
+        _format_scores(table),
+        *_remarks(table, trials, known),
+        "## Does learning win?",
+        "Best validation accuracy, points, paired by seed, with 95 % intervals (Student). A "
+        "learner wins where both differences are above 0 by more than their interval.",
+        "\n".join(verdicts(trials)),
+        "## Tasks",
+        "Best validation accuracy, percent, mean over seeds and 95 % interval:",
+        _format_tasks(trials, tasks, known, "validation_accuracy"),
+        "Test accuracy, percent:",
+        _format_tasks(trials, tasks, None, "test_accuracy"),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _format_scores(table: pd.DataFrame) -> str:
+    lines = []
+    for row in table.to_dict("records"):
+        has_interval = not np.isnan(row["low"])
+        lines.append(
+            (
+                f"`{row['agent']}`",
+                "-" if np.isnan(row["score"]) else f"{row['score']:.3f}",
+                f"{row['low']:.3f} to {row['high']:.3f}" if has_interval else "-",
+                f"{row['tasks']}",
+                f"{row['trials']}",
+                f"{100.0 * row['test_accuracy']:.2f}",
+                f"{row['n_evaluations']:.0f}",
+                f"{row['seconds']:.0f}",
+            )
+        )
+    headings = ("agent", "score", "95 % interval", "tasks", "trials", "test accuracy")
+    return format_markdown((*headings, "evaluations", "seconds"), lines)
+
+
+def _remarks(
+    table: pd.DataFrame, trials: pd.DataFrame, known: Mapping[str, Reference]
+) -> list[str]:
+    """Say what does not count, whose scores do not compare, and what exceeds the best known."""
+    tasks = list(dict.fromkeys(trials["task"]))
+    unknown = [short_name(task) for task in tasks if task not in known]
+    flat = [short_name(task) for task in tasks if task in known and not known[task].has_room]
+    fewer = table.loc[table["trials"] < table["trials"].max(), "agent"]
+    remarks = []
+    if unknown:
+        remarks.append(f"Not in the table of the best known, without score: {', '.join(unknown)}.")
+    if flat:
+        remarks.append(f"Nothing better than uniform is known, no score: {', '.join(flat)}.")
+    if not fewer.empty:
+        remarks.append(f"With fewer trials, their scores do not compare: {', '.join(fewer)}.")
+    for task in (task for task in tasks if task in known):
+        top = trials.loc[trials.loc[trials["task"] == task, "validation_accuracy"].idxmax()]
+        if top["validation_accuracy"] > known[task].best:
+            remarks.append(
+                f"`{top['agent']}`, seed {top['seed']}, exceeds the best known of "
+                f"{short_name(task)}: {100.0 * top['validation_accuracy']:.2f} against "
+                f"{100.0 * known[task].best:.2f} % ({known[task].found_by})."
+            )
+    return remarks
+
+
+def _format_tasks(
+    trials: pd.DataFrame, tasks: list[str], known: Mapping[str, Reference] | None, column: str
+) -> str:
+    """Format a table with a line for each task and a column for each agent."""
+    agents = list(dict.fromkeys(trials["agent"]))
+    lines = []
+    for task in tasks:
+        mine = trials[trials["task"] == task]
+        cells = []
+        for agent in agents:
+            values = 100.0 * mine.loc[mine["agent"] == agent, column].to_numpy()
+            cells.append(format_mean(values) if len(values) else "-")
+        if known is not None:
+            reference = known.get(task)
+            stored = ["-", "-"]
+            if reference is not None:
+                stored = [f"{100.0 * reference.uniform:.2f}", f"{100.0 * reference.best:.2f}"]
+            cells += stored
+        lines.append((short_name(task), *cells))
+    stored_headings = () if known is None else ("score 0", "score 1")
+    return format_markdown(("task", *(f"`{agent}`" for agent in agents), *stored_headings), lines)

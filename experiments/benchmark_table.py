@@ -1,0 +1,224 @@
+"""Leaderboards: scores of agents over tasks and seeds, from the trials in one or several folders.
+
+The score of a trial is made of the best validation accuracy that it found within its evaluations:
+0 for that of the same rate or number of bits everywhere (`uniform`), 1 for the best known. Both
+stand in a stored table, `best_known.csv`, which nothing changes but
+`python -m experiments.benchmark best`; a trial that finds a better network has a score above 1.
+What is shown of an agent is the interquartile mean over tasks and seeds, with a bootstrap interval
+that resamples the seeds of each task (Agarwal et al. 2021, arXiv 2108.13264).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from compress_env.files import replacing
+from experiments.trials import read_trials, short_name
+
+__all__ = [
+    "BEST_KNOWN",
+    "Reference",
+    "Score",
+    "iqm_interval",
+    "make_leaderboard",
+    "normalize",
+    "read_best_known",
+    "read_runs",
+    "update_best_known",
+    "write_best_known",
+]
+
+BEST_KNOWN = Path(__file__).with_name("best_known.csv")
+"""The table that comes with the package."""
+N_RESAMPLES = 2000
+
+
+class Reference(NamedTuple):
+    """What scores of a task are measured by."""
+
+    uniform: float
+    """Validation accuracy that stands for a score of 0."""
+    best: float
+    """Validation accuracy that stands for a score of 1."""
+    found_by: str
+    """Who found it, and with how many evaluations."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether anything better than uniform is known; there are no scores otherwise."""
+        return self.best > self.uniform
+
+
+class Score(NamedTuple):
+    """An interquartile mean and its 95 % interval."""
+
+    iqm: float
+    """Interquartile mean; NaN without trials."""
+    low: float
+    """Lower end; NaN where a task has a single seed."""
+    high: float
+    """Upper end."""
+
+
+def read_best_known(path: Path) -> dict[str, Reference]:
+    """Read the table of the best known accuracies, by task.
+
+    Raises:
+        ValueError: If the file is no such table.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        rows = table[["task", "uniform", "best", "found_by"]].itertuples(index=False)
+        known = {task: Reference(float(low), float(high), by) for task, low, high, by in rows}
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{str(path)!r} is no table of best known accuracies: {error}") from None
+    for task, reference in known.items():
+        if not 0.0 <= reference.uniform <= reference.best <= 1.0:
+            raise ValueError(
+                f"{str(path)!r}: expected 0 <= uniform <= best <= 1 for {task}, got "
+                f"{reference.uniform} and {reference.best}"
+            )
+    return known
+
+
+def write_best_known(path: Path, known: Mapping[str, Reference]) -> None:
+    """Write the table that `read_best_known` reads."""
+    rows = [{"task": task} | reference._asdict() for task, reference in known.items()]
+    with replacing(path) as temporary:
+        pd.DataFrame(rows, columns=["task", *Reference._fields]).to_csv(temporary, index=False)
+
+
+def update_best_known(known: Mapping[str, Reference], trials: pd.DataFrame) -> dict[str, Reference]:
+    """Return the table with what the trials have found.
+
+    Args:
+        known: The table so far. An accuracy in it is replaced by a higher one only.
+        trials: From `read_runs`.
+
+    Raises:
+        ValueError: If a task that is not in the table has no trial of `uniform`.
+    """
+    updated = dict(known)
+    for task in dict.fromkeys(trials["task"]):
+        rows = trials[trials["task"] == task].reset_index(drop=True)
+        accuracies = rows["validation_accuracy"].to_numpy()
+        top = rows.iloc[int(accuracies.argmax())]
+        by = f"{top['agent']}, seed {top['seed']}, {top['n_evaluations']:.0f} evaluations"
+        found = Reference(np.nan, float(accuracies.max()), by)
+        uniform = accuracies[rows["agent"] == "uniform"]
+        if task in updated:
+            old = updated[task]
+            updated[task] = found._replace(uniform=old.uniform) if found.best > old.best else old
+        elif not len(uniform):
+            raise ValueError(f"expected a trial of uniform on {task}, got none")
+        else:
+            updated[task] = found._replace(uniform=float(uniform[0]))
+    return updated
+
+
+def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
+    """Read the trials of several folders into one table, as `read_trials` returns it.
+
+    Raises:
+        ValueError: If a folder holds no trials, a trial is there twice, or trials were allowed
+            different numbers of evaluations.
+    """
+    if not folders:
+        raise ValueError("expected at least one run folder, got none")
+    trials = pd.concat([read_trials(folder) for folder in folders], ignore_index=True)
+    limits = trials["limit"].unique().tolist()
+    if len(limits) > 1:
+        raise ValueError(f"trials must be allowed the same evaluations, got {sorted(limits)}")
+    repeated = trials[trials.duplicated(["agent", "task", "seed"])]
+    if not repeated.empty:
+        agent, task, seed = repeated.iloc[0][["agent", "task", "seed"]]
+        raise ValueError(f"expected each trial once, got {agent} on {task}, seed {seed}, twice")
+    return trials
+
+
+def normalize(accuracies: ArrayLike, reference: Reference) -> NDArray[np.float64]:
+    """Return scores: 0 for the accuracy of `uniform`, 1 for the best known; any shape.
+
+    Raises:
+        ValueError: If the two are the same.
+    """
+    if not reference.has_room:
+        raise ValueError(f"expected a best above uniform, got {reference.best} for both")
+    width = reference.best - reference.uniform
+    scores: NDArray[np.float64] = (np.asarray(accuracies, np.float64) - reference.uniform) / width
+    return scores
+
+
+def iqm_interval(samples: Sequence[ArrayLike]) -> Score:
+    """Return the interquartile mean over everything, and its interval.
+
+    Args:
+        samples: For each task the scores of its seeds, (n_seeds,); resampled within each task.
+    """
+    arrays = [np.asarray(sample, np.float64) for sample in samples]
+    if not arrays:
+        return Score(np.nan, np.nan, np.nan)
+    mean = float(stats.trim_mean(np.concatenate(arrays), 0.25))
+    if min(len(array) for array in arrays) < 2:
+        return Score(mean, np.nan, np.nan)
+    interval = stats.bootstrap(
+        arrays,
+        _pooled_mean,
+        n_resamples=N_RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Score(mean, float(interval.low), float(interval.high))
+
+
+def _pooled_mean(*samples: NDArray[np.float64], axis: int = -1) -> Any:
+    return stats.trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
+
+
+def make_leaderboard(trials: pd.DataFrame, known: Mapping[str, Reference]) -> pd.DataFrame:
+    """Make the leaderboard, the best score first.
+
+    Args:
+        trials: From `read_runs`.
+        known: Tasks that are not in it, or without room above uniform, do not count.
+
+    Returns:
+        One row per agent: `agent`, `score`, `low`, `high`, `tasks` and `trials` that count, mean
+        `test_accuracy` over all trials, mean `n_evaluations`, sum of `seconds`, and for each task
+        the mean over seeds of the best `validation:TASK` and of the `test:TASK` accuracy.
+    """
+    rows = [_row(str(agent), mine, known) for agent, mine in trials.groupby("agent", sort=False)]
+    table = pd.DataFrame(rows)
+    return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+
+
+def _row(agent: str, trials: pd.DataFrame, known: Mapping[str, Reference]) -> dict[str, Any]:
+    by_task = {str(task): rows for task, rows in trials.groupby("task", sort=False)}
+    scores = [
+        normalize(rows["validation_accuracy"], known[task])
+        for task, rows in by_task.items()
+        if task in known and known[task].has_room
+    ]
+    score = iqm_interval(scores)
+    row: dict[str, Any] = {
+        "agent": agent,
+        "score": score.iqm,
+        "low": score.low,
+        "high": score.high,
+        "tasks": len(scores),
+        "trials": sum(map(len, scores)),
+        "test_accuracy": trials["test_accuracy"].mean(),
+        "n_evaluations": trials["n_evaluations"].mean(),
+        "seconds": trials["seconds"].sum(),
+    }
+    for kind in ("validation", "test"):
+        for task, rows in by_task.items():
+            row[f"{kind}:{short_name(task)}"] = rows[f"{kind}_accuracy"].mean()
+    return row

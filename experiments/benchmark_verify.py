@@ -1,0 +1,231 @@
+"""Replay what a benchmark's folder holds, and compare it with what is written there.
+
+`python -m experiments.benchmark verify RUN` makes each task from the network in `RUN/networks`,
+takes the actions of every trial's best episode and final policy again, and compares accuracies,
+costs and returns with `sweep.csv`; compares `sweep.csv` with the trials' own tables and episodes
+where these are there too; and makes the leaderboard again. On the machine of the run everything
+must be equal to the last digit. On another one sums are rounded in another order, fine-tuning
+takes another course, and accuracies differ by some images: `--tolerance 0.02` allows for that.
+The networks in the folder are taken as they are, and so is what the final policy chose: that its
+actions lead to what is stored is checked, not that an agent would learn to take them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import tyro
+from rich.console import Console
+
+from compress_env.envs.base import LayerwiseCompressionEnv
+from experiments.algorithms import SINGLE
+from experiments.benchmark_table import make_leaderboard, read_best_known
+from experiments.command import EXPECTED, one_line
+from experiments.playing import play_actions
+from experiments.run_folder import restore_config
+from experiments.trial import Config as Trial
+from experiments.trial import make_task
+from experiments.trials import NUMBERS, network_path, read_trials
+
+__all__ = ["Config", "main", "verify"]
+
+REPLAYED = {
+    "actions": {
+        "validation_accuracy": "accuracy",
+        "reward": "reward",
+        "cost": "cost",
+        "dense_macs": "dense_macs",
+        "dense_params": "dense_params",
+        "sparse_macs": "sparse_macs",
+        "sparse_params": "sparse_params",
+    },
+    "final_actions": {"final_accuracy": "accuracy", "final_reward": "reward"},
+}
+"""Columns of a trial's table, and what they are called of a replayed episode."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a verification."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a benchmark."""
+    tolerance: float = 0.0
+    """Largest difference allowed, as a fraction of a number where that is above 1."""
+    data_root: Path | None = None
+    """Folder of the data sets' files, where it is another one than the run's."""
+
+
+def verify(config: Config, console: Console) -> list[str]:
+    """Replay a benchmark.
+
+    Args:
+        config: The settings.
+        console: Where progress goes.
+
+    Returns:
+        A line for each mismatch.
+
+    Raises:
+        ValueError: If the folder is of something else, or a task cannot be made.
+        FileNotFoundError: If data are not there.
+    """
+    if not 0.0 <= config.tolerance < math.inf:
+        raise ValueError(f"tolerance must be 0 or more, got {config.tolerance}")
+    torch.set_num_threads(1)  # as when the trials were run
+    trials = read_trials(config.run)
+    stored = json.loads((config.run / "sweep.json").read_text("utf-8"))["cells"]
+    found = []
+    for task, rows in trials.groupby("task", sort=False):
+        settings = restore_config(Trial, stored[Path(rows["cell"].iloc[0]).name])
+        env = _make_task(config, settings)
+        for row in rows.to_dict("records"):
+            lines = [*_replay(env, row, config.tolerance), *_check_files(config.run, env, row)]
+            found += [f"{Path(row['cell']).name}: {line}" for line in lines]
+        console.print(f"{task}: {len(rows)} trials replayed", highlight=False)
+    return [*found, *_check_leaderboard(config.run, trials)]
+
+
+def _make_task(config: Config, settings: Trial) -> LayerwiseCompressionEnv:
+    options: dict[str, Any] = {}
+    if config.data_root is not None:
+        options["data_root"] = config.data_root
+    network = network_path(config.run, settings.task)
+    if network.exists():
+        options["checkpoint"] = network
+    return make_task(settings, **options)
+
+
+def _replay(
+    env: LayerwiseCompressionEnv, row: Mapping[Any, Any], tolerance: float
+) -> Iterator[str]:
+    """Take the actions of a trial again; yield what differs."""
+    for kind, columns in reversed(REPLAYED.items()):
+        try:
+            actions = [float(action) for action in row[kind].split()]
+            played = play_actions(env, actions)._asdict()
+        except ValueError as error:
+            yield f"{kind} cannot be taken: {error}"
+            continue
+        now = {column: played[name] for column, name in columns.items()}
+        if kind == "actions":
+            now["cost_fraction"] = played["cost"] / env.unpruned.cost
+            now["test_accuracy"] = env.task.accuracy(env.compressed_model(), "test")
+        yield from (
+            f"{column} is {row[column]!r}, its replay gives {value!r}"
+            for column, value in now.items()
+            if not _agree(row[column], value, tolerance)
+        )
+
+
+def _agree(stored: float, replayed: float, tolerance: float) -> bool:
+    if math.isnan(stored) or math.isnan(replayed):
+        return math.isnan(stored) and math.isnan(replayed)
+    return abs(stored - replayed) <= tolerance * max(1.0, abs(replayed))
+
+
+def _check_files(run: Path, env: LayerwiseCompressionEnv, row: Mapping[Any, Any]) -> list[str]:
+    """Compare a row of `sweep.csv` with the trial's own files, where they are."""
+    folder = run / row["cell"]
+    if not folder.is_dir():
+        return []
+    try:
+        (own,) = _read(folder / "table.csv")
+        episodes = _read(folder / "episodes.csv")
+        counts_networks = env.reward_at == "episode" and row["agent"] not in SINGLE
+        summary = _summarize(episodes, counts_networks=counts_networks)
+    except (OSError, ValueError, KeyError) as error:
+        return [f"its files cannot be read: {error!r}"]
+    lines = [
+        f"{name} is {row[name]!r} in sweep.csv, {value!r} by {file}"
+        for file, values in (("table.csv", own), ("episodes.csv", summary))
+        for name, value in values.items()
+        if not _same(row[name], value)
+    ]
+    if len(episodes) > 1 and episodes[-2]["n_evaluations"] >= row["limit"]:
+        lines.append(f"it went on after its {row['limit']:.0f} evaluations")
+    return lines
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Read rows; what are numbers in a trial's table or episodes become such."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    names = {*NUMBERS, "index", "accuracy"}
+    return [
+        {
+            name: (float(text) if text else math.nan) if name in names else text
+            for name, text in row.items()
+        }
+        for row in rows
+    ]
+
+
+def _summarize(episodes: list[dict[str, Any]], *, counts_networks: bool) -> dict[str, Any]:
+    """Return what a trial's table must say, from its episodes.
+
+    Args:
+        episodes: Rows of `episodes.csv`.
+        counts_networks: Whether each episode evaluates one network, and nothing else does.
+    """
+    finished = [episode for episode in episodes if not math.isnan(episode["accuracy"])]
+    best = max(finished, key=lambda e: (e["accuracy"], -e["cost"], -e["index"]))
+    summary = {
+        "validation_accuracy": best["accuracy"],
+        "reward": best["reward"],
+        "cost": best["cost"],
+        "actions": best["actions"],
+        "best_reward": max(episode["reward"] for episode in episodes),
+        "n_episodes": len(episodes),
+        "n_evaluations": episodes[-1]["n_evaluations"],
+    }
+    if counts_networks and len(finished) == len(episodes):
+        networks = {tuple(v for k, v in e.items() if k.startswith("value:")) for e in episodes}
+        summary["n_evaluations"] = len(networks)
+    return summary
+
+
+def _same(first: Any, second: Any) -> bool:
+    return bool(first == second) or (first != first and second != second)  # NaN is not itself
+
+
+def _check_leaderboard(run: Path, trials: pd.DataFrame) -> list[str]:
+    """Make the leaderboard again, where there is one."""
+    path = run / "leaderboard.csv"
+    if not path.exists():
+        return []
+    known = read_best_known(run / "best_known.csv")
+    now, then = (
+        {str(row["agent"]): row for row in rows.to_dict("records")}
+        for rows in (make_leaderboard(trials, known), pd.read_csv(path))
+    )
+    if now.keys() != then.keys() or set().union(*now.values()) != set().union(*then.values()):
+        return ["leaderboard.csv: has other agents or columns than the trials lead to"]
+    return [
+        f"leaderboard.csv: {name} of {agent} is {then[agent][name]!r}, the trials lead to {value!r}"
+        for agent, row in now.items()
+        for name, value in row.items()
+        if name != "agent" and not np.isclose(then[agent][name], value, 1e-12, 0, equal_nan=True)
+    ]
+
+
+def main(arguments: list[str]) -> None:
+    """Run from the command line; exit with 1 and a line for each mismatch, if there is any."""
+    config = tyro.cli(Config, args=arguments, description=__doc__)
+    try:
+        mismatches = verify(config, Console())
+    except EXPECTED as error:
+        sys.exit(f"error: {one_line(error)}")
+    if mismatches:
+        sys.exit("\n".join([*mismatches, f"{len(mismatches)} mismatches"]))
+    sys.stdout.write("everything is as it was stored\n")

@@ -1,0 +1,109 @@
+"""Agents of a trial: known by name, of sb3-contrib, or anybody's, as `my_module:MyAgent`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from stable_baselines3.common.type_aliases import PolicyPredictor
+
+from agents import AFIE, SBPF, Greedy, Random, Uniform
+from compress_env.envs.base import LayerwiseCompressionEnv
+from compress_env.envs.pruning import PruningEnv
+from experiments.algorithms import CONTRIB, LEARNERS, POLICIES, SINGLE, make_learner
+from experiments.search import EpisodeLog
+
+__all__ = ["Learner", "check_agent", "goes_on", "make_agent"]
+
+NOT_RESUMABLE = ("ars",)
+"""Learners whose state between two episodes is inside one call of `learn`."""
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """What learns by itself: the search is over when the environment says so."""
+
+    def learn(self, total_timesteps: int) -> object:
+        """Take steps in the environment that it was built with."""
+
+
+def check_agent(name: str) -> None:
+    """Check the name of an agent, and that its module is there.
+
+    Raises:
+        ValueError: If there is no such agent.
+        ImportError: If its module cannot be imported.
+    """
+    valid = (*LEARNERS, *POLICIES, *CONTRIB)
+    if ":" in name:
+        _find(name)
+    elif name not in valid:
+        raise ValueError(f"unknown agent {name!r}; valid: {', '.join(valid)}, or my_module:MyAgent")
+
+
+def goes_on(name: str) -> bool:
+    """Whether a stopped search of this agent goes on episode by episode; others start again."""
+    return ":" not in name and name not in NOT_RESUMABLE
+
+
+def make_agent(
+    name: str, env: LayerwiseCompressionEnv, log: EpisodeLog, *, n_steps: int, seed: int
+) -> Any:
+    """Build an agent.
+
+    Args:
+        name: A name that `check_agent` accepts.
+        env: The environment in `log`, for agents that look at the network.
+        log: What the agent acts on; a Stable-Baselines3 `VecEnv` of one environment.
+        n_steps: Environment steps of the search.
+        seed: Seed of the agent.
+
+    Returns:
+        A Stable-Baselines3 algorithm, a `Learner`, or something with `predict` alone.
+
+    Raises:
+        ValueError: If the agent cannot be used on this task.
+        ImportError: If its module is missing.
+    """
+    if ":" in name:
+        found = _find(name)
+        return found("MlpPolicy", log, seed=seed) if isinstance(found, type) else found
+    if name == "random":
+        return Random(log.observation_space, log.action_space, seed)
+    if name in SINGLE:
+        return _single(name, env, log, seed)
+    return make_learner(name, log, n_steps=n_steps, seed=seed)
+
+
+def _single(name: str, env: LayerwiseCompressionEnv, log: EpisodeLog, seed: int) -> PolicyPredictor:
+    """Return an agent that always does the same; what it has evaluated for that is counted."""
+    if name == "uniform":
+        return Uniform(env.uniform_value() / env.value_scale)
+    agent: AFIE | SBPF | Greedy
+    if name == "greedy":
+        agent = Greedy(env)
+    elif not isinstance(env, PruningEnv):
+        raise ValueError(f"{name} chooses pruning rates, not {env.value_name}")
+    else:
+        agent = AFIE(env) if name == "afie" else SBPF(env, seed=seed)
+    log.spend(agent.n_evaluations, agent.seconds)
+    return agent
+
+
+def _find(name: str) -> Any:
+    """Return what `module:attribute` names; the current directory is searched too."""
+    module_name, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module_name), attribute, None)
+    except ImportError as error:
+        raise ImportError(f"cannot import agent {name!r}: {error}") from None
+    if found is None:
+        raise ValueError(f"module {module_name!r} has no {attribute!r}")
+    if not callable(getattr(found, "predict", None)):
+        raise ValueError(f"agent {name!r} must have a method predict, got {found!r}")
+    return found

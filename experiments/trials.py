@@ -1,0 +1,147 @@
+"""Many trials in one folder: run as cells of a sweep, and read again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from compress_env.checkpoints import save_checkpoint
+from experiments.cells import Cell
+from experiments.cells_work import work_on
+from experiments.command import Interrupted
+from experiments.pools import LocalPool, Outcome
+from experiments.sweep_folder import SweepFolder
+from experiments.trial import make_task
+
+__all__ = [
+    "NUMBERS",
+    "network_path",
+    "read_trials",
+    "run_trials",
+    "save_networks",
+    "short_name",
+    "with_stored",
+]
+
+RETRIES = 3
+NUMBERS = (
+    "validation_accuracy",
+    "test_accuracy",
+    "reward",
+    "cost",
+    "cost_fraction",
+    "dense_macs",
+    "dense_params",
+    "sparse_macs",
+    "sparse_params",
+    "best_reward",
+    "final_reward",
+    "final_accuracy",
+    "q_overestimation",
+    "n_evaluations",
+    "n_episodes",
+    "seconds",
+)
+"""Columns of a trial's table that are numbers."""
+
+
+def with_stored(folder: SweepFolder, cells: Sequence[Cell]) -> list[Cell]:
+    """Check cells of trials, and add those that the folder holds already.
+
+    Raises:
+        ValueError: If a setting is wrong, two trials are the same, or the folder is of something
+            else or holds one of the trials with other settings.
+    """
+    names = [cell.name for cell in cells]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"expected trials that differ, got {twice[0]} twice")
+    for cell in cells:
+        cell.config.check()
+    stored = folder.stored_cells() if folder.marker.exists() else []
+    both = [*cells, *(cell for cell in stored if cell.name not in names)]
+    folder.check(both)
+    return both
+
+
+def run_trials(
+    cells: Sequence[Cell], folder: SweepFolder, console: Console, *, jobs: int | None
+) -> list[Outcome]:
+    """Run the trials that are not finished, in processes of this machine.
+
+    Args:
+        cells: From `with_stored`.
+        folder: Where they go.
+        console: Where progress goes.
+        jobs: Trials at a time; one for each core when None.
+
+    Returns:
+        The trials that have failed.
+
+    Raises:
+        Interrupted: If somebody stops them.
+    """
+    pool = LocalPool(jobs=jobs or os.cpu_count() or 1, retries=RETRIES)
+    try:
+        return work_on(pool, cells, folder, console)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        stop.add_note(f"go on with the same command and --out {folder.path}")
+        raise
+
+
+def save_networks(cells: Sequence[Cell], folder: SweepFolder, console: Console) -> None:
+    """Write the network that each task starts from; trains those that have not been trained yet.
+
+    Raises:
+        ValueError: If a task cannot be made.
+        FileNotFoundError: If data are not there.
+    """
+    tasks = {cell.config.task: cell.config for cell in cells}
+    with folder.open(cells):
+        for task, config in tasks.items():
+            path = network_path(folder.path, task)
+            if not path.exists():
+                console.print(f"{task}: the network before compression", highlight=False)
+                path.parent.mkdir(exist_ok=True)
+                save_checkpoint(make_task(config).task.model, path)
+
+
+def network_path(folder: Path, task: str) -> Path:
+    """Return the file of the network that a task starts from."""
+    return folder / "networks" / f"{re.sub(r'[^-.0-9A-Za-z]', '_', short_name(task))}.safetensors"
+
+
+def short_name(task: str) -> str:
+    """Return a task's id without its namespace."""
+    return task.removeprefix("compress_env/")
+
+
+def read_trials(path: Path) -> pd.DataFrame:
+    """Read the finished trials of a folder.
+
+    Returns:
+        One row for each, with `agent`, `task`, `seed`, `cell`, the columns of a trial's table
+        (`NUMBERS` as float64, exactly as written) and `limit`, the evaluations that it was
+        allowed, NaN for no limit.
+
+    Raises:
+        ValueError: If the folder is not of trials, or none is finished.
+    """
+    try:
+        table = pd.read_csv(path / "sweep.csv", dtype=str, keep_default_na=False)
+        stored: dict[str, Any] = json.loads((path / "sweep.json").read_text("utf-8"))["cells"]
+        limits = [stored[Path(cell).name]["n_evaluations"] for cell in table["cell"]]
+        for name in NUMBERS:
+            # Not all versions of pandas read back the very number that was written.
+            table[name] = [float(text) if text else float("nan") for text in table[name]]
+        return table.assign(seed=table["seed"].astype(int), limit=pd.Series(limits, dtype=float))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{str(path)!r} holds no finished trials: {reason}") from None

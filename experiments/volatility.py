@@ -1,0 +1,204 @@
+"""Is the reward of PPO and its kin less volatile than DDPG's, and does DDPG overestimate Q?
+
+After Fig. 2 of Zhan, Lin & Cao 2021 (arXiv 1912.02254). DDPG, TD3, SAC, PPO, PPO with a Q-critic
+(advantages Q minus a baseline, and raw Q) and random search compress LeNet-5: pruning under a
+budget of multiply-accumulates, pruning without one for the reward R_FLOPs, and quantization. Each
+search is a trial (`experiments.trial`) of so many episodes; they run in several processes, and the
+same command with the same --out goes on where it was stopped. What is measured of the reward during
+training is in `experiments.volatility_measures`, what the critics promised in
+`agents.OverestimationCallback`. Rewards are given after each layer, as in the paper; an episode's
+is their sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich.console import Console
+
+from compress_env.files import replacing
+from experiments.cells import Cell
+from experiments.checks import check_choices, check_lowest
+from experiments.command import run_command
+from experiments.sweep_folder import SweepFolder
+from experiments.trial import Config as Trial
+from experiments.trials import read_trials, run_trials, with_stored
+from experiments.volatility_figures import draw_curves, draw_measures, draw_overestimation
+from experiments.volatility_measures import cvar, dispersion_within, drawdown
+from experiments.volatility_report import Curves, format_report, summarize
+
+__all__ = ["Config", "Search", "main", "measure_trials", "run"]
+
+DATASETS = {"digits": "Digits", "mnist": "MNIST"}
+N_SEEDS = {"digits": 10, "mnist": 5}
+
+
+class Search(NamedTuple):
+    """What is searched for."""
+
+    task: str
+    """Id of a task, with the data set's name left out."""
+    env_kwargs: str
+    """Keyword arguments in place of the task's own, JSON."""
+
+
+SEARCHES = {
+    "pruning, budget": Search("compress_env/PruneLeNet5{}-v0", "{}"),
+    "pruning, R_FLOPs": Search(
+        "compress_env/PruneLeNet5{}-v0", '{"reward": "flops", "flops_budget": null}'
+    ),
+    "quantization": Search("compress_env/QuantizeLeNet5{}-v0", "{}"),
+}
+"""By what tables and figures call it."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the comparison."""
+
+    dataset: Literal["digits", "mnist"] = "digits"
+    """Data set."""
+    agents: tuple[str, ...] = (
+        "ddpg",
+        "td3",
+        "sac",
+        "ppo",
+        "q_critic_ppo",
+        "q_critic_ppo_q",
+        "random",
+    )
+    """Agents by name."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of the agents; 0 to 9 for digits and 0 to 4 for MNIST when not given."""
+    n_episodes: int = 200
+    """Episodes of each search."""
+    jobs: int | None = None
+    """Searches at a time; one for each core when not given."""
+    data_root: Path | None = None
+    """Folder of the data set's files."""
+    out: Path | None = None
+    """Folder, to begin or to go on with; a new one under runs/ when not given."""
+
+    def cells(self) -> dict[str, list[Cell]]:
+        """Make the trials by what is searched for.
+
+        Raises:
+            ValueError: If a setting is wrong.
+        """
+        check_choices(self, "agents")
+        check_lowest(self, 1, "jobs")
+        check_lowest(self, 2, "n_episodes")
+        return {label: self._cells_of(label, search) for label, search in SEARCHES.items()}
+
+    def _cells_of(self, label: str, search: Search) -> list[Cell]:
+        root = None if self.data_root is None else self.data_root.absolute()
+        task = search.task.format(DATASETS[self.dataset])
+        seeds = self.seeds or tuple(range(N_SEEDS[self.dataset]))
+        return [
+            Cell(
+                f"{label.replace(', ', '_')}-{agent}-seed{seed}",
+                "trial",
+                Trial(
+                    agent,
+                    task,
+                    seed,
+                    n_evaluations=None,
+                    n_episodes=self.n_episodes,
+                    env_kwargs=search.env_kwargs,
+                    data_root=root,
+                ),
+            )
+            for agent in self.agents
+            for seed in seeds
+        ]
+
+
+def run(config: Config, console: Console) -> pd.DataFrame:
+    """Run all searches, or go on with them; measure, and write figures and the report.
+
+    Returns:
+        One row for each search.
+
+    Raises:
+        ValueError: If a setting is wrong.
+        RuntimeError: If a search has failed.
+        Interrupted: If somebody stops it.
+    """
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = SweepFolder((config.out or Path("runs") / f"volatility-{stamp}").absolute())
+    by_label = config.cells()
+    cells = with_stored(folder, [cell for cells in by_label.values() for cell in cells])
+    failed = run_trials(cells, folder, console, jobs=config.jobs)
+    if failed:
+        raise RuntimeError(f"{len(failed)} searches have failed, {failed[0].name} among them")
+    labels = {f"cells/{cell.name}": label for label, mine in by_label.items() for cell in mine}
+    table, curves = measure_trials(folder.path, labels)
+    _write(folder.path, config, table, curves, console)
+    return table
+
+
+def measure_trials(path: Path, labels: Mapping[str, str]) -> tuple[pd.DataFrame, Curves]:
+    """Measure the reward of each search.
+
+    Args:
+        path: Folder of the trials.
+        labels: What is searched for, by the folder of a trial.
+
+    Returns:
+        One row for each search, and the rewards of all episodes by (what is searched for, agent),
+        (S, T), seeds in the order of the rows.
+    """
+    trials = read_trials(path)
+    trials = trials[trials["cell"].isin(list(labels))].sort_values("seed", kind="stable")
+    trials.insert(0, "search", trials["cell"].map(labels))
+    rewards = {
+        cell: pd.read_csv(path / cell / "episodes.csv")["reward"].to_numpy(np.float64)
+        for cell in trials["cell"]
+    }
+    trials["dispersion_within"] = [dispersion_within(rewards[cell]) for cell in trials["cell"]]
+    trials["drawdown_cvar"] = [cvar(drawdown(rewards[cell])) for cell in trials["cell"]]
+    curves: dict[tuple[str, str], NDArray[np.float64]] = {}
+    for (label, agent), rows in trials.groupby(["search", "agent"], sort=False):
+        curves[str(label), str(agent)] = np.stack([rewards[cell] for cell in rows["cell"]])
+    order = list(dict.fromkeys(labels.values()))
+    trials["search"] = pd.Categorical(trials["search"], order)
+    return trials.sort_values(["search", "agent", "seed"], ignore_index=True), curves
+
+
+def _write(
+    path: Path, config: Config, table: pd.DataFrame, curves: Curves, console: Console
+) -> None:
+    agents = list(config.agents)
+    title = f"LeNet-5 on {config.dataset}"
+    summary = summarize(table, curves, agents)
+    report = format_report(table, curves, summary, title)
+    console.print(report, soft_wrap=True, markup=False, highlight=False)
+    figures = {
+        "curves.png": draw_curves(curves, agents, title),
+        "measures.png": draw_measures(table, summary, agents, title),
+        "overestimation.png": draw_overestimation(table, agents, title),
+    }
+    for name, figure in figures.items():
+        with replacing(path / name) as temporary:
+            figure.savefig(temporary, dpi=150)
+    for name, rows in (("volatility.csv", table), ("summary.csv", summary)):
+        with replacing(path / name) as temporary:
+            rows.to_csv(temporary, index=False)
+    with replacing(path / "volatility.md") as temporary:
+        temporary.write_text(report, encoding="utf-8")
+
+
+def main() -> None:
+    """Run from the command line."""
+    run_command(Config, run, __doc__ or "")
+
+
+if __name__ == "__main__":
+    main()

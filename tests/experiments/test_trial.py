@@ -1,0 +1,215 @@
+"""One agent, one task, one seed: what is left behind, when it ends, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+from stable_baselines3 import PPO
+
+from agents import Random
+from experiments import trial
+from experiments.algorithms import CONTRIB
+from experiments.playing import play_actions
+from experiments.resuming import ResumableSearch
+from experiments.trial import Config, make_task, run
+from tests.fakes import TINY, tiny_tasks
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tiny_tasks() -> Iterator[None]:
+    with tiny_tasks():
+        yield
+
+
+class Midway:
+    """Acts the same everywhere, and knows nothing but `predict`."""
+
+    def __init__(self, policy: str, env: Any, seed: int) -> None:
+        assert policy == "MlpPolicy" and env.num_envs == 1
+        self.seed = seed
+
+    def predict(self, observation: Any, deterministic: bool = False) -> tuple[Any, None]:
+        return np.zeros((len(observation), 1), np.float64), None
+
+
+class Stepper(Midway):
+    """Learns nothing, for as many steps as it is told to, and takes no callbacks."""
+
+    def __init__(self, policy: str, env: Any, seed: int) -> None:
+        super().__init__(policy, env, seed)
+        self.env = env
+        self.policy = Random(env.observation_space, env.action_space, seed)
+
+    def learn(self, total_timesteps: int) -> None:
+        observations = self.env.reset()
+        for _ in range(total_timesteps):
+            actions, _ = self.policy.predict(observations)
+            observations, *_ = self.env.step(actions)
+
+
+class SmallPPO(PPO):
+    def __init__(self, policy: str, env: Any, seed: int) -> None:
+        super().__init__(policy, env, n_steps=8, batch_size=8, seed=seed, device="cpu")
+
+
+INSTANCE = Midway("MlpPolicy", type("Env", (), {"num_envs": 1}), 0)
+
+
+def quiet() -> Console:
+    return Console(file=StringIO())
+
+
+def small(out: Path | None = None, **settings: Any) -> Config:
+    return replace(Config(task=TINY[0], n_evaluations=4, out=out), **settings)
+
+
+def episodes(folder: Path) -> pd.DataFrame:
+    table = pd.read_csv(folder / "episodes.csv", dtype=str)
+    return table.astype({name: float for name in ("accuracy", "reward", "n_evaluations")})
+
+
+@pytest.mark.parametrize("agent", ["random", "q_critic_ppo_q", "sac"])
+def test_search_ends_with_its_evaluations(agent: str, tmp_path: Path) -> None:
+    row = run(small(tmp_path / "out", agent=agent), quiet())
+    found = episodes(tmp_path / "out")
+    values = found.filter(like="value:")
+    assert row["n_evaluations"] == found["n_evaluations"].iloc[-1] == len(values.drop_duplicates())
+    assert row["n_evaluations"] == 4 and row["n_episodes"] == len(found)
+    assert row["validation_accuracy"] == found["accuracy"].max()
+    assert row["best_reward"] == found["reward"].max()
+    assert row["cost_fraction"] <= 0.4
+
+
+def test_best_network_is_the_one_of_the_stored_actions(tmp_path: Path) -> None:
+    config = small(tmp_path / "out", agent="ddpg", task=TINY[1], n_evaluations=6)
+    run(config, quiet())
+    (row,) = pd.read_csv(tmp_path / "out" / "table.csv", dtype=str).to_dict("records")
+    env = make_task(config)
+    for kind, columns in {
+        "actions": {"accuracy": "validation_accuracy", "reward": "reward", "cost": "cost"},
+        "final_actions": {"accuracy": "final_accuracy", "reward": "final_reward"},
+    }.items():
+        played = play_actions(env, [float(action) for action in row[kind].split()])._asdict()
+        assert {name: played[name] for name in columns} == {
+            name: float(row[column]) for name, column in columns.items()
+        }
+
+
+def test_overestimation_is_that_of_the_later_half(tmp_path: Path) -> None:
+    row = run(small(tmp_path / "out", agent="ppo", n_evaluations=5), quiet())
+    records = pd.read_csv(tmp_path / "out" / "overestimation.csv")
+    assert len(records) == row["n_episodes"]
+    late = (records["mean_value"] - records["mean_return"])[len(records) // 2 :]
+    assert row["q_overestimation"] == pytest.approx(late.mean())
+    # The reward comes at the end and is not discounted: all returns of an episode are the same.
+    found = episodes(tmp_path / "out")["reward"]
+    assert records["mean_return"].to_numpy() == pytest.approx(found.to_numpy(), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Midway", "Stepper", "SmallPPO", "INSTANCE"])
+def test_anybodys_agent_searches(name: str, tmp_path: Path) -> None:
+    agent = f"{__name__}:{name}"
+    row = run(small(tmp_path / "out", agent=agent, n_episodes=5), quiet())
+    if name in ("Midway", "INSTANCE"):  # the same network each time
+        assert (row["n_episodes"], row["n_evaluations"]) == (5, 1)
+        assert row["actions"] == row["final_actions"] == "0 0 0"
+    else:
+        assert row["n_evaluations"] == 4 or row["n_episodes"] == 5
+
+
+def test_agents_of_sb3_contrib_search_too(tmp_path: Path) -> None:
+    pytest.importorskip("sb3_contrib")
+    for agent in CONTRIB:
+        row = run(small(tmp_path / agent, agent=agent, n_evaluations=3), quiet())
+        assert row["n_evaluations"] == 3
+
+
+@pytest.mark.parametrize("agent", ["random", "td3", f"{__name__}:Stepper"])
+def test_killed_trial_ends_as_if_undisturbed(
+    agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed = (small(tmp_path / name, agent=agent) for name in ("whole", "killed"))
+    run(whole, quiet())
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableSearch, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(killed, quiet())
+    assert {path.name for path in (tmp_path / "killed").iterdir()} >= {"config.json", "state"}
+    run(Config(resume=tmp_path / "killed"), quiet())
+    for name in ("episodes.csv", "table.csv"):
+        then, now = (
+            pd.read_csv(tmp_path / folder / name).drop(columns="seconds")
+            for folder in ("whole", "killed")
+        )
+        pd.testing.assert_frame_equal(then, now)
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_finished_search_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, "_row", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, quiet())
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, "make_agent", interrupt)
+        row = run(Config(resume=tmp_path / "out"), quiet())
+    assert row["n_evaluations"] == 4
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["task"] == TINY[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"agent": "magic"}, r"unknown agent 'magic'; valid: .*, or my_module:MyAgent"),
+        ({"agent": "no_module:A"}, "cannot import agent 'no_module:A': No module named"),
+        ({"agent": "json:A"}, "module 'json' has no 'A'"),
+        ({"agent": "json:dumps"}, "agent 'json:dumps' must have a method predict"),
+        ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({"n_evaluations": 0}, "n_evaluations must be 1 or more, got 0"),
+        ({"n_evaluations": None}, "expected n_evaluations or n_episodes, got neither"),
+        ({"env_kwargs": "[1]"}, r"env_kwargs must be a JSON object, got '\[1\]'"),
+        ({"env_kwargs": '{"bits": 3}'}, "cannot make the task .* unexpected keyword"),
+        ({"env_kwargs": '{"flops_budget": 2}'}, "flops_budget must be in"),
+        ({"task": "compress_env/None-v0"}, "cannot make the task 'compress_env/None-v0'"),
+        ({"task": "CartPole-v1"}, "task must be one of compress_env's, got 'CartPole-v1'"),
+        ({"agent": "afie", "task": TINY[1]}, "afie chooses pruning rates, not bits"),
+    ],
+    ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_bad_input_ends_with_one_line(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises((ValueError, ImportError), match=message) as caught:
+        run(small(tmp_path / "out", **settings), quiet())
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_sb3_contrib_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    with pytest.raises(ImportError, match=r"tqc, trpo, crossq, ars need sb3-contrib: pip install"):
+        run(small(tmp_path / "out", agent="tqc"), quiet())
+
+
+def test_task_takes_other_arguments(tmp_path: Path) -> None:
+    plain, rewarded = (
+        run(small(tmp_path / name, agent="uniform", env_kwargs=text), quiet())
+        for name, text in (("a", "{}"), ("b", '{"reward": "flops"}'))
+    )
+    assert plain["reward"] == plain["validation_accuracy"] - 1.0
+    assert rewarded["reward"] > 0.0
+    assert gym.spec(TINY[0]).kwargs["flops_budget"] == 0.4
