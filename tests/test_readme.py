@@ -162,6 +162,20 @@ def test_verdicts_on_single_layers_are_those_of_the_stored_runs() -> None:
         assert " ".join(verdict) in " ".join(README.split())
 
 
+def test_importance_is_reported_as_it_was_measured() -> None:
+    told = " ".join(README.split())
+    paths = sorted((ROOT / "results").glob("importance-*/importance_*.md"))
+    assert len(paths) == 3
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        verdicts = re.findall(r"^- (?:\*\*|`).*$", text, re.MULTILINE)
+        errors = re.findall(r"^Test error %.*?\n\n(.*?)\n\n", text, re.MULTILINE | re.DOTALL)
+        assert verdicts
+        assert len(errors) == (2 if "benefit" in path.name else 0)
+        for lines in (*verdicts, *errors):
+            assert " ".join(lines.split()) in told
+
+
 NETWORKS = re.findall(
     r"\| `([\w/]+)`(?: \((\d)x(\d+)x\d+\))? \| ([\d,]+) \| .* \| (\d+) of (\d+) \| (\w+)", README
 )
