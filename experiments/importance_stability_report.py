@@ -138,7 +138,8 @@ def _format_verdict(rows: pd.DataFrame) -> str:
 
     def told(score: str) -> tuple[float, float, str]:
         stable, random = (_mean_spearman(rows, score, epoch) for epoch in (early, 0))
-        return stable, random, f"{stable:.2f} after {early} epoch(s), {random:.2f} before"
+        before = "undefined" if np.isnan(random) else f"{random:.2f}"
+        return stable, random, f"{stable:.2f} after {early} epoch(s), {before} before"
 
     stable, random, text = told("afie")
     width = _mean_spearman(rows, "width_only", last, "afie")
