@@ -21,7 +21,15 @@ Builder = Callable[[GymEnv, int, int], BaseAlgorithm]
 
 def _q_critic_ppo(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
     # Rewards come at the end, after decisions that the observation does not tell: hence returns.
-    return QCriticPPO("MlpPolicy", env, gamma=1.0, target_steps=10, seed=seed, device="cpu")
+    return QCriticPPO(
+        "MlpPolicy",
+        env,
+        gamma=1.0,
+        target_steps=10,
+        learning_starts=min(50, n_steps // 5),
+        seed=seed,
+        device="cpu",
+    )
 
 
 def _ppo(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
