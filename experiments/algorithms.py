@@ -39,6 +39,7 @@ def _q_critic_ppo(advantage: Advantage) -> Builder:
             advantage=advantage,
             gamma=1.0,
             target_steps=10,
+            learning_starts=min(50, n_steps // 5),
             seed=seed,
             device="cpu",
         )

@@ -68,6 +68,11 @@ class TestSearch:
         assert [e.index for e in log.episodes] == [0, 1, 2, 3, 4]
         assert all(len(e.actions) == 3 for e in log.episodes)
 
+    @pytest.mark.parametrize("name", ["q_critic_ppo", "ddpg", "td3", "sac"])
+    def test_a_short_search_leaves_time_to_learn(self, name: str) -> None:
+        agent: Any = make_learner(name, make_log(), n_steps=45, seed=0)
+        assert agent.learning_starts == 9
+
     def test_failed_episodes_count_and_are_told_apart(self) -> None:
         scores = iter([0.5, 0.5, float("nan")] + [0.5] * 100)
         log = make_log(scorer=lambda _: next(scores))
