@@ -53,7 +53,7 @@ class TaskOptions(TypedDict, total=False):
 
 def check_options(
     counts: dict[str, Any],
-    moments: dict[str, str],
+    moments: Mapping[str, str],
     render_mode: str | None,
     render_modes: list[str],
 ) -> None:
