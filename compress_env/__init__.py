@@ -9,7 +9,6 @@ from compress_env.quantization.fake_quant import bake
 from compress_env.quantization.packing import load, save
 from compress_env.rewards import RewardInput
 from compress_env.store import TransitionStore
-from compress_env.task import FinetuneConfig
 from compress_env.workers import make_actors
 
 __all__ = [
@@ -62,12 +61,14 @@ register(
     kwargs={
         "model": "vgg8",
         "data": "digits16",
-        "method": "channel",
-        "flops_budget": 0.05,
-        "finetune_steps": 1,
-        "finetune_config": FinetuneConfig(batch_size=32, batch_norm_batches=2),
+        "method": "magnitude",
+        "flops_budget": 0.2,
+        "finetune_steps": 4,
+        "finetune_at": "episode",
+        "finetune_config": {"batch_size": 32, "learning_rate": 0.02, "batch_norm_batches": 2},
         "reward": "err",
         "reward_at": "episode",
+        "snapshot_bytes": 0,
     },
 )
 register(
@@ -76,11 +77,13 @@ register(
     kwargs={
         "model": "vgg8",
         "data": "digits16",
-        "size_budget": 0.045,
+        "size_budget": 0.044,
         "finetune_steps": 1,
-        "finetune_config": FinetuneConfig(batch_size=32, batch_norm_batches=2),
+        "finetune_at": "episode",
+        "finetune_config": {"batch_size": 32, "learning_rate": 0.02, "batch_norm_batches": 2},
         "reward": "err",
         "reward_at": "episode",
+        "snapshot_bytes": 0,
     },
 )
 register(
@@ -89,12 +92,14 @@ register(
     kwargs={
         "model": "resnet20",
         "data": "digits16",
-        "method": "channel",
-        "flops_budget": 0.2,
-        "finetune_steps": 1,
-        "finetune_config": FinetuneConfig(batch_size=16, batch_norm_batches=2),
+        "method": "magnitude",
+        "flops_budget": 0.35,
+        "finetune_steps": 4,
+        "finetune_at": "episode",
+        "finetune_config": {"batch_size": 32, "learning_rate": 0.02, "batch_norm_batches": 2},
         "reward": "err",
         "reward_at": "episode",
+        "snapshot_bytes": 0,
     },
 )
 register(
@@ -103,11 +108,13 @@ register(
     kwargs={
         "model": "resnet20",
         "data": "digits16",
-        "size_budget": 0.06,
+        "size_budget": 0.046,
         "finetune_steps": 1,
-        "finetune_config": FinetuneConfig(batch_size=16, batch_norm_batches=2),
+        "finetune_at": "episode",
+        "finetune_config": {"batch_size": 32, "learning_rate": 0.02, "batch_norm_batches": 2},
         "reward": "err",
         "reward_at": "episode",
+        "snapshot_bytes": 0,
     },
 )
 register(
@@ -116,12 +123,14 @@ register(
     kwargs={
         "model": "mobilenet_v2_narrow",
         "data": "digits16",
-        "method": "channel",
-        "flops_budget": 0.35,
-        "finetune_steps": 1,
-        "finetune_config": FinetuneConfig(batch_size=16, batch_norm_batches=2),
+        "method": "magnitude",
+        "flops_budget": 0.5,
+        "finetune_steps": 4,
+        "finetune_at": "episode",
+        "finetune_config": {"batch_size": 32, "learning_rate": 0.02, "batch_norm_batches": 2},
         "reward": "err",
         "reward_at": "episode",
+        "snapshot_bytes": 0,
     },
 )
 register(
@@ -130,11 +139,13 @@ register(
     kwargs={
         "model": "mobilenet_v2_narrow",
         "data": "digits16",
-        "size_budget": 0.22,
+        "size_budget": 0.1925,
         "finetune_steps": 1,
-        "finetune_config": FinetuneConfig(batch_size=16, batch_norm_batches=2),
+        "finetune_at": "episode",
+        "finetune_config": {"batch_size": 32, "learning_rate": 0.02, "batch_norm_batches": 2},
         "reward": "err",
         "reward_at": "episode",
+        "snapshot_bytes": 0,
     },
 )
 register(
@@ -143,12 +154,14 @@ register(
     kwargs={
         "model": "densenet_small",
         "data": "digits16",
-        "method": "channel",
-        "flops_budget": 0.2,
-        "finetune_steps": 1,
-        "finetune_config": FinetuneConfig(batch_size=16, batch_norm_batches=2),
+        "method": "magnitude",
+        "flops_budget": 0.35,
+        "finetune_steps": 4,
+        "finetune_at": "episode",
+        "finetune_config": {"batch_size": 32, "learning_rate": 0.02, "batch_norm_batches": 2},
         "reward": "err",
         "reward_at": "episode",
+        "snapshot_bytes": 0,
     },
 )
 register(
@@ -157,10 +170,12 @@ register(
     kwargs={
         "model": "densenet_small",
         "data": "digits16",
-        "size_budget": 0.125,
+        "size_budget": 0.118,
         "finetune_steps": 1,
-        "finetune_config": FinetuneConfig(batch_size=16, batch_norm_batches=2),
+        "finetune_at": "episode",
+        "finetune_config": {"batch_size": 32, "learning_rate": 0.02, "batch_norm_batches": 2},
         "reward": "err",
         "reward_at": "episode",
+        "snapshot_bytes": 0,
     },
 )

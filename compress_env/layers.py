@@ -23,6 +23,7 @@ __all__ = [
     "describe_layer",
     "largest_bits_within",
     "layer_table",
+    "nonzero_params",
     "nonzero_weights",
     "round_channels",
     "smallest_rate_within",
@@ -178,10 +179,18 @@ def dense_params(model: nn.Module) -> int:
 
 def sparse_params(model: nn.Module) -> int:
     """Number of non-zero parameters, those of quantized weights counted after quantization."""
-    layers = compute_layers(model).values()
-    stored = {id(p) for layer in layers for p in layer.parameters() if p.dim() > 1}
-    others = (p for p in model.parameters() if id(p) not in stored)
-    return sum(_count_nonzero([*others, *(layer.weight for layer in layers)]))
+    weights, others = nonzero_params(model)
+    return sum(weights.values()) + others
+
+
+def nonzero_params(model: nn.Module) -> tuple[dict[str, int], int]:
+    """Return the non-zero elements of each layer's weight by name, and of all else together."""
+    layers = compute_layers(model)
+    stored = {id(p) for layer in layers.values() for p in layer.parameters() if p.dim() > 1}
+    others = [p for p in model.parameters() if id(p) not in stored]
+    counts = _count_nonzero([*(layer.weight for layer in layers.values()), *others])
+    n = len(layers)
+    return dict(zip(layers, counts[:n], strict=True)), sum(counts[n:])
 
 
 def nonzero_weights(model: nn.Module, names: Iterable[str]) -> list[int]:

@@ -62,7 +62,7 @@ class Transition(NamedTuple):
     error: str | None = None
     """Why the step failed, and always fails."""
     size_bytes: int = 0
-    """Bytes of the network as a packed file, 0 where only pruning is decided."""
+    """Bytes of the network as a packed file; 0 where only pruning is decided, or not scored."""
 
 
 class TransitionStore:

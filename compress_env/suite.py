@@ -11,12 +11,17 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
+from compress_env.envs.options import finetune_config_of
 from compress_env.models import RECIPES
-from compress_env.task import FinetuneConfig
 
 __all__ = ["SUITE", "SuiteTask", "describe_suite"]
 
-_DEFAULTS: dict[str, Any] = {"reward": "err", "reward_at": "layer", "finetune_steps": 20}
+_DEFAULTS: dict[str, Any] = {
+    "reward": "err",
+    "reward_at": "layer",
+    "finetune_steps": 20,
+    "finetune_at": "layer",
+}
 
 
 class SuiteTask(NamedTuple):
@@ -100,8 +105,8 @@ def describe_suite() -> list[dict[str, str]]:
 
     Returns:
         Rows with the columns `task` (the id without its namespace), `network`, `data`, `stage`,
-        `decisions`, `budget`, `reward`, `fine-tuning` (minibatches after each decision x images in
-        each) and `recipe` (epochs of the baseline).
+        `decisions`, `budget`, `reward`, `fine-tuning` (minibatches x images in each, and when) and
+        `recipe` (epochs of the baseline).
     """
     return [_describe(task) for task in SUITE]
 
@@ -109,7 +114,7 @@ def describe_suite() -> list[dict[str, str]]:
 def _describe(task: SuiteTask) -> dict[str, str]:
     kwargs = _DEFAULTS | gym.spec(task.id).kwargs
     is_pruning = "flops_budget" in kwargs
-    batch_size = kwargs.get("finetune_config", FinetuneConfig()).batch_size
+    batch_size = finetune_config_of(kwargs.get("finetune_config")).batch_size
     budget = kwargs["flops_budget" if is_pruning else "size_budget"]
     return {
         "task": task.id.removeprefix("compress_env/"),
@@ -119,6 +124,6 @@ def _describe(task: SuiteTask) -> dict[str, str]:
         "decisions": str(task.n_decisions),
         "budget": f"{100 * budget:g} % of the {'MACs' if is_pruning else 'bytes'}",
         "reward": f"{kwargs['reward']}, each {kwargs['reward_at']}",
-        "fine-tuning": f"{kwargs['finetune_steps']} x {batch_size}",
+        "fine-tuning": f"{kwargs['finetune_steps']} x {batch_size}, each {kwargs['finetune_at']}",
         "recipe": f"{RECIPES[kwargs['model'], kwargs['data']].epochs} epochs",
     }

@@ -4,38 +4,44 @@ from __future__ import annotations
 
 import copy
 import math
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from time import perf_counter
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
 from torch import nn
 
 from compress_env.data import DataBundle
 from compress_env.envs.options import (
     SNAPSHOT_BYTES,
+    FinetuneAt,
     RewardAt,
     StoreOption,
     TaskOptions,
     check_options,
+    finetune_config_of,
     fingerprint_of,
     open_store,
 )
 from compress_env.envs.rendering import draw_bars, format_table
+from compress_env.envs.stage import Action, CompressionStage, Observation
 from compress_env.envs.state import (
+    COSTS,
     LayerDecision,
     LayerState,
     action_to_value,
+    describe_failure,
     describe_network,
+    failed_transition,
+    live_layer,
+    reward_input,
     scale_layer,
     scales_of,
+    timed,
 )
 from compress_env.fingerprint import task_fingerprint
 from compress_env.layers import Layer, layer_table
@@ -47,15 +53,13 @@ from compress_env.task import CompressionTask, FinetuneConfig, Scorer
 
 __all__ = ["LayerState", "LayerwiseCompressionEnv", "RewardAt", "TaskOptions"]
 
-Action = NDArray[np.float32]
-Observation = NDArray[np.float32]
 
-
-class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
+class LayerwiseCompressionEnv(CompressionStage):
     """Compress a network layer by layer; subclasses say what is decided and how it is done.
 
     A step compresses one layer, fine-tunes for `finetune_steps` minibatches, estimates the running
-    statistics of batch-norm layers anew and scores the network. It is a deterministic function of
+    statistics of batch-norm layers anew and scores the network. Where nothing is scored and nothing
+    else reads these statistics, they are left for later. A step is a deterministic function of
     (`seed`, the values executed so far), so an episode can be replayed bit for bit on CPU, and a
     step that `store` knows is not computed again.
 
@@ -69,8 +73,11 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
             process) or any PyTorch device.
         scorer: Called with the network instead of measuring validation accuracy. Results are
             stored only if it has an attribute `fingerprint`, a string that names what it does.
-        finetune_steps: Minibatches of fine-tuning after each layer, 0 or more.
-        finetune_config: Batch size, learning rate and the like.
+        finetune_steps: Minibatches of fine-tuning, 0 or more.
+        finetune_at: `"layer"` fine-tunes for so many after every layer; `"episode"` after the last
+            one only.
+        finetune_config: Batch size, learning rate and the like, as a `FinetuneConfig` or a dict of
+            some of its fields.
         reward: A name in `compress_env.rewards.REWARDS` or a callable of a `RewardInput`.
         reward_at: `"layer"` scores after every layer; `"episode"` after the last one only, and
             earlier rewards are 0.
@@ -85,10 +92,6 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # noqa: RUF012  # gymnasium's own form
-    value_name: str
-    """What `info` and files call the executed value."""
-    value_scale: float
-    """What `action_low` and `action_high` are divided by in the observation."""
     walk: tuple[Layer, ...]
     """The layers to decide, in execution order, as they are before compression."""
     unpruned: RewardInput
@@ -116,7 +119,8 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         device: str | torch.device = "auto",
         scorer: Scorer | None = None,
         finetune_steps: int = 20,
-        finetune_config: FinetuneConfig | None = None,
+        finetune_at: FinetuneAt = "layer",
+        finetune_config: FinetuneConfig | Mapping[str, Any] | None = None,
         reward: str | Reward = "err",
         reward_at: RewardAt = "layer",
         seed: int = 0,
@@ -133,7 +137,8 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
             FileNotFoundError: If data or checkpoint are not there.
         """
         counts = {"finetune_steps": finetune_steps, "seed": seed, "snapshot_bytes": snapshot_bytes}
-        check_options(counts, reward_at, render_mode, self.metadata["render_modes"])
+        moments = {"finetune_at": finetune_at, "reward_at": reward_at}
+        check_options(counts, moments, render_mode, self.metadata["render_modes"])
         self.reward_fn = get_reward(reward)
         self.task = CompressionTask(
             model,
@@ -142,10 +147,11 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
             data_root=data_root,
             download=download,
             device=device,
-            config=finetune_config,
+            config=finetune_config_of(finetune_config),
             scorer=scorer,
         )
         self.finetune_steps = finetune_steps
+        self.finetune_at = finetune_at
         self.reward_at = reward_at
         self.render_mode = render_mode
         self.task_seed = seed
@@ -175,7 +181,7 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
             self._fresh, self._advance, len(self.walk), max_bytes
         )
         self._uncompressed = self._describe(self.task.model, (), None)
-        self.unpruned = self._reward_input(self._uncompressed, ())
+        self.unpruned = reward_input(self._uncompressed, self._cost(self._uncompressed, ()))
         self._reward_low = lower_bound(self.reward_fn, self.unpruned)
         self._restart()
 
@@ -204,7 +210,7 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
             return self._fail(layer, value, result.error)
         self._executed, self._current = (*self._executed, executed), result
         reward, terms = self._get_reward()
-        self._history.append(LayerDecision(layer, value, result.accuracy, terms["cost"]))
+        self._history.append(LayerDecision(layer, value, result.accuracy, terms.get("cost")))
         self._t += 1
         self._ended = self._t == len(self.walk)
         if not self._ended:
@@ -238,11 +244,11 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
 
     def render(self) -> Any:
         """Return the layers decided so far as a table (`ansi`) or bars (`rgb_array`, uint8)."""
+        name, history = self.value_name, self._history
         if self.render_mode == "ansi":
-            return format_table(self.value_name, self._history, self.unpruned.cost)
+            return format_table(name, history, self.unpruned.cost)
         if self.render_mode == "rgb_array":
-            names = [layer.name for layer in self.walk]
-            return draw_bars(self.value_name, names, self._history, self.value_scale)
+            return draw_bars(name, [x.name for x in self.walk], history, self.value_scale)
         gym.logger.warn("render() needs render_mode='ansi' or 'rgb_array' at construction")
         return None
 
@@ -263,7 +269,9 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         Quantizers are still attached, for `compress_env.save`, `compress_env.export_onnx` and
         further training; `compress_env.bake` turns quantized weights into plain parameters.
         """
-        return copy.deepcopy(self._network_after(self._executed).model).eval()
+        model = copy.deepcopy(self._network_after(self._executed).model)
+        self._estimate_if_due(model)
+        return model.eval()
 
     def live_model(self) -> nn.Module:
         """Return the current network itself; changing it changes the episode.
@@ -271,6 +279,7 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         The rest of the episode is then computed, neither read from the store nor kept there.
         """
         model = self._network_after(self._executed).model
+        self._estimate_if_due(model)
         self._lent = True
         return model
 
@@ -309,39 +318,6 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
             self.step(np.array([action]))  # float64, should the agent have given that
         return self._get_obs()
 
-    # What a subclass decides.
-
-    @property
-    @abstractmethod
-    def _settings(self) -> dict[str, Any]:
-        """What the subclass's transitions follow from, besides the task and the seeds."""
-
-    @abstractmethod
-    def _fresh(self) -> Network:
-        """Return a copy of the uncompressed network."""
-
-    @abstractmethod
-    def _bounds(self, executed: Prefix, result: Transition) -> tuple[float, float]:
-        """Return the interval of feasible values of the decision that follows the executed ones."""
-
-    @abstractmethod
-    def _decide(self, before: Prefix, value: float) -> tuple[Executed, float]:
-        """Return what a value comes to, in whole channels or bits, and as a value again."""
-
-    @abstractmethod
-    def _compress(self, network: Network, seed: int, t: int, executed: Executed) -> None:
-        """Compress layer `t` of a network, in place; `seed` is that of the transition."""
-
-    @abstractmethod
-    def _cost(self, result: Transition, executed: Prefix) -> tuple[float, float, float]:
-        """Return the live cost, and the lowest and highest cost there is."""
-
-    @abstractmethod
-    def uniform_value(self) -> float:
-        """Return the one value that, used for every layer, just meets the budget."""
-
-    # The transition.
-
     def _restart(self) -> None:
         self._networks.forget_last()
         self._lent = False
@@ -356,7 +332,7 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
     def _transition(self, executed: Prefix) -> Transition:
         """Return what the network is after `executed`: from the store, or computed and kept."""
         self.step_seconds = {}
-        if self._is_scored(executed):
+        if self._is_scored(len(executed)):
             self._evaluated.add((self._noise_seed, executed))
         store = None if self._lent else self.store
         if store is None:
@@ -379,13 +355,12 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         try:
             network = self._network_after(executed)
             accuracy = None
-            if self._is_scored(executed):
+            if self._is_scored(len(executed)):
                 with self._timed("evaluation"):
                     accuracy = self.task.score(network.model)
             return self._describe(network.model, executed, accuracy), True
         except (FloatingPointError, torch.OutOfMemoryError) as failure:
-            reason = next(iter(str(failure).splitlines()), "no reason given")
-            text = f"{type(failure).__name__}: {reason}"
+            text = describe_failure(failure)
             is_memory = isinstance(failure, torch.OutOfMemoryError)
         if is_memory and self.task.device.type == "cuda":
             self._networks.snapshots.clear()
@@ -395,11 +370,26 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
     def _advance(self, network: Network, seed: int, t: int, executed: Executed) -> None:
         """Compress layer `t`, fine-tune and estimate batch-norm statistics, in place."""
         self._compress(network, seed, t, executed)
-        with self._timed("finetune"):
-            generator = derive_generator(seed, t, 0)
-            self.task.finetune(network.model, self.finetune_steps, generator)
+        if self.finetune_at == "layer" or t + 1 == len(self.walk):
+            with self._timed("finetune"):
+                generator = derive_generator(seed, t, 0)
+                self.task.finetune(network.model, self.finetune_steps, generator)
+        if self._has_statistics(t + 1):
+            self._estimate(network.model, seed, t)
+
+    def _has_statistics(self, n_done: int) -> bool:
+        """Whether something reads batch-norm statistics after so many decisions."""
+        return self.runs_network or self._lent or self._is_scored(n_done)
+
+    def _estimate(self, model: nn.Module, seed: int, t: int) -> None:
         with self._timed("batch_norm"):
-            self.task.reestimate_batch_norm(network.model, derive_generator(seed, t, 1))
+            self.task.reestimate_batch_norm(model, derive_generator(seed, t, 1))
+
+    def _estimate_if_due(self, model: nn.Module) -> None:
+        """Estimate the statistics that the last step has spared itself."""
+        n_done = len(self._executed)
+        if n_done > 0 and not self._has_statistics(n_done):
+            self._estimate(model, self._noise_seed, n_done - 1)
 
     @torch.inference_mode(False)  # a caller's `torch.no_grad()` would stop fine-tuning
     def _network_after(self, executed: Prefix) -> Network:
@@ -407,14 +397,15 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         networks, seed = self._networks, self._noise_seed
         return networks.follow(seed, executed) if self._lent else networks.at(seed, executed)
 
-    def _is_scored(self, executed: Prefix) -> bool:
-        return self.reward_at == "layer" or len(executed) == len(self.walk)
+    def _is_scored(self, n_done: int) -> bool:
+        return self.reward_at == "layer" or n_done == len(self.walk)
 
     def _task_name(self) -> str:
         """Return this task's name in the store."""
         if self._fingerprint is None:
             settings = {
                 "finetune_steps": self.finetune_steps,
+                "finetune_at": self.finetune_at,
                 "reward_at": self.reward_at,
                 "seed": self.task_seed,
                 "scorer": self._scorer_fingerprint,
@@ -433,11 +424,8 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         self._ended = True
         # The failed network may not even run.
         self._networks.forget_last()
-        planned = self.walk[self._t]
         self._executed = ()
-        self._current = self._uncompressed._replace(
-            out_channels=planned.out_channels, in_channels=planned.in_channels
-        )
+        self._current = failed_transition(self._uncompressed, self.walk[self._t])
         info = self._get_info() | {
             "layer": layer,
             self.value_name: value,
@@ -452,32 +440,19 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         t = min(self._t, len(self.walk) - 1)
         low, high = self._interval
         return scale_layer(
-            self._live_layer(t),
+            live_layer(self.walk[t], self._current),
             t / max(1, len(self.walk) - 1),
             (low / self.value_scale, high / self.value_scale),
             self._scales,
         )
 
-    def _live_layer(self, t: int) -> Layer:
-        planned, now = self.walk[t], self._current
-        kernel = planned.kernel_height * planned.kernel_width
-        n_weights = now.out_channels * now.in_channels * kernel // planned.groups
-        return planned._replace(
-            out_channels=now.out_channels, in_channels=now.in_channels, n_weights=n_weights
-        )
-
     def _get_info(self) -> dict[str, Any]:
-        return {
-            "dense_macs": self._current.dense_macs,
-            "dense_params": self._current.dense_params,
-            "sparse_macs": self._current.sparse_macs,
-            "sparse_params": self._current.sparse_params,
-            "n_evaluations": len(self._evaluated),
-        }
+        costs = {name: getattr(self._current, name) for name in COSTS}
+        return costs | {"n_evaluations": len(self._evaluated)}
 
     def _get_reward(self) -> tuple[float, dict[str, float]]:
         """Return the reward and its terms; 0 for a step that is not scored."""
-        measured = self._reward_input(self._current, self._executed)
+        measured = reward_input(self._current, self._cost(self._current, self._executed))
         terms = measured._asdict()
         if self._current.accuracy is None:
             terms.pop("accuracy")
@@ -485,17 +460,5 @@ class LayerwiseCompressionEnv(gym.Env[Observation, Action]):
         reward = float(self.reward_fn(measured))
         return reward, terms | {"reward": reward}
 
-    def _reward_input(self, result: Transition, executed: Prefix) -> RewardInput:
-        cost, lowest, highest = self._cost(result, executed)
-        macs, params = result.dense_macs, result.dense_params
-        return RewardInput(result.accuracy or 0.0, cost, lowest, highest, macs, params)
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        """Add the seconds of a phase to `step_seconds`."""
-        start = perf_counter()
-        try:
-            yield
-        finally:
-            elapsed = perf_counter() - start
-            self.step_seconds[phase] = self.step_seconds.get(phase, 0.0) + elapsed
+    def _timed(self, phase: str) -> AbstractContextManager[None]:
+        return timed(self.step_seconds, phase)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypedDict
 
@@ -13,15 +15,18 @@ from compress_env.task import FinetuneConfig, Scorer
 
 __all__ = [
     "SNAPSHOT_BYTES",
+    "FinetuneAt",
     "RewardAt",
     "StoreOption",
     "TaskOptions",
     "check_options",
+    "finetune_config_of",
     "fingerprint_of",
     "open_store",
 ]
 
 RewardAt = Literal["layer", "episode"]
+FinetuneAt = Literal["layer", "episode"]
 StoreOption: TypeAlias = TransitionStore | Path | str | None
 SNAPSHOT_BYTES = 2**28
 
@@ -35,7 +40,8 @@ class TaskOptions(TypedDict, total=False):
     device: str | torch.device
     scorer: Scorer | None
     finetune_steps: int
-    finetune_config: FinetuneConfig | None
+    finetune_at: FinetuneAt
+    finetune_config: FinetuneConfig | Mapping[str, Any] | None
     reward: str | Reward
     reward_at: RewardAt
     seed: int
@@ -46,7 +52,10 @@ class TaskOptions(TypedDict, total=False):
 
 
 def check_options(
-    counts: dict[str, Any], reward_at: str, render_mode: str | None, render_modes: list[str]
+    counts: dict[str, Any],
+    moments: Mapping[str, str],
+    render_mode: str | None,
+    render_modes: list[str],
 ) -> None:
     """Check the keywords that nothing else checks.
 
@@ -59,11 +68,27 @@ def check_options(
             raise TypeError(f"{name} must be an int, got {value!r}")
         if value < 0:
             raise ValueError(f"{name} must be 0 or more, got {value}")
-    if reward_at not in ("layer", "episode"):
-        raise ValueError(f"unknown reward_at {reward_at!r}; valid: layer, episode")
+    for name, moment in moments.items():
+        if moment not in ("layer", "episode"):
+            raise ValueError(f"unknown {name} {moment!r}; valid: layer, episode")
     if render_mode is not None and render_mode not in render_modes:
         valid = ", ".join(render_modes)
         raise ValueError(f"unknown render_mode {render_mode!r}; valid: None, {valid}")
+
+
+def finetune_config_of(option: FinetuneConfig | Mapping[str, Any] | None) -> FinetuneConfig:
+    """Return the settings of fine-tuning that an option stands for.
+
+    Raises:
+        ValueError: If a field is unknown or out of range.
+    """
+    if isinstance(option, FinetuneConfig):
+        return option
+    given, known = dict(option or {}), [field.name for field in fields(FinetuneConfig)]
+    for name in given:
+        if name not in known:
+            raise ValueError(f"unknown finetune_config {name!r}; valid: {', '.join(known)}")
+    return FinetuneConfig(**given)
 
 
 def fingerprint_of(scorer: Scorer | None) -> str | None:

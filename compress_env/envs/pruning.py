@@ -200,8 +200,10 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         self.budget_unit: Unit = "macs" if filters_budget is None else "filters"
         self.budget = self._budget(flops_budget, filters_budget)
         walk = [decision.layer for decision in self._decisions]
-        fits = method not in ("magnitude", "random")
-        self._calibration = Calibration(self.task, walk, self.task_seed) if fits else None
+        self.runs_network = method not in ("magnitude", "random")
+        self._calibration = (
+            Calibration(self.task, walk, self.task_seed) if self.runs_network else None
+        )
         self._start(walk)
 
     def _budget(self, flops_budget: float | None, filters_budget: float | None) -> float:

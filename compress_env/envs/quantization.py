@@ -79,8 +79,9 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
 
     `reward` of (accuracy, cost), see `compress_env.rewards`. Here the cost F is the size in bytes
     of the packed file that `compress_env.save` writes of the live network, which is also
-    `info["size_bytes"]`; F_high is that of the float32 network as safetensors, and F_low the most
-    that `min_bits` everywhere can take.
+    `info["size_bytes"]`; steps that are not scored pack nothing, and give neither. F_high is the
+    size of the float32 network as safetensors, and F_low the most that `min_bits` everywhere can
+    take.
     Every term is in `info["reward_terms"]`.
 
     ## Start and end
@@ -158,6 +159,7 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
         _check_weights(self.task.model)
         self.min_bits = min_bits
         self.activation_bits = activation_bits
+        self.runs_network = activation_bits is not None
         self._names = [layer.name for layer in self.table]
         self._sizes = size_bounds(self.task.model, self._names, inputs=activation_bits is not None)
         self._full_bytes = _float_bytes(self.task.model)
@@ -221,15 +223,24 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
                 attach_input(layer, measure_input_range(model, name, batches))
 
     def _describe(self, model: nn.Module, executed: Prefix, accuracy: float | None) -> Transition:
+        result = super()._describe(model, executed, accuracy)
+        if executed and not self._is_scored(len(executed)):
+            return result
         with self._timed("packing"):
-            size = len(pack(model))
-        return super()._describe(model, executed, accuracy)._replace(size_bytes=size)
+            return result._replace(size_bytes=len(pack(model)))
 
     def _cost(self, result: Transition, executed: Prefix) -> tuple[float, float, float]:
         return result.size_bytes, self._min_bytes, self._full_bytes
 
     def _get_info(self) -> dict[str, Any]:
-        return super()._get_info() | {"size_bytes": self._current.size_bytes}
+        size = self._current.size_bytes
+        return super()._get_info() | ({"size_bytes": size} if size else {})
+
+    def _get_reward(self) -> tuple[float, dict[str, float]]:
+        reward, terms = super()._get_reward()
+        if not self._current.size_bytes:
+            terms.pop("cost")
+        return reward, terms
 
 
 def _check_weights(model: nn.Module) -> None:

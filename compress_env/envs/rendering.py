@@ -29,8 +29,8 @@ class Decided(Protocol):
         """Validation accuracy after the step, a fraction."""
 
     @property
-    def cost(self) -> float:
-        """Live cost after the step."""
+    def cost(self) -> float | None:
+        """Live cost after the step, None where it was not measured."""
 
 
 def format_table(value_name: str, history: Sequence[Decided], full_cost: float) -> str:
@@ -38,8 +38,8 @@ def format_table(value_name: str, history: Sequence[Decided], full_cost: float) 
     lines = [f"{'layer':<24} {value_name:>12} {'accuracy':>9} {'cost %':>7}"]
     for row in history:
         accuracy = "-" if row.accuracy is None else f"{row.accuracy:.4f}"
-        cost = 100.0 * row.cost / full_cost
-        lines.append(f"{row.layer:<24} {row.value:>12.4g} {accuracy:>9} {cost:>7.2f}")
+        cost = "-" if row.cost is None else f"{100.0 * row.cost / full_cost:.2f}"
+        lines.append(f"{row.layer:<24} {row.value:>12.4g} {accuracy:>9} {cost:>7}")
     return "\n".join(lines)
 
 

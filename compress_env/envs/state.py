@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,24 +14,33 @@ from torch import nn
 from compress_env.layers import (
     Layer,
     compute_layers,
-    dense_macs,
     dense_params,
     describe_layer,
-    nonzero_weights,
-    sparse_params,
+    nonzero_params,
 )
+from compress_env.rewards import RewardInput
 from compress_env.store import Transition
 
 __all__ = [
+    "COSTS",
     "LayerDecision",
     "LayerState",
     "action_to_value",
+    "describe_failure",
     "describe_network",
+    "failed_transition",
+    "live_layer",
+    "reward_input",
     "scale_layer",
     "scales_of",
+    "timed",
 ]
 
 COUNTS = ("out_channels", "in_channels", "kernel_height", "kernel_width", "stride", "macs")
+
+
+COSTS = ("dense_macs", "dense_params", "sparse_macs", "sparse_params")
+"""What `info` tells of every `Transition`."""
 
 
 class LayerState(NamedTuple):
@@ -52,7 +63,7 @@ class LayerDecision(NamedTuple):
     layer: str
     value: float
     accuracy: float | None
-    cost: float
+    cost: float | None
 
 
 def scales_of(walk: Sequence[Layer]) -> dict[str, int]:
@@ -82,18 +93,60 @@ def describe_network(
     model: nn.Module, positions: dict[str, int], layer: str, accuracy: float | None
 ) -> Transition:
     """Measure what a network costs, and the layer to be decided next."""
-    live = describe_layer(layer, compute_layers(model)[layer], positions[layer])
-    nonzeros = nonzero_weights(model, positions)
+    layers = compute_layers(model)
+    table = {name: describe_layer(name, layers[name], n) for name, n in positions.items()}
+    live = table[layer]
+    weights, others = nonzero_params(model)
     return Transition(
         accuracy,
-        dense_macs(model, positions),
+        sum(row.macs for row in table.values()),
         dense_params(model),
-        sum(n * area for n, area in zip(nonzeros, positions.values(), strict=True)),
-        sparse_params(model),
-        nonzeros,
+        sum(n * weights[name] for name, n in positions.items()),
+        sum(weights.values()) + others,
+        [weights[name] for name in positions],
         live.out_channels,
         live.in_channels,
     )
+
+
+def live_layer(planned: Layer, now: Transition) -> Layer:
+    """Return the layer to be decided next as it is now, from what it was before compression."""
+    kernel = planned.kernel_height * planned.kernel_width
+    n_weights = now.out_channels * now.in_channels * kernel // planned.groups
+    return planned._replace(
+        out_channels=now.out_channels, in_channels=now.in_channels, n_weights=n_weights
+    )
+
+
+def reward_input(now: Transition, cost: tuple[float, float, float]) -> RewardInput:
+    """Return what a reward is computed from.
+
+    Args:
+        now: The network after a step; accuracy counts as 0 where it is not scored.
+        cost: The live cost, and the lowest and highest cost there is.
+    """
+    return RewardInput(now.accuracy or 0.0, *cost, now.dense_macs, now.dense_params)
+
+
+def failed_transition(uncompressed: Transition, planned: Layer) -> Transition:
+    """Return what is shown after a step has failed: the uncompressed network at its layer."""
+    return uncompressed._replace(out_channels=planned.out_channels, in_channels=planned.in_channels)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the seconds that the block takes to those of a phase."""
+    start = perf_counter()
+    try:
+        yield
+    finally:
+        seconds[phase] = seconds.get(phase, 0.0) + perf_counter() - start
+
+
+def describe_failure(failure: Exception) -> str:
+    """Return the kind of an error and the first line of its message."""
+    reason = next(iter(str(failure).splitlines()), "no reason given")
+    return f"{type(failure).__name__}: {reason}"
 
 
 def action_to_value(action: NDArray[Any], interval: tuple[float, float]) -> float:

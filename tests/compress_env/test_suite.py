@@ -56,6 +56,7 @@ def test_decisions_are_those_of_the_network(task: Any) -> None:
 
 def test_everything_is_fixed_in_a_deep_task() -> None:
     fixed = {"model", "data", "finetune_steps", "finetune_config", "reward", "reward_at"}
+    fixed |= {"finetune_at"}
     for task in SUITE[4:]:
         kwargs = gym.spec(task.id).kwargs
         assert fixed < set(kwargs)
@@ -75,10 +76,23 @@ def test_table_says_what_the_ids_are_registered_with() -> None:
         "decisions": "5",
         "budget": "10 % of the bytes",
         "reward": "err, each layer",
-        "fine-tuning": "20 x 64",
+        "fine-tuning": "20 x 64, each layer",
         "recipe": "30 epochs",
     }
     assert {row["reward"] for row in rows[4:]} == {"err, each episode"}
+
+
+@pytest.mark.parametrize("task", SUITE, ids=lambda task: task.id.partition("/")[2])
+def test_ids_are_registered_with_plain_values(task: Any) -> None:
+    spec = gym.spec(task.id)
+    assert gym.envs.registration.EnvSpec.from_json(spec.to_json()).kwargs == spec.kwargs
+
+
+def test_environment_is_made_from_its_specification(env: gym.Env[Any, Any]) -> None:
+    assert env.spec is not None
+    again = gym.make(gym.spec(env.spec.id), model=untrained("vgg8"), data=data()).unwrapped
+    assert isinstance(again, LayerwiseCompressionEnv)
+    assert again.task.config.batch_size == env.spec.kwargs["finetune_config"]["batch_size"]
 
 
 @pytest.fixture(scope="module", params=VGG8)

@@ -74,6 +74,7 @@ class TestSharing:
         "options",
         [
             {"finetune_steps": 1},
+            {"finetune_at": "episode"},
             {"method": "channel"},
             {"seed": 1},
             {"reward_at": "episode"},

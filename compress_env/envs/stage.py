@@ -1,0 +1,58 @@
+"""What pruning and quantization differ in: the decisions, and how they are carried out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from compress_env.snapshots import Network
+from compress_env.store import Executed, Prefix, Transition
+
+__all__ = ["Action", "CompressionStage", "Observation"]
+
+Action = NDArray[np.float32]
+Observation = NDArray[np.float32]
+
+
+class CompressionStage(gym.Env[Observation, Action]):
+    """What an environment must say of its decisions; the walk over them is in `base`."""
+
+    value_name: str
+    """What `info` and files call the executed value."""
+    runs_network: bool = True
+    """Whether compressing a layer runs the network, in evaluation mode."""
+    value_scale: float
+    """What `action_low` and `action_high` are divided by in the observation."""
+
+    @property
+    @abstractmethod
+    def _settings(self) -> dict[str, Any]:
+        """What the subclass's transitions follow from, besides the task and the seeds."""
+
+    @abstractmethod
+    def _fresh(self) -> Network:
+        """Return a copy of the uncompressed network."""
+
+    @abstractmethod
+    def _bounds(self, executed: Prefix, result: Transition) -> tuple[float, float]:
+        """Return the interval of feasible values of the decision that follows the executed ones."""
+
+    @abstractmethod
+    def _decide(self, before: Prefix, value: float) -> tuple[Executed, float]:
+        """Return what a value comes to, in whole channels or bits, and as a value again."""
+
+    @abstractmethod
+    def _compress(self, network: Network, seed: int, t: int, executed: Executed) -> None:
+        """Compress layer `t` of a network, in place; `seed` is that of the transition."""
+
+    @abstractmethod
+    def _cost(self, result: Transition, executed: Prefix) -> tuple[float, float, float]:
+        """Return the live cost, and the lowest and highest cost there is."""
+
+    @abstractmethod
+    def uniform_value(self) -> float:
+        """Return the one value that, used for every layer, just meets the budget."""
