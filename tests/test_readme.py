@@ -220,6 +220,7 @@ def test_extras_are_those_the_readme_names() -> None:
         "test",
         "benchmark",
         "contrib",
+        "control",
         "ray",
         "tensorboard",
         "dev",
