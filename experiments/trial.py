@@ -197,7 +197,7 @@ class Trial:
             search.finish(lambda: played)
         elif isinstance(agent, BaseAlgorithm):
             callbacks = [] if watch is None else [watch]
-            beside = partial(_records, watch)
+            beside = dict if watch is None else watch.state
             search.learn(
                 agent,
                 n_episodes,
@@ -225,18 +225,15 @@ class Trial:
         watch = OverestimationCallback()
         saved = self.folder.read_state(STATE)
         if saved is not None:
-            watch.records = [OverestimationRecord(*record) for record in saved["beside"]["records"]]
+            watch.restore(saved["beside"])
         return watch
 
     def _outcome(
         self, agent: PolicyPredictor, watch: OverestimationCallback | None
     ) -> dict[str, Any]:
         """Return what the agent does without exploration, in plain Python values."""
-        return play(self.env, agent)._asdict() | _records(watch)
-
-
-def _records(watch: OverestimationCallback | None) -> dict[str, Any]:
-    return {"records": [] if watch is None else [tuple(record) for record in watch.records]}
+        records = [] if watch is None else watch.state()["records"]
+        return play(self.env, agent)._asdict() | {"records": records}
 
 
 class _SearchOver(BaseException):

@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from rich.console import Console
 from stable_baselines3 import PPO
 
@@ -188,6 +189,28 @@ def test_killed_trial_ends_as_if_undisturbed(
 
 def interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
+
+
+def test_values_of_an_episode_that_was_running_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last save of PPO, whose rollouts have 8 steps, is in the middle of an episode of 3."""
+    whole, killed = (
+        small(tmp_path / name, agent="ppo", n_evaluations=None, n_episodes=4)
+        for name in ("whole", "killed")
+    )
+    run(whole, quiet())
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableSearch, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(killed, quiet())
+    state = torch.load(tmp_path / "killed" / "state" / "search.pt", weights_only=True)
+    assert [len(steps) for steps in state["beside"]["running"]] == [2]
+    run(Config(resume=tmp_path / "killed"), quiet())
+    then, now = (
+        (tmp_path / name / "overestimation.csv").read_text() for name in ("whole", "killed")
+    )
+    assert then == now
 
 
 def test_finished_search_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
