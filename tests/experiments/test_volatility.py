@@ -148,6 +148,7 @@ def test_cells_tell_searches_of_one_task_apart() -> None:
     [
         ({"agents": ("magic",)}, "unknown agent 'magic'"),
         ({"agents": ()}, "expected agents that differ"),
+        ({"agents": ("ppo", "uniform")}, "expected agents of many episodes, got uniform"),
         ({"n_episodes": 1}, "n_episodes must be 2 or more, got 1"),
         ({"seeds": (0, 0)}, "expected trials that differ"),
         ({"jobs": 0}, "jobs must be 1 or more"),
