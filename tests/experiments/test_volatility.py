@@ -17,7 +17,12 @@ from experiments import trials, volatility
 from experiments.volatility import Config, Search, run
 from experiments.volatility_figures import draw_curves, draw_measures, draw_overestimation
 from experiments.volatility_measures import cvar, dispersion_within, drawdown
-from experiments.volatility_report import compare_volatility, format_report, summarize
+from experiments.volatility_report import (
+    _judge,
+    compare_volatility,
+    format_report,
+    summarize,
+)
 from tests.fakes import TINY, InProcessPool, tiny_tasks
 
 AGENTS = ("ddpg", "random")
@@ -90,8 +95,26 @@ def test_verdicts_follow_the_numbers() -> None:
     assert f"{claim}: **fails**; 0 of 3 comparisons say so, 3 the opposite." in text
     assert "DDPG overestimates Q: **fails**" in text
     text = report_of({"ddpg": 1.0, "ppo": 0.01, "q_critic_ppo": 10.0}, {})
-    assert f"{claim}: **holds in part**; 3 of 6 comparisons say so, 3 the opposite." in text
+    assert f"{claim}: **undecided**; 3 of 6 comparisons say so, 3 the opposite." in text
     assert "DDPG overestimates Q: not measured." in text
+
+
+@pytest.mark.parametrize(
+    ("n_wanted", "n_opposite", "verdict"),
+    [
+        (4, 0, "holds"),
+        (2, 1, "holds in part"),
+        (1, 2, "fails"),
+        (0, 1, "fails"),
+        (1, 1, "undecided"),
+    ],
+)
+def test_a_claim_that_more_comparisons_contradict_fails(
+    n_wanted: int, n_opposite: int, verdict: str
+) -> None:
+    rest = (4 - n_wanted - n_opposite) * ["undecided"]
+    outcomes = [*n_wanted * ["lower"], *n_opposite * ["higher"], *rest]
+    assert _judge(outcomes, "lower", "higher").startswith(f"**{verdict}**; {n_wanted} of 4")
 
 
 def test_figures_show_every_seed() -> None:
