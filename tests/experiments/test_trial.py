@@ -19,7 +19,7 @@ from rich.console import Console
 from stable_baselines3 import PPO
 
 from agents import Random
-from experiments import algorithms, trial
+from experiments import trial
 from experiments.algorithms import CONTRIB
 from experiments.playing import play_actions
 from experiments.resuming import ResumableSearch
@@ -273,7 +273,7 @@ def test_what_goes_wrong_in_anybodys_agent_is_told_in_one_line(
 def test_missing_packages_are_named_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(algorithms.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r"tpe needs optuna: pip install 'compress-env\[bench"):
         Config("tpe").check()
     monkeypatch.setitem(sys.modules, "sb3_contrib", None)
