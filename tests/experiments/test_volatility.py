@@ -138,9 +138,7 @@ def test_raw_q_is_compared_with_ppo() -> None:
     noise = {"ppo": 1.0, "q_critic_ppo": 1.0, "q_critic_ppo_q": 5.0}
     rows, curves = made_up(noise, {})
     text = format_report(rows, curves, summarize(rows, curves, list(noise)), "title")
-    assert (
-        "With raw Q as advantage PPO is worse than with its own: **holds in part**; 1 of 2" in text
-    )
+    assert "With raw Q as advantage PPO is worse than with its own: **undecided**; 1 of 2" in text
     curves["task", "q_critic_ppo"][:] = -9.0
     text = format_report(rows, curves, summarize(rows, curves, list(noise)), "title")
     assert "task: inf against" in text and "never for 6 of 6 seeds" in text
