@@ -88,6 +88,20 @@ class OverestimationCallback(BaseCallback):
         self.records = []
         self._running: list[list[_Step]] = []
         self._next_obs: Any = None
+        self._is_restored = False
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` needs to go on from here, in plain Python values."""
+        return {
+            "records": [tuple(record) for record in self.records],
+            "running": [[tuple(step) for step in steps] for steps in self._running],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state, in the middle of the episodes that were running then."""
+        self.records = [OverestimationRecord(*record) for record in state["records"]]
+        self._running = [[_Step(*step) for step in steps] for steps in state["running"]]
+        self._is_restored = True
 
     def _init_callback(self) -> None:
         if not isinstance(self.model, OnPolicyAlgorithm | TD3 | SAC):
@@ -95,8 +109,10 @@ class OverestimationCallback(BaseCallback):
             raise ValueError(f"expected QCriticPPO, PPO, A2C, DDPG, TD3 or SAC, got {name}")
 
     def _on_rollout_start(self) -> None:
-        if self.model._last_obs is not self._next_obs:  # the environments have been reset
+        has_reset = self.model._last_obs is not self._next_obs and not self._is_restored
+        if has_reset:
             self._running = [[] for _ in range(self.model.n_envs)]
+        self._is_restored = False
 
     def _on_step(self) -> bool:
         values, bonuses = self._judge()

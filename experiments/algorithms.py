@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "SINGLE",
     "UNIFORM_BITS",
     "check_algorithm",
+    "check_packages",
     "make_learner",
 ]
 
@@ -170,6 +172,18 @@ def check_algorithm(name: str) -> None:
     valid = (*LEARNERS, *POLICIES)
     if name not in valid:
         raise ValueError(f"unknown algorithm {name!r}; valid: {', '.join(valid)}")
+
+
+def check_packages(name: str) -> None:
+    """Check that the package which an agent needs is installed, if it needs one.
+
+    Raises:
+        ImportError: If it is missing.
+    """
+    if name in CONTRIB:
+        _import_contrib()
+    if name == "tpe" and importlib.util.find_spec("optuna") is None:
+        raise ImportError("tpe needs optuna: pip install 'compress-env[benchmark]'")
 
 
 def make_learner(name: str, env: GymEnv, *, n_steps: int, seed: int) -> BaseAlgorithm:

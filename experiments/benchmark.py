@@ -183,7 +183,7 @@ def main() -> None:
     """Run from the command line; exit with 1 if a trial has failed."""
     name, rest = (sys.argv[1:2] or [""])[0], sys.argv[2:]
     if name == "verify":
-        benchmark_verify.main(rest)
+        _run(lambda: benchmark_verify.main(rest))
     elif name == "table":
         _run(lambda: make_table(tyro.cli(TableConfig, args=rest), Console()))
     elif name == "best":

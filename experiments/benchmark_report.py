@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from experiments.algorithms import SINGLE
 from experiments.benchmark_table import Reference
 from experiments.intervals import format_mean
 from experiments.report import format_markdown
@@ -17,7 +18,7 @@ __all__ = ["beats", "format_leaderboard", "verdicts"]
 
 OPPONENTS = {"random": "random search", "cma_es": "CMA-ES"}
 """What a learner must beat, at the same number of evaluations."""
-NOT_LEARNING = {*OPPONENTS, "uniform", "afie", "sbpf", "tpe", "greedy"}
+NOT_LEARNING = {*OPPONENTS, *SINGLE, "tpe"}
 
 
 def beats(trials: pd.DataFrame, agent: str, opponent: str) -> tuple[float, float]:
@@ -88,7 +89,7 @@ def format_leaderboard(
     tasks = list(dict.fromkeys(trials["task"]))
     parts = [
         "# Leaderboard",
-        f"Up to {limit:.0f} network evaluations a trial, seeds "
+        f"{limit:.0f} network evaluations a trial, the last episode played to its end; seeds "
         f"{', '.join(str(seed) for seed in sorted(trials['seed'].unique()))}. Score: the best "
         "validation accuracy found, 0 for `uniform` and 1 for the best known, interquartile mean "
         "over tasks and seeds; the 95 % interval is a bootstrap of the seeds within each task. "
@@ -136,7 +137,13 @@ def _remarks(
     unknown = [short_name(task) for task in tasks if task not in known]
     flat = [short_name(task) for task in tasks if task in known and not known[task].has_room]
     fewer = table.loc[table["trials"] < table["trials"].max(), "agent"]
+    over = trials[trials["agent"].isin(SINGLE) & (trials["n_evaluations"] > trials["limit"])]
     remarks = []
+    if not over.empty:
+        agents = ", ".join(dict.fromkeys(over["agent"]))
+        remarks.append(
+            f"With more evaluations than allowed, their scores do not compare: {agents}."
+        )
     if unknown:
         remarks.append(f"Not in the table of the best known, without score: {', '.join(unknown)}.")
     if flat:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,10 +16,17 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from agents import AFIE, SBPF, Greedy, Random, Uniform
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
-from experiments.algorithms import CONTRIB, LEARNERS, POLICIES, SINGLE, make_learner
+from experiments.algorithms import (
+    CONTRIB,
+    LEARNERS,
+    POLICIES,
+    SINGLE,
+    check_packages,
+    make_learner,
+)
 from experiments.search import EpisodeLog
 
-__all__ = ["Learner", "check_agent", "goes_on", "make_agent"]
+__all__ = ["Learner", "blaming", "check_agent", "goes_on", "make_agent"]
 
 NOT_RESUMABLE = ("ars",)
 """Learners whose state between two episodes is inside one call of `learn`."""
@@ -30,17 +41,18 @@ class Learner(Protocol):
 
 
 def check_agent(name: str) -> None:
-    """Check the name of an agent, and that its module is there.
+    """Check the name of an agent, and that what it needs is there.
 
     Raises:
-        ValueError: If there is no such agent.
-        ImportError: If its module cannot be imported.
+        ValueError: If there is no such agent, or it is not called as an agent is.
+        ImportError: If its module cannot be imported, or a package is missing.
     """
     valid = (*LEARNERS, *POLICIES, *CONTRIB)
     if ":" in name:
         _find(name)
     elif name not in valid:
         raise ValueError(f"unknown agent {name!r}; valid: {', '.join(valid)}, or my_module:MyAgent")
+    check_packages(name)
 
 
 def goes_on(name: str) -> bool:
@@ -66,15 +78,35 @@ def make_agent(
     Raises:
         ValueError: If the agent cannot be used on this task.
         ImportError: If its module is missing.
+        RuntimeError: If its constructor raises something.
     """
     if ":" in name:
         found = _find(name)
-        return found("MlpPolicy", log, seed=seed) if isinstance(found, type) else found
+        with blaming(name):
+            return found("MlpPolicy", log, seed=seed) if isinstance(found, type) else found
     if name == "random":
         return Random(log.observation_space, log.action_space, seed)
     if name in SINGLE:
         return _single(name, env, log, seed)
     return make_learner(name, log, n_steps=n_steps, seed=seed)
+
+
+@contextmanager
+def blaming(name: str) -> Iterator[None]:
+    """Turn whatever goes wrong in somebody's agent into one line with the place in its file.
+
+    Raises:
+        RuntimeError: If anything is raised inside the block.
+    """
+    try:
+        yield
+    except Exception as error:
+        file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == file]
+        place = f" ({file}, line {lines[-1]})" if lines else ""
+        message = f"agent {name!r} failed: {type(error).__name__}: {error}{place}"
+        raise RuntimeError(message) from error
 
 
 def _single(name: str, env: LayerwiseCompressionEnv, log: EpisodeLog, seed: int) -> PolicyPredictor:
@@ -100,10 +132,23 @@ def _find(name: str) -> Any:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module_name), attribute, None)
-    except ImportError as error:
-        raise ImportError(f"cannot import agent {name!r}: {error}") from None
+    except Exception as error:  # whatever a module does when it is imported
+        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+        raise ImportError(f"cannot import agent {name!r}: {kind}{error}") from None
     if found is None:
         raise ValueError(f"module {module_name!r} has no {attribute!r}")
     if not callable(getattr(found, "predict", None)):
         raise ValueError(f"agent {name!r} must have a method predict, got {found!r}")
+    if isinstance(found, type):
+        _check_takes(found, "seed", name, "__init__")
+    _check_takes(found.predict, "deterministic", name, "predict")
     return found
+
+
+def _check_takes(function: Any, argument: str, name: str, method: str) -> None:
+    parameters = inspect.signature(function).parameters.values()
+    if not any(p.name == argument or p.kind is p.VAR_KEYWORD for p in parameters):
+        given = [p.name for p in parameters if p.name != "self"]
+        raise ValueError(
+            f"agent {name!r}: {method} must take {argument}=..., got ({', '.join(given)})"
+        )

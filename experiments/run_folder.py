@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 
 from compress_env.files import replacing
 
-__all__ = ["RunFolder", "read_config", "replacing", "restore_config", "resume_run"]
+__all__ = ["MAY_CHANGE", "RunFolder", "read_config", "replacing", "restore_config", "resume_run"]
 
 PACKAGES = ("compress-env", "gymnasium", "stable-baselines3", "torch", "torch-pruning", "numpy")
 FINISHED = "table.csv"

@@ -27,7 +27,7 @@ from rich.console import Console
 
 from compress_env.files import replacing
 from experiments.cells import EXPERIMENTS, Cell, Experiment
-from experiments.run_folder import describe_run, restore_config
+from experiments.run_folder import MAY_CHANGE, describe_run, restore_config
 
 __all__ = ["SweepFolder", "Task", "work"]
 
@@ -96,7 +96,8 @@ class SweepFolder:
     def check(self, cells: Sequence[Cell]) -> None:
         """Check that the cells may be worked on here; nothing is written.
 
-        A grid may grow: what it held before must be in it still, with the same settings.
+        A grid may grow: what it held before must be in it still, with the same settings but for
+        those that results do not depend on.
 
         Raises:
             ValueError: If the folder holds something else, or another grid.
@@ -113,7 +114,7 @@ class SweepFolder:
                     f"the sweep in {str(self.path)!r} holds the cell {name}, which this grid "
                     "lacks; a grid may only grow"
                 )
-            for key in sorted(settings.keys() | new[name].keys()):
+            for key in sorted((settings.keys() | new[name].keys()) - MAY_CHANGE):
                 before, now = settings.get(key), new[name].get(key)
                 if before != now:
                     raise ValueError(
@@ -252,7 +253,9 @@ def _start(task: Task, folder: SweepFolder, node: str) -> Any:
     source = "state" if any(path.glob("state/*")) else "scratch"
     folder.record(name, "started", node, attempt=number, source=source)
     if (path / "config.json").exists():
-        return task.experiment.config(resume=path)
+        settings = dataclasses.asdict(task.cell.config)
+        changed = {key: value for key, value in settings.items() if key in MAY_CHANGE}
+        return task.experiment.config(resume=path, **changed)
     _clear(path)
     return dataclasses.replace(task.cell.config, out=path)
 

@@ -34,7 +34,7 @@ from compress_env.envs.base import LayerwiseCompressionEnv
 from experiments.algorithms import SINGLE
 from experiments.checks import check_lowest
 from experiments.command import run_command, run_measurement
-from experiments.entrants import Learner, check_agent, goes_on, make_agent
+from experiments.entrants import Learner, blaming, check_agent, goes_on, make_agent
 from experiments.playing import play, play_actions
 from experiments.progress import SearchProgress
 from experiments.resuming import ResumableSearch, read_finished
@@ -86,7 +86,7 @@ class Config:
 
         Raises:
             ValueError: If a setting is wrong.
-            ImportError: If the agent's module cannot be imported.
+            ImportError: If the agent's module, or a package that it needs, cannot be imported.
         """
         check_agent(self.agent)
         check_lowest(self, 0, "seed")
@@ -191,11 +191,13 @@ class Trial:
         watch = self._watch(agent)
         outcome = partial(self._outcome, agent, watch)
         if not goes_on(config.agent):
-            self._run_unknown(agent, log)
-            search.finish(outcome)
+            with blaming(config.agent):
+                self._run_unknown(agent, log)
+                played = outcome()
+            search.finish(lambda: played)
         elif isinstance(agent, BaseAlgorithm):
             callbacks = [] if watch is None else [watch]
-            beside = partial(_records, watch)
+            beside = dict if watch is None else watch.state
             search.learn(
                 agent,
                 n_episodes,
@@ -223,22 +225,19 @@ class Trial:
         watch = OverestimationCallback()
         saved = self.folder.read_state(STATE)
         if saved is not None:
-            watch.records = [OverestimationRecord(*record) for record in saved["beside"]["records"]]
+            watch.restore(saved["beside"])
         return watch
 
     def _outcome(
         self, agent: PolicyPredictor, watch: OverestimationCallback | None
     ) -> dict[str, Any]:
         """Return what the agent does without exploration, in plain Python values."""
-        return play(self.env, agent)._asdict() | _records(watch)
+        records = [] if watch is None else watch.state()["records"]
+        return play(self.env, agent)._asdict() | {"records": records}
 
 
-def _records(watch: OverestimationCallback | None) -> dict[str, Any]:
-    return {"records": [] if watch is None else [tuple(record) for record in watch.records]}
-
-
-class _SearchOver(Exception):
-    """Ends the learning of an agent that takes no callbacks."""
+class _SearchOver(BaseException):
+    """Ends the learning of an agent that takes no callbacks; no error, so that none catches it."""
 
 
 def run(config: Config, console: Console) -> dict[str, Any]:

@@ -100,17 +100,19 @@ def save_networks(cells: Sequence[Cell], folder: SweepFolder, console: Console) 
     """Write the network that each task starts from; trains those that have not been trained yet.
 
     Raises:
-        ValueError: If a task cannot be made.
-        FileNotFoundError: If data are not there.
+        ValueError: If a task cannot be made; nothing has been written then.
+        FileNotFoundError: If data are not there; nothing has been written then.
     """
-    tasks = {cell.config.task: cell.config for cell in cells}
+    models = {}
+    for task, config in {cell.config.task: cell.config for cell in cells}.items():
+        if not network_path(folder.path, task).exists():
+            console.print(f"{task}: the network before compression", highlight=False)
+            models[task] = make_task(config).task.model
     with folder.open(cells):
-        for task, config in tasks.items():
+        for task, model in models.items():
             path = network_path(folder.path, task)
-            if not path.exists():
-                console.print(f"{task}: the network before compression", highlight=False)
-                path.parent.mkdir(exist_ok=True)
-                save_checkpoint(make_task(config).task.model, path)
+            path.parent.mkdir(exist_ok=True)
+            save_checkpoint(model, path)
 
 
 def network_path(folder: Path, task: str) -> Path:

@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from compress_env.files import replacing
+from experiments.algorithms import SINGLE
 from experiments.cells import Cell
 from experiments.checks import check_choices, check_lowest
 from experiments.command import run_command
 from experiments.sweep_folder import SweepFolder
 from experiments.trial import Config as Trial
+from experiments.trial import make_task
 from experiments.trials import read_trials, run_trials, with_stored
 from experiments.volatility_figures import draw_curves, draw_measures, draw_overestimation
 from experiments.volatility_measures import cvar, dispersion_within, drawdown
@@ -93,6 +95,9 @@ class Config:
             ValueError: If a setting is wrong.
         """
         check_choices(self, "agents")
+        single = [agent for agent in self.agents if agent in SINGLE]
+        if single:
+            raise ValueError(f"expected agents of many episodes, got {single[0]}, which has one")
         check_lowest(self, 1, "jobs")
         check_lowest(self, 2, "n_episodes")
         return {label: self._cells_of(label, search) for label, search in SEARCHES.items()}
@@ -127,7 +132,8 @@ def run(config: Config, console: Console) -> pd.DataFrame:
         One row for each search.
 
     Raises:
-        ValueError: If a setting is wrong.
+        ValueError: If a setting is wrong; nothing has been written then.
+        FileNotFoundError: If data are not there; nothing has been written then.
         RuntimeError: If a search has failed.
         Interrupted: If somebody stops it.
     """
@@ -135,9 +141,12 @@ def run(config: Config, console: Console) -> pd.DataFrame:
     folder = SweepFolder((config.out or Path("runs") / f"volatility-{stamp}").absolute())
     by_label = config.cells()
     cells = with_stored(folder, [cell for cells in by_label.values() for cell in cells])
+    for mine in by_label.values():
+        make_task(mine[0].config)  # trains its network, if need be, before others ask for it
     failed = run_trials(cells, folder, console, jobs=config.jobs)
     if failed:
-        raise RuntimeError(f"{len(failed)} searches have failed, {failed[0].name} among them")
+        name, error = failed[0]
+        raise RuntimeError(f"{len(failed)} searches have failed; {name}: {error}")
     labels = {f"cells/{cell.name}": label for label, mine in by_label.items() for cell in mine}
     table, curves = measure_trials(folder.path, labels)
     _write(folder.path, config, table, curves, console)

@@ -211,14 +211,14 @@ def _format_needs(curves: Curves, search: str) -> str:
 
 
 def _judge(outcomes: Sequence[str], wanted: str, opposite: str) -> str:
-    """Sum up comparisons: holds if all are as wanted, fails if none is."""
+    """Sum up comparisons: holds if all are as wanted, in part if more are so than the opposite."""
     n_wanted, n_opposite = outcomes.count(wanted), outcomes.count(opposite)
     counts = f"{n_wanted} of {len(outcomes)} comparisons say so, {n_opposite} the opposite"
     if n_wanted == len(outcomes):
         return f"**holds**; {counts}."
-    if n_wanted == 0:
-        return f"**{'fails' if n_opposite else 'undecided'}**; {counts}."
-    return f"**holds in part**; {counts}."
+    if n_wanted > n_opposite:
+        return f"**holds in part**; {counts}."
+    return f"**{'fails' if n_opposite > n_wanted else 'undecided'}**; {counts}."
 
 
 def _format(difference: Difference) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,16 @@ import torch
 
 from compress_env.envs.base import LayerwiseCompressionEnv
 from examples import plain_ppo
-from examples.plain_ppo import Agent, Collector, Config, Rollout, advantages_of, train, update
+from examples.plain_ppo import (
+    Agent,
+    Collector,
+    Config,
+    Rollout,
+    advantages_of,
+    make_envs,
+    train,
+    update,
+)
 from tests.fakes import PlainNet, make_data, seeded
 
 ROOT = Path(__file__).parents[2]
@@ -113,19 +120,24 @@ def test_it_learns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.splitlines()[-1] == "256 steps, best accuracy 1.0000"
 
 
-def test_it_runs_from_the_command_line_with_worker_processes() -> None:
-    options = "--vectorization-mode async --n-envs 1 --total-timesteps 16 --finetune-steps 0"
-    done = subprocess.run(
-        [sys.executable, "examples/plain_ppo.py", *options.split()],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    first, last = done.stdout.splitlines()
+def test_it_runs_from_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fakes = make_fakes(Config(n_envs=1))
+    monkeypatch.setattr(gym, "make_vec", lambda *_, **__: fakes)
+    monkeypatch.setattr("sys.argv", ["plain_ppo.py", "--n-envs", "1", "--total-timesteps", "16"])
+    runpy.run_path(str(ROOT / "examples" / "plain_ppo.py"), run_name="__main__")
+    first, last = capsys.readouterr().out.splitlines()
     accuracy, rates = re.fullmatch(r"best episode: accuracy (\S+)%, rates (.*)", last).groups()  # type: ignore[union-attr]
     assert float(first.removeprefix("16 steps, best accuracy ")) * 100 == pytest.approx(
         float(accuracy), abs=0.06
     )
-    assert len(rates.split()) == 4 and all(0.0 <= float(rate) < 1.0 for rate in rates.split())
+    assert len(rates.split()) == 4 and all(1 <= float(bits) <= 8 for bits in rates.split())
+
+
+def test_worker_processes_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(gym, "make_vec", lambda *_, **options: given.update(options))
+    make_envs(Config(n_envs=3, vectorization_mode="async", finetune_steps=2))
+    assert (given["num_envs"], given["vectorization_mode"]) == (3, "async")
+    assert given["vector_kwargs"]["context"] == "spawn" and given["finetune_steps"] == 2

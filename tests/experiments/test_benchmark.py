@@ -30,6 +30,7 @@ from experiments.benchmark_table import (
     write_best_known,
 )
 from experiments.benchmark_verify import verify
+from experiments.trial import Config as Trial
 from tests.fakes import TINY, InProcessPool, tiny_tasks
 
 AGENTS = ("uniform", "random", "cma_es", "ppo")
@@ -87,8 +88,12 @@ def test_same_command_repeats_nothing_and_other_agents_are_added(
     table = pd.read_csv(out / "leaderboard.csv")
     assert set(table["agent"]) == {*AGENTS, "greedy"}
     assert "With fewer trials, their scores do not compare: greedy" in text_of(shown)
+    assert "With more evaluations than allowed, their scores do not compare: greedy" in text_of(
+        shown
+    )
     with pytest.raises(ValueError, match="was made with n_evaluations=4, got 5"):
         run(replace(ran, out=out, n_evaluations=5), console())
+    assert run(replace(ran, out=out, data_root=tmp_path), console()) == []  # nothing depends on it
 
 
 def test_leaderboard_is_that_of_the_trials(ran: Config) -> None:
@@ -136,6 +141,11 @@ def both(first: Callable[[Path], None], second: Callable[[Path], None]) -> Calla
     return tamper
 
 
+def change_text(out: Path) -> None:
+    path = out / "leaderboard.md"
+    path.write_text(path.read_text().replace("`ppo` | ", "`ppo` | 9"))
+
+
 BETTER = replace_cell("sweep.csv", "validation_accuracy", add(0.01))
 
 
@@ -166,27 +176,44 @@ BETTER = replace_cell("sweep.csv", "validation_accuracy", add(0.01))
             r"n_evaluations is .* by episodes.csv",
         ),
         (replace_cell("episodes.csv", "accuracy", add(1.0)), r"is .* in sweep.csv, .* by episodes"),
+        (change_text, r"^leaderboard.md: says something else than the trials lead to$"),
     ],
 )
 def test_tampering_is_found(
-    ran: Config, tamper: Callable[[Path], None], message: str, tmp_path: Path
+    reduced: Path, tamper: Callable[[Path], None], message: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    shutil.copytree(folder_of(ran), out)
-    keep_one_trial(out)
-    assert verify(benchmark_verify.Config(out), console()) == []
+    shutil.copytree(reduced, out)
     tamper(out)
     lines = verify(benchmark_verify.Config(out), console())
     assert any(re.search(message, line) for line in lines), lines
 
 
-def keep_one_trial(out: Path) -> None:
-    """Reduce a benchmark to a trial of PPO."""
+@pytest.fixture(scope="module")
+def reduced(ran: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The benchmark with a trial of PPO alone."""
+    out = tmp_path_factory.mktemp("reduced") / "out"
+    shutil.copytree(folder_of(ran), out)
     table = pd.read_csv(out / "sweep.csv", dtype=str, keep_default_na=False)
     is_kept = (table["agent"] == "ppo") & (table["task"] == TINY[0]) & (table["seed"] == "0")
     table[is_kept].to_csv(out / "sweep.csv", index=False)
     known = read_best_known(out / "best_known.csv")
-    make_leaderboard(read_runs([out]), known).to_csv(out / "leaderboard.csv", index=False)
+    benchmark._write_leaderboard(out, read_runs([out]), known, console())
+    assert verify(benchmark_verify.Config(out), console()) == []
+    return out
+
+
+def test_networks_are_counted_after_each_layer_where_rewards_are() -> None:
+    episodes = [{"value:a": "0", "value:b": b, "accuracy": 0.5} for b in ("0.1", "0.2", "0.1")]
+    count = benchmark_verify._count_networks
+    assert count(episodes, "layer") == 3 and count(episodes, "episode") == 2
+
+
+def test_verification_looks_for_data_where_it_is_told(tmp_path: Path) -> None:
+    settings = Trial(task="compress_env/PruneLeNet5MNIST-v0", data_root=tmp_path / "then")
+    config = benchmark_verify.Config(tmp_path, data_root=tmp_path / "now")
+    with pytest.raises(FileNotFoundError, match="/now"):
+        benchmark_verify._make_task(config, settings)
 
 
 def test_compact_folder_is_verified_with_a_tolerance(ran: Config, tmp_path: Path) -> None:
@@ -201,14 +228,13 @@ def test_compact_folder_is_verified_with_a_tolerance(ran: Config, tmp_path: Path
 
 
 def test_mismatch_ends_the_command_with_1(
-    ran: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reduced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    shutil.copytree(folder_of(ran), out)
-    keep_one_trial(out)
+    shutil.copytree(reduced, out)
     BETTER(out)
     monkeypatch.setattr("sys.argv", ["benchmark", "verify", str(out)])
-    with pytest.raises(SystemExit, match=r"(?s)its replay gives .*\n5 mismatches$") as caught:
+    with pytest.raises(SystemExit, match=r"(?s)its replay gives .*\n6 mismatches$") as caught:
         benchmark.main()
     assert isinstance(caught.value.code, str)  # which Python prints, and exits with 1
 
@@ -341,3 +367,4 @@ def test_task_that_is_not_there_is_told_in_one_line(
     monkeypatch.setattr("sys.argv", ["benchmark", "--agent", "random", *arguments])
     with pytest.raises(SystemExit, match=r"^error: cannot make the task 'compress_env/None-v0'"):
         benchmark.main()
+    assert not (tmp_path / "out").exists()

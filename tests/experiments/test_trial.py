@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from rich.console import Console
 from stable_baselines3 import PPO
 
@@ -61,6 +62,37 @@ class Stepper(Midway):
 class SmallPPO(PPO):
     def __init__(self, policy: str, env: Any, seed: int) -> None:
         super().__init__(policy, env, n_steps=8, batch_size=8, seed=seed, device="cpu")
+
+
+class Stubborn(Stepper):
+    """Takes no exception for an answer."""
+
+    def learn(self, total_timesteps: int) -> None:
+        for _ in range(2):
+            try:
+                super().learn(total_timesteps)
+            except Exception:
+                continue
+
+
+class NoSeed:
+    def __init__(self, policy: str, env: Any) -> None: ...
+
+    def predict(self, observation: Any, deterministic: bool = False) -> Any: ...
+
+
+class NoMode(Midway):
+    def predict(self, observation: Any) -> Any: ...  # type: ignore[override]
+
+
+class WrongShape(Midway):
+    def predict(self, observation: Any, deterministic: bool = False) -> tuple[Any, None]:
+        return np.zeros(1), None
+
+
+class Failing(Stepper):
+    def learn(self, total_timesteps: int) -> None:
+        raise KeyError("x")
 
 
 INSTANCE = Midway("MlpPolicy", type("Env", (), {"num_envs": 1}), 0)
@@ -117,7 +149,7 @@ def test_overestimation_is_that_of_the_later_half(tmp_path: Path) -> None:
     assert records["mean_return"].to_numpy() == pytest.approx(found.to_numpy(), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["Midway", "Stepper", "SmallPPO", "INSTANCE"])
+@pytest.mark.parametrize("name", ["Midway", "Stepper", "Stubborn", "SmallPPO", "INSTANCE"])
 def test_anybodys_agent_searches(name: str, tmp_path: Path) -> None:
     agent = f"{__name__}:{name}"
     row = run(small(tmp_path / "out", agent=agent, n_episodes=5), quiet())
@@ -159,6 +191,28 @@ def interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
+def test_values_of_an_episode_that_was_running_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last save of PPO, whose rollouts have 8 steps, is in the middle of an episode of 3."""
+    whole, killed = (
+        small(tmp_path / name, agent="ppo", n_evaluations=None, n_episodes=4)
+        for name in ("whole", "killed")
+    )
+    run(whole, quiet())
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableSearch, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(killed, quiet())
+    state = torch.load(tmp_path / "killed" / "state" / "search.pt", weights_only=True)
+    assert [len(steps) for steps in state["beside"]["running"]] == [2]
+    run(Config(resume=tmp_path / "killed"), quiet())
+    then, now = (
+        (tmp_path / name / "overestimation.csv").read_text() for name in ("whole", "killed")
+    )
+    assert then == now
+
+
 def test_finished_search_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(tmp_path / "out")
     with monkeypatch.context() as patch:
@@ -179,6 +233,9 @@ def test_finished_search_is_not_repeated(tmp_path: Path, monkeypatch: pytest.Mon
         ({"agent": "no_module:A"}, "cannot import agent 'no_module:A': No module named"),
         ({"agent": "json:A"}, "module 'json' has no 'A'"),
         ({"agent": "json:dumps"}, "agent 'json:dumps' must have a method predict"),
+        ({"agent": ":A"}, "cannot import agent ':A': ValueError: Empty module name"),
+        ({"agent": f"{__name__}:NoSeed"}, r"__init__ must take seed=..., got \(policy, env\)"),
+        ({"agent": f"{__name__}:NoMode"}, "predict must take deterministic=..., got .observation"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"n_evaluations": 0}, "n_evaluations must be 1 or more, got 0"),
         ({"n_evaluations": None}, "expected n_evaluations or n_episodes, got neither"),
@@ -199,10 +256,29 @@ def test_bad_input_ends_with_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_missing_sb3_contrib_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Failing", r"Failing' failed: KeyError: 'x' \(.*test_trial.py, line \d+\)"),
+        ("WrongShape", r"WrongShape' failed: ValueError: action must have shape \(1,\), got \(\)"),
+    ],
+)
+def test_what_goes_wrong_in_anybodys_agent_is_told_in_one_line(
+    name: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        run(small(tmp_path / "out", agent=f"{__name__}:{name}"), quiet())
+
+
+def test_missing_packages_are_named_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ImportError, match=r"tpe needs optuna: pip install 'compress-env\[bench"):
+        Config("tpe").check()
     monkeypatch.setitem(sys.modules, "sb3_contrib", None)
-    with pytest.raises(ImportError, match=r"tqc, trpo, crossq, ars need sb3-contrib: pip install"):
-        run(small(tmp_path / "out", agent="tqc"), quiet())
+    with pytest.raises(ImportError, match=r"tqc, trpo, crossq, ars need sb3-contrib"):
+        Config("tqc").check()
 
 
 def test_task_takes_other_arguments(tmp_path: Path) -> None:

@@ -17,7 +17,12 @@ from experiments import trials, volatility
 from experiments.volatility import Config, Search, run
 from experiments.volatility_figures import draw_curves, draw_measures, draw_overestimation
 from experiments.volatility_measures import cvar, dispersion_within, drawdown
-from experiments.volatility_report import compare_volatility, format_report, summarize
+from experiments.volatility_report import (
+    _judge,
+    compare_volatility,
+    format_report,
+    summarize,
+)
 from tests.fakes import TINY, InProcessPool, tiny_tasks
 
 AGENTS = ("ddpg", "random")
@@ -90,8 +95,26 @@ def test_verdicts_follow_the_numbers() -> None:
     assert f"{claim}: **fails**; 0 of 3 comparisons say so, 3 the opposite." in text
     assert "DDPG overestimates Q: **fails**" in text
     text = report_of({"ddpg": 1.0, "ppo": 0.01, "q_critic_ppo": 10.0}, {})
-    assert f"{claim}: **holds in part**; 3 of 6 comparisons say so, 3 the opposite." in text
+    assert f"{claim}: **undecided**; 3 of 6 comparisons say so, 3 the opposite." in text
     assert "DDPG overestimates Q: not measured." in text
+
+
+@pytest.mark.parametrize(
+    ("n_wanted", "n_opposite", "verdict"),
+    [
+        (4, 0, "holds"),
+        (2, 1, "holds in part"),
+        (1, 2, "fails"),
+        (0, 1, "fails"),
+        (1, 1, "undecided"),
+    ],
+)
+def test_a_claim_that_more_comparisons_contradict_fails(
+    n_wanted: int, n_opposite: int, verdict: str
+) -> None:
+    rest = (4 - n_wanted - n_opposite) * ["undecided"]
+    outcomes = [*n_wanted * ["lower"], *n_opposite * ["higher"], *rest]
+    assert _judge(outcomes, "lower", "higher").startswith(f"**{verdict}**; {n_wanted} of 4")
 
 
 def test_figures_show_every_seed() -> None:
@@ -115,9 +138,7 @@ def test_raw_q_is_compared_with_ppo() -> None:
     noise = {"ppo": 1.0, "q_critic_ppo": 1.0, "q_critic_ppo_q": 5.0}
     rows, curves = made_up(noise, {})
     text = format_report(rows, curves, summarize(rows, curves, list(noise)), "title")
-    assert (
-        "With raw Q as advantage PPO is worse than with its own: **holds in part**; 1 of 2" in text
-    )
+    assert "With raw Q as advantage PPO is worse than with its own: **undecided**; 1 of 2" in text
     curves["task", "q_critic_ppo"][:] = -9.0
     text = format_report(rows, curves, summarize(rows, curves, list(noise)), "title")
     assert "task: inf against" in text and "never for 6 of 6 seeds" in text
@@ -148,6 +169,7 @@ def test_cells_tell_searches_of_one_task_apart() -> None:
     [
         ({"agents": ("magic",)}, "unknown agent 'magic'"),
         ({"agents": ()}, "expected agents that differ"),
+        ({"agents": ("ppo", "uniform")}, "expected agents of many episodes, got uniform"),
         ({"n_episodes": 1}, "n_episodes must be 2 or more, got 1"),
         ({"seeds": (0, 0)}, "expected trials that differ"),
         ({"jobs": 0}, "jobs must be 1 or more"),
