@@ -165,7 +165,7 @@ def test_verdicts_on_single_layers_are_those_of_the_stored_runs() -> None:
 def test_importance_is_reported_as_it_was_measured() -> None:
     told = " ".join(README.split())
     paths = sorted((ROOT / "results").glob("importance-*/importance_*.md"))
-    assert len(paths) == 4
+    assert len(paths) == 7
     for path in paths:
         text = path.read_text(encoding="utf-8")
         verdicts = re.findall(r"^- (?:\*\*|`).*$", text, re.MULTILINE)
