@@ -17,6 +17,7 @@ from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.layers import compute_layers
 from compress_env.models import MODELS, build_model
 from compress_env.pruning.surgery import find_walk
+from compress_env.suite import describe_suite
 from experiments.latency import OnnxNetwork
 from experiments.report import FILE_HEADINGS, HEADINGS, format_markdown, read_rows
 from experiments.tables import read_runs, summarize
@@ -174,6 +175,17 @@ def test_importance_is_reported_as_it_was_measured() -> None:
         assert len(errors) == (2 if "benefit" in path.name else 0)
         for lines in (*verdicts, *errors):
             assert " ".join(lines.split()) in told
+
+
+def test_table_of_the_suite_is_as_it_was_measured() -> None:
+    rows = (ROOT / "results" / "suite" / "suite.md").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 2 + 8
+    for row in rows[2:]:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert " | ".join([cells[0], *cells[4:6], *cells[10:]]) in README
+    fixed = {row["task"]: (row["decisions"], row["budget"]) for row in describe_suite()}
+    for task, decisions, budget in re.findall(r"^\| (\w+-v0) \| (\d+) \| (.*?) \|", README, re.M):
+        assert fixed[task] == (decisions, budget)
 
 
 NETWORKS = re.findall(
