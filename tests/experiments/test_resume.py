@@ -10,9 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from io import StringIO
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,20 @@ def outcome(folder: Path) -> tuple[str, str, dict[str, bytes]]:
     return episodes, (folder / "policy.json").read_text(), networks
 
 
+def watch(process: BaseProcess, folder: Path, n_saves: int) -> None:
+    """Wait until a job has saved its state so many times, or has ended."""
+    before: set[tuple[str, int]] | None = None
+    while n_saves >= 0 and process.exitcode is None:
+        with suppress(FileNotFoundError):
+            now = {(path.name, path.stat().st_mtime_ns) for path in folder.glob("state/*.*")}
+            n_saves -= now != before
+            before = now
+        time.sleep(0.002)
+
+
 @pytest.mark.timeout(400)
 def test_job_killed_at_twenty_random_moments_ends_as_if_undisturbed(tmp_path: Path) -> None:
-    start = time.perf_counter()
     run(Config(out=tmp_path / "whole", **LONG), quiet())
-    seconds = time.perf_counter() - start
     moments = random.Random(0)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["experiments.compress"])
@@ -80,7 +90,11 @@ def test_job_killed_at_twenty_random_moments_ends_as_if_undisturbed(tmp_path: Pa
         settings = {"resume": folder} if begun else {"out": folder} | LONG
         process = context.Process(target=work, args=(settings,))
         process.start()
-        process.join(None if n_kills == 20 else moments.uniform(0.2, 0.2 + seconds / 5))
+        if n_kills == 20:
+            process.join()
+        else:
+            watch(process, folder, n_saves=moments.randrange(7))
+            process.join(moments.uniform(0.0, 0.1))
         if process.exitcode is None:
             process.kill()
             process.join()
