@@ -17,16 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from compress_env.files import replacing
+from experiments.intervals import iqm_interval
 from experiments.trials import read_trials, short_name
 
 __all__ = [
     "BEST_KNOWN",
     "Reference",
-    "Score",
-    "iqm_interval",
     "make_leaderboard",
     "normalize",
     "read_best_known",
@@ -37,7 +35,6 @@ __all__ = [
 
 BEST_KNOWN = Path(__file__).with_name("best_known.csv")
 """The table that comes with the package."""
-N_RESAMPLES = 2000
 
 
 class Reference(NamedTuple):
@@ -54,17 +51,6 @@ class Reference(NamedTuple):
     def has_room(self) -> bool:
         """Whether anything better than uniform is known; there are no scores otherwise."""
         return self.best > self.uniform
-
-
-class Score(NamedTuple):
-    """An interquartile mean and its 95 % interval."""
-
-    iqm: float
-    """Interquartile mean; NaN without trials."""
-    low: float
-    """Lower end; NaN where a task has a single seed."""
-    high: float
-    """Upper end."""
 
 
 def read_best_known(path: Path) -> dict[str, Reference]:
@@ -156,32 +142,6 @@ def normalize(accuracies: ArrayLike, reference: Reference) -> NDArray[np.float64
     return scores
 
 
-def iqm_interval(samples: Sequence[ArrayLike]) -> Score:
-    """Return the interquartile mean over everything, and its interval.
-
-    Args:
-        samples: For each task the scores of its seeds, (n_seeds,); resampled within each task.
-    """
-    arrays = [np.asarray(sample, np.float64) for sample in samples]
-    if not arrays:
-        return Score(np.nan, np.nan, np.nan)
-    mean = float(stats.trim_mean(np.concatenate(arrays), 0.25))
-    if min(len(array) for array in arrays) < 2:
-        return Score(mean, np.nan, np.nan)
-    interval = stats.bootstrap(
-        arrays,
-        _pooled_mean,
-        n_resamples=N_RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return Score(mean, float(interval.low), float(interval.high))
-
-
-def _pooled_mean(*samples: NDArray[np.float64], axis: int = -1) -> Any:
-    return stats.trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)
-
-
 def make_leaderboard(trials: pd.DataFrame, known: Mapping[str, Reference]) -> pd.DataFrame:
     """Make the leaderboard, the best score first.
 
@@ -206,10 +166,10 @@ def _row(agent: str, trials: pd.DataFrame, known: Mapping[str, Reference]) -> di
         for task, rows in by_task.items()
         if task in known and known[task].has_room
     ]
-    score = iqm_interval(scores)
+    score = iqm_interval(*scores)
     row: dict[str, Any] = {
         "agent": agent,
-        "score": score.iqm,
+        "score": score.value,
         "low": score.low,
         "high": score.high,
         "tasks": len(scores),

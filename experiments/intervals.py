@@ -37,26 +37,31 @@ def format_mean(values: ArrayLike, n_digits: int = 2) -> str:
     return f"{mean:.{n_digits}f}" + ("" if math.isnan(half) else f" ± {half:.{n_digits}f}")
 
 
-def iqm_interval(values: ArrayLike) -> Interval:
-    """Return the interquartile mean and its 95 % percentile-bootstrap interval.
+def iqm_interval(*samples: ArrayLike) -> Interval:
+    """Return the interquartile mean of all values and its 95 % percentile-bootstrap interval.
 
     Source: Agarwal et al. 2021 (arXiv 2108.13264). Of five seeds the lowest and the highest are
     left out; the interval is the same each time.
 
     Args:
-        values: (n,) one number per seed.
+        samples: (n,) each, one number per seed; of several samples, one for each task, each is
+            resampled by itself. NaN comes of none, and no interval where one has a single seed.
     """
-    x = np.asarray(values, np.float64)
-    center = float(_iqm(x))
-    if len(x) < 2:
+    arrays = [np.asarray(sample, np.float64) for sample in samples]
+    if not arrays:
+        return Interval(math.nan, math.nan, math.nan)
+    center = float(_iqm(*arrays))
+    if min(len(array) for array in arrays) < 2:
         return Interval(center, math.nan, math.nan)
-    generator = np.random.default_rng(0)
-    drawn = stats.bootstrap(
-        (x,), _iqm, n_resamples=N_RESAMPLES, method="percentile", random_state=generator
-    )
-    low, high = drawn.confidence_interval
+    low, high = stats.bootstrap(
+        arrays,
+        _iqm,
+        n_resamples=N_RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
     return Interval(center, float(low), float(high))
 
 
-def _iqm(values: NDArray[np.float64], axis: int = -1) -> Any:
-    return stats.trim_mean(values, 0.25, axis=axis)
+def _iqm(*samples: NDArray[np.float64], axis: int = -1) -> Any:
+    return stats.trim_mean(np.concatenate(samples, axis=axis), 0.25, axis=axis)

@@ -177,6 +177,13 @@ def test_importance_is_reported_as_it_was_measured() -> None:
             assert " ".join(lines.split()) in told
 
 
+def test_table_of_pendulum_is_that_of_the_stored_runs() -> None:
+    report = (ROOT / "results" / "pendulum" / "ppo_penalties.md").read_text(encoding="utf-8")
+    table = re.search(r"^\| task, agent \| steps.*?\n\n", report, re.MULTILINE | re.DOTALL)
+    assert table is not None and table[0].count("Pendulum-v1") == 3
+    assert table[0] in README
+
+
 def test_table_of_the_suite_is_as_it_was_measured() -> None:
     rows = (ROOT / "results" / "suite" / "suite.md").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 2 + 8

@@ -21,7 +21,6 @@ from experiments.benchmark_report import beats, format_leaderboard, verdicts
 from experiments.benchmark_table import (
     BEST_KNOWN,
     Reference,
-    iqm_interval,
     make_leaderboard,
     normalize,
     read_best_known,
@@ -30,6 +29,7 @@ from experiments.benchmark_table import (
     write_best_known,
 )
 from experiments.benchmark_verify import verify
+from experiments.intervals import iqm_interval
 from experiments.trial import Config as Trial
 from tests.fakes import TINY, InProcessPool, tiny_tasks
 
@@ -286,12 +286,12 @@ def test_scores_by_hand() -> None:
     reference = Reference(0.8, 0.9, "x")
     np.testing.assert_allclose(normalize([0.8, 0.85, 0.9, 0.95], reference), [0, 0.5, 1, 1.5])
     # Of eight numbers the lowest two and the highest two go: (2 + 3 + 4 + 5) / 4.
-    score = iqm_interval([[0, 1, 2, 3], [4, 5, 6, 100]])
-    assert score.iqm == 3.5
+    score = iqm_interval([0, 1, 2, 3], [4, 5, 6, 100])
+    assert score.value == 3.5
     assert 0.0 < score.low < 3.5 < score.high < 100.0
-    assert iqm_interval([[1, 1], [3, 3]]) == (2.0, 2.0, 2.0)  # seeds are resampled, not tasks
-    single = iqm_interval([[1.0], [3.0]])
-    assert single.iqm == 2.0 and np.isnan(single.low)
+    assert iqm_interval([1, 1], [3, 3]) == (2.0, 2.0, 2.0)  # seeds are resampled, not tasks
+    single = iqm_interval([1.0], [3.0])
+    assert single.value == 2.0 and np.isnan(single.low)
 
 
 def test_leaderboard_ranks_and_says_what_exceeds_the_best_known() -> None:
