@@ -26,7 +26,7 @@ from experiments.run_folder import RunFolder
 __all__ = ["Config", "main", "run"]
 
 EVALUATION_SEED = 1_000_000
-"""Added to the seed of a run for the start states of its evaluations."""
+"""Added to the seeds of environments for those that evaluate."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,10 @@ class Training:
         n_envs = config.n_envs or (task.n_envs if agent.is_ppo else 1)
         self._env = make_env(config.task, n_envs=n_envs, seed=config.seed)
         self._agent = make_agent(config.agent, config.task, self._env, config.seed)
-        seed = config.seed + EVALUATION_SEED
+        # An agent seeds environment i with seed + i: runs of two seeds would share environments.
+        self._env.seed(config.seed * n_envs)
         n_at_once = min(10, config.eval_episodes)
+        seed = config.seed * n_at_once + EVALUATION_SEED
         self._evaluation = make_env(
             config.task, n_envs=n_at_once, seed=seed, statistics_of=self._env
         )

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.envs.classic_control import PendulumEnv
 from rich.console import Console
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
@@ -111,6 +112,28 @@ def test_agents_with_a_replay_buffer_leave_no_updates(agent: str, tmp_path: Path
     assert row["timesteps"] == 60
     assert -2000.0 < row["final_return"] < 0.0
     assert not (tmp_path / "out" / "updates.csv").exists()
+
+
+def test_runs_of_different_seeds_share_no_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begin, seen = PendulumEnv.reset, set[int]()
+
+    def note(self: PendulumEnv, *, seed: int | None = None, **kwargs: Any) -> Any:
+        if seed is not None:
+            seen.add(seed)
+        return begin(self, seed=seed, **kwargs)
+
+    monkeypatch.setattr(PendulumEnv, "reset", note)
+    used = []
+    for number in (0, 1, 2):
+        seen.clear()
+        out = tmp_path / f"{number}"
+        small = {"total_timesteps": 8, "n_points": 1, "eval_episodes": 3, "out": out}
+        run(Config("ddpg", "Pendulum-v1", number, n_envs=4, **small), quiet())
+        used.append(set(seen))
+    assert [len(seeds) for seeds in used] == [7, 7, 7]  # four to learn in, three to evaluate in
+    assert len(set.union(*used)) == 21
 
 
 def make_ppo(task: str = "CartPole-v1") -> PenaltyPPO:
