@@ -1,5 +1,7 @@
 """Gymnasium environments in which an agent compresses a convolutional network layer by layer."""
 
+from typing import Any
+
 from gymnasium import register
 
 from compress_env.data import DataBundle, load_data, make_data_bundle
@@ -55,127 +57,57 @@ register(
     entry_point="compress_env.envs.quantization:QuantizationEnv",
     kwargs={"model": "lenet5", "data": "mnist", "size_budget": 0.1},
 )
+
+# The deep tasks: small images, few minibatches, and accuracy measured at an episode's end alone, so
+# that an episode takes a fraction of a second.
+_DEEP: dict[str, Any] = {
+    "data": "digits16",
+    "finetune_at": "episode",
+    "finetune_config": {"batch_size": 32, "learning_rate": 0.02, "batch_norm_batches": 2},
+    "reward": "err",
+    "reward_at": "episode",
+    "snapshot_bytes": 0,
+}
+_DEEP_PRUNING: dict[str, Any] = _DEEP | {"method": "magnitude", "finetune_steps": 4}
+_DEEP_QUANTIZATION: dict[str, Any] = _DEEP | {"finetune_steps": 1}
+
 register(
     id="compress_env/PruneVGG8Digits-v0",
     entry_point="compress_env.envs.pruning:PruningEnv",
-    kwargs={
-        "model": "vgg8",
-        "data": "digits16",
-        "method": "magnitude",
-        "flops_budget": 0.2,
-        "finetune_steps": 4,
-        "finetune_at": "episode",
-        "finetune_config": {"batch_size": 32, "learning_rate": 0.02, "batch_norm_batches": 2},
-        "reward": "err",
-        "reward_at": "episode",
-        "snapshot_bytes": 0,
-    },
+    kwargs=_DEEP_PRUNING | {"model": "vgg8", "flops_budget": 0.2},
 )
 register(
     id="compress_env/QuantizeVGG8Digits-v0",
     entry_point="compress_env.envs.quantization:QuantizationEnv",
-    kwargs={
-        "model": "vgg8",
-        "data": "digits16",
-        "size_budget": 0.044,
-        "finetune_steps": 1,
-        "finetune_at": "episode",
-        "finetune_config": {"batch_size": 32, "learning_rate": 0.02, "batch_norm_batches": 2},
-        "reward": "err",
-        "reward_at": "episode",
-        "snapshot_bytes": 0,
-    },
+    kwargs=_DEEP_QUANTIZATION | {"model": "vgg8", "size_budget": 0.045},
 )
 register(
     id="compress_env/PruneResNet20Digits-v0",
     entry_point="compress_env.envs.pruning:PruningEnv",
-    kwargs={
-        "model": "resnet20",
-        "data": "digits16",
-        "method": "magnitude",
-        "flops_budget": 0.35,
-        "finetune_steps": 4,
-        "finetune_at": "episode",
-        "finetune_config": {"batch_size": 32, "learning_rate": 0.02, "batch_norm_batches": 2},
-        "reward": "err",
-        "reward_at": "episode",
-        "snapshot_bytes": 0,
-    },
+    kwargs=_DEEP_PRUNING | {"model": "resnet20", "flops_budget": 0.35},
 )
 register(
     id="compress_env/QuantizeResNet20Digits-v0",
     entry_point="compress_env.envs.quantization:QuantizationEnv",
-    kwargs={
-        "model": "resnet20",
-        "data": "digits16",
-        "size_budget": 0.046,
-        "finetune_steps": 1,
-        "finetune_at": "episode",
-        "finetune_config": {"batch_size": 32, "learning_rate": 0.02, "batch_norm_batches": 2},
-        "reward": "err",
-        "reward_at": "episode",
-        "snapshot_bytes": 0,
-    },
+    kwargs=_DEEP_QUANTIZATION | {"model": "resnet20", "size_budget": 0.046},
 )
 register(
     id="compress_env/PruneMobileNetV2Digits-v0",
     entry_point="compress_env.envs.pruning:PruningEnv",
-    kwargs={
-        "model": "mobilenet_v2_narrow",
-        "data": "digits16",
-        "method": "magnitude",
-        "flops_budget": 0.5,
-        "finetune_steps": 4,
-        "finetune_at": "episode",
-        "finetune_config": {"batch_size": 32, "learning_rate": 0.02, "batch_norm_batches": 2},
-        "reward": "err",
-        "reward_at": "episode",
-        "snapshot_bytes": 0,
-    },
+    kwargs=_DEEP_PRUNING | {"model": "mobilenet_v2_narrow", "flops_budget": 0.5},
 )
 register(
     id="compress_env/QuantizeMobileNetV2Digits-v0",
     entry_point="compress_env.envs.quantization:QuantizationEnv",
-    kwargs={
-        "model": "mobilenet_v2_narrow",
-        "data": "digits16",
-        "size_budget": 0.1925,
-        "finetune_steps": 1,
-        "finetune_at": "episode",
-        "finetune_config": {"batch_size": 32, "learning_rate": 0.02, "batch_norm_batches": 2},
-        "reward": "err",
-        "reward_at": "episode",
-        "snapshot_bytes": 0,
-    },
+    kwargs=_DEEP_QUANTIZATION | {"model": "mobilenet_v2_narrow", "size_budget": 0.1925},
 )
 register(
     id="compress_env/PruneDenseNetDigits-v0",
     entry_point="compress_env.envs.pruning:PruningEnv",
-    kwargs={
-        "model": "densenet_small",
-        "data": "digits16",
-        "method": "magnitude",
-        "flops_budget": 0.35,
-        "finetune_steps": 4,
-        "finetune_at": "episode",
-        "finetune_config": {"batch_size": 32, "learning_rate": 0.02, "batch_norm_batches": 2},
-        "reward": "err",
-        "reward_at": "episode",
-        "snapshot_bytes": 0,
-    },
+    kwargs=_DEEP_PRUNING | {"model": "densenet_small", "flops_budget": 0.35},
 )
 register(
     id="compress_env/QuantizeDenseNetDigits-v0",
     entry_point="compress_env.envs.quantization:QuantizationEnv",
-    kwargs={
-        "model": "densenet_small",
-        "data": "digits16",
-        "size_budget": 0.118,
-        "finetune_steps": 1,
-        "finetune_at": "episode",
-        "finetune_config": {"batch_size": 32, "learning_rate": 0.02, "batch_norm_batches": 2},
-        "reward": "err",
-        "reward_at": "episode",
-        "snapshot_bytes": 0,
-    },
+    kwargs=_DEEP_QUANTIZATION | {"model": "densenet_small", "size_budget": 0.118},
 )

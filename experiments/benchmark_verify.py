@@ -117,7 +117,7 @@ def _replay(
             continue
         now = {column: played[name] for column, name in columns.items()}
         if kind == "actions":
-            now["cost_fraction"] = played["cost"] / env.unpruned.cost
+            now["cost_fraction"] = played["cost"] / env.unpruned.cost_high
             now["test_accuracy"] = env.task.accuracy(env.compressed_model(), "test")
         yield from (
             f"{column} is {row[column]!r}, its replay gives {value!r}"

@@ -38,8 +38,9 @@ from experiments.checks import check_choices, check_lowest
 from experiments.command import run_command, run_measurement
 from experiments.importance_benefit_figures import draw_errors
 from experiments.importance_benefit_report import format_report
+from experiments.playing import play_actions
 from experiments.run_folder import RunFolder
-from experiments.search import EpisodeLog, best_episode, replay, run_learner, run_policy
+from experiments.search import EpisodeLog, best_episode, run_learner, run_policy
 from experiments.training import limit_images, seeded_task, train_with_marks
 
 __all__ = ["Config", "Measurement", "main", "run"]
@@ -222,7 +223,7 @@ class Measurement:
         if policy is not None:
             run_policy(policy, log, n_episodes=1)
         best = best_episode(log.episodes)
-        replay(env, best)
+        play_actions(env, best.actions)
         rates, plan = list(best.values), env.plan
         return {
             "filters": plan.count(rates, "filters") / plan.full("filters"),

@@ -64,13 +64,14 @@ def play(env: LayerwiseCompressionEnv, policy: PolicyPredictor) -> Played:
 
 
 def play_actions(env: LayerwiseCompressionEnv, actions: Sequence[float]) -> Played:
-    """Take given actions.
+    """Take given actions; the environment then holds their network.
 
     Raises:
-        ValueError: If there are more or fewer than layers.
+        ValueError: If there are more than layers, or fewer and the episode does not end with them.
     """
-    if len(actions) != len(env.walk):
-        raise ValueError(
-            f"expected {len(env.walk)} actions, one for each layer, got {len(actions)}"
-        )
-    return play(env, Script(StagePolicy((), (), tuple(actions))))
+    try:
+        if len(actions) <= len(env.walk):
+            return play(env, Script(StagePolicy((), (), tuple(actions))))
+    except StopIteration:
+        pass
+    raise ValueError(f"expected {len(env.walk)} actions, one for each layer, got {len(actions)}")

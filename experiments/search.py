@@ -16,15 +16,12 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from compress_env.envs.base import LayerwiseCompressionEnv
-
 __all__ = [
     "Episode",
     "EpisodeLog",
     "best_episode",
     "format_actions",
     "is_over",
-    "replay",
     "run_learner",
     "run_policy",
 ]
@@ -334,10 +331,3 @@ def best_episode(episodes: Sequence[Episode]) -> Episode:
         reason = episodes[-1].error if episodes else "none was run"
         raise RuntimeError(f"no episode finished: {reason}")
     return max(finished, key=lambda e: (e.accuracy, -e.cost, -e.index))
-
-
-def replay(env: LayerwiseCompressionEnv, episode: Episode) -> None:
-    """Take the actions of an episode again; the environment then holds its network."""
-    env.reset()
-    for action in episode.actions:
-        env.step(np.array([action], np.float32))

@@ -29,11 +29,12 @@ from compress_env.seeding import derive_generator
 from compress_env.task import select_device
 from experiments.actors import open_actors
 from experiments.algorithms import SINGLE, make_learner
+from experiments.playing import play_actions
 from experiments.policies import Script, StagePolicy, read_policy
 from experiments.progress import SearchProgress
 from experiments.resuming import ResumableSearch, read_finished
 from experiments.run_folder import RunFolder
-from experiments.search import Episode, EpisodeLog, best_episode, replay
+from experiments.search import Episode, EpisodeLog, best_episode
 
 if TYPE_CHECKING:
     from experiments.compress import Config
@@ -190,7 +191,7 @@ class Job:
         """Search, apply the best episode again, and fine-tune its network."""
         episodes = self._search(key, env, algorithm, n_evaluations)
         best = best_episode(episodes)
-        replay(env, best)
+        play_actions(env, best.actions)
         model = env.live_model()
         weights = self.folder.state_path / f"{'-'.join(key)}.safetensors"
         if weights.is_file():

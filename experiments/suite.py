@@ -10,23 +10,21 @@ one thread. Baselines that are not in the cache are trained first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from time import process_time
-from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
+from stable_baselines3.common.type_aliases import PolicyPredictor
 
 from agents import Random, Uniform
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.suite import SUITE, SuiteTask, describe_suite
 from experiments.checks import check_lowest
 from experiments.command import run_command
+from experiments.playing import play
 from experiments.report import format_markdown
 
 __all__ = ["Config", "measure_task", "run"]
@@ -78,8 +76,8 @@ def measure_task(task: SuiteTask, n_random: int, seed: int) -> tuple[str, ...]:
     whole = env.task.model
     uniform = Uniform(env.uniform_value() / env.value_scale)
     random = Random(env.observation_space, env.action_space, seed)
-    uniform_accuracy, _ = _play(env, lambda seen: uniform.predict(seen)[0])
-    episodes = [_play(env, lambda seen: random.predict(seen)[0]) for _ in range(n_random)]
+    uniform_accuracy, _ = _play(env, uniform)
+    episodes = [_play(env, random) for _ in range(n_random)]
     accuracies = [accuracy for accuracy, _ in episodes]
     worst, middle, best = min(accuracies), median(accuracies), max(accuracies)
     return (
@@ -91,16 +89,10 @@ def measure_task(task: SuiteTask, n_random: int, seed: int) -> tuple[str, ...]:
     )
 
 
-def _play(
-    env: LayerwiseCompressionEnv, act: Callable[[NDArray[Any]], NDArray[Any]]
-) -> tuple[float, float]:
+def _play(env: LayerwiseCompressionEnv, policy: PolicyPredictor) -> tuple[float, float]:
     """Return the accuracy that an episode ends with, and its CPU seconds."""
     start = process_time()
-    observation, _ = env.reset()
-    done, info = False, {"accuracy": np.nan}
-    while not done:
-        observation, _, done, _, info = env.step(act(observation))
-    return float(info["accuracy"]), process_time() - start
+    return play(env, policy).accuracy, process_time() - start
 
 
 def main() -> None:

@@ -289,7 +289,7 @@ def _row(
         "test_accuracy": env.task.accuracy(env.compressed_model(), "test"),
         "reward": best.reward,
         "cost": best.cost,
-        "cost_fraction": best.cost / env.unpruned.cost,
+        "cost_fraction": best.cost / env.unpruned.cost_high,
         "dense_macs": best.dense_macs,
         "dense_params": best.dense_params,
         "sparse_macs": best.sparse_macs,

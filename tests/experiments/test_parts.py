@@ -15,13 +15,13 @@ from agents import Random, Uniform
 from compress_env.envs.pruning import PruningEnv
 from experiments.algorithms import LEARNERS, check_algorithm, make_learner
 from experiments.figures import pareto_front
+from experiments.playing import play_actions
 from experiments.report import format_markdown
 from experiments.run_folder import RunFolder, replacing
 from experiments.search import (
     Episode,
     EpisodeLog,
     best_episode,
-    replay,
     run_learner,
     run_policy,
 )
@@ -87,8 +87,16 @@ class TestSearch:
         env = make_env()
         log = make_log(env)
         run_policy(Random(log.observation_space, log.action_space, 1), log, n_episodes=2)
-        replay(env, log.episodes[0])
+        play_actions(env, log.episodes[0].actions)
         assert env.task.score(env.compressed_model()) == log.episodes[0].accuracy
+
+    def test_replay_of_a_failed_episode_takes_the_actions_before_it_failed(self) -> None:
+        scores = iter([0.5, float("nan"), 0.5, 0.5, 0.5])
+        env = make_env(scorer=lambda _: next(scores))
+        failed = play_actions(env, (0.1, 0.2))
+        assert len(failed.actions) == 2 and np.isnan(failed.accuracy)
+        with pytest.raises(ValueError, match="expected 3 actions, one for each layer, got 2"):
+            play_actions(env, (0.1, 0.3))
 
     def test_uniform_prunes_every_layer_alike_and_meets_the_budget(self) -> None:
         env = make_env(flops_budget=0.4)
