@@ -6,8 +6,10 @@ costs and returns with `sweep.csv`; compares `sweep.csv` with the trials' own ta
 where these are there too; and makes the leaderboard again. On the machine of the run everything
 must be equal to the last digit. On another one sums are rounded in another order, fine-tuning
 takes another course, and accuracies differ by some images: `--tolerance 0.02` allows for that.
-The networks in the folder are taken as they are, and so is what the final policy chose: that its
-actions lead to what is stored is checked, not that an agent would learn to take them.
+Where a network is not the one that the recipe makes here, or scores are measured by other
+accuracies than the package's `best_known.csv` has, a line says so, which is no mismatch. What the
+final policy chose is taken as it is: that its actions lead to what is stored is checked, not that
+an agent would learn to take them.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from rich.console import Console
 from compress_env.envs.base import LayerwiseCompressionEnv
 from experiments.algorithms import SINGLE
 from experiments.benchmark_report import format_leaderboard
-from experiments.benchmark_table import make_leaderboard, read_best_known
+from experiments.benchmark_table import BEST_KNOWN, make_leaderboard, read_best_known
 from experiments.playing import play_actions
 from experiments.run_folder import restore_config
 from experiments.trial import Config as Trial
@@ -90,18 +92,43 @@ def verify(config: Config, console: Console) -> list[str]:
     for task, rows in trials.groupby("task", sort=False):
         settings = restore_config(Trial, stored[Path(rows["cell"].iloc[0]).name])
         env = _make_task(config, settings)
+        for note in _compare_networks(env, make_task(_with_data(config, settings))):
+            console.print(f"{task}: {note}", highlight=False)
         for row in rows.to_dict("records"):
             lines = [*_replay(env, row, config.tolerance), *_check_files(config.run, env, row)]
             found += [f"{Path(row['cell']).name}: {line}" for line in lines]
         console.print(f"{task}: {len(rows)} trials replayed", highlight=False)
+    for note in _compare_references(config.run / "best_known.csv", set(trials["task"])):
+        console.print(note, highlight=False)
     return [*found, *_check_leaderboard(config.run, trials)]
 
 
 def _make_task(config: Config, settings: Trial) -> LayerwiseCompressionEnv:
-    if config.data_root is not None:
-        settings = dataclasses.replace(settings, data_root=config.data_root)
     network = network_path(config.run, settings.task)
-    return make_task(settings, **({"checkpoint": network} if network.exists() else {}))
+    options = {"checkpoint": network} if network.exists() else {}
+    return make_task(_with_data(config, settings), **options)
+
+
+def _with_data(config: Config, settings: Trial) -> Trial:
+    if config.data_root is None:
+        return settings
+    return dataclasses.replace(settings, data_root=config.data_root)
+
+
+def _compare_networks(stored: LayerwiseCompressionEnv, own: LayerwiseCompressionEnv) -> list[str]:
+    """Say how a folder's network differs from the one that its recipe makes here."""
+    first, second = (env.task.model.state_dict() for env in (stored, own))
+    if first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first):
+        return []
+    accuracies = [
+        f"{env.task.accuracy(env.task.model, split):.4f}"
+        for split in ("validation", "test")
+        for env in (stored, own)
+    ]
+    return [
+        "the network is not the one that is trained here; validation accuracy {} and {}, test "
+        "accuracy {} and {}".format(*accuracies)
+    ]
 
 
 def _replay(
@@ -199,6 +226,19 @@ def _count_networks(episodes: list[dict[str, Any]], reward_at: str) -> int:
 
 def _same(first: Any, second: Any) -> bool:
     return bool(first == second) or (first != first and second != second)  # NaN is not itself
+
+
+def _compare_references(path: Path, tasks: set[str]) -> list[str]:
+    """Say which tasks' scores are measured by other accuracies than those of the package."""
+    if not path.exists():
+        return []
+    stored, own = read_best_known(path), read_best_known(BEST_KNOWN)
+    return [
+        f"{task}: scores are measured by {stored[task].uniform:.4f} and {stored[task].best:.4f}, "
+        f"now known: {own[task].uniform:.4f} and {own[task].best:.4f}"
+        for task in sorted(tasks & stored.keys() & own.keys())
+        if stored[task][:2] != own[task][:2]
+    ]
 
 
 def _check_leaderboard(run: Path, trials: pd.DataFrame) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from experiments import benchmark, benchmark_verify, trials
 from experiments.benchmark import BestConfig, Config, TableConfig, find_best, make_table, run
@@ -31,6 +32,7 @@ from experiments.benchmark_table import (
 from experiments.benchmark_verify import verify
 from experiments.intervals import iqm_interval
 from experiments.trial import Config as Trial
+from experiments.trials import network_path
 from tests.fakes import TINY, InProcessPool, tiny_tasks
 
 AGENTS = ("uniform", "random", "cma_es", "ppo")
@@ -112,7 +114,27 @@ def test_leaderboard_is_that_of_the_trials(ran: Config) -> None:
 
 
 def test_untouched_folder_is_verified(ran: Config) -> None:
-    assert verify(benchmark_verify.Config(folder_of(ran)), console()) == []
+    shown = console()
+    assert verify(benchmark_verify.Config(folder_of(ran)), shown) == []
+    assert "trained here" not in text_of(shown) and "now known" not in text_of(shown)
+
+
+def test_another_network_and_other_references_are_told(
+    ran: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(folder_of(ran), out)
+    path = network_path(out, TINY[0])
+    weights = {name: -tensor for name, tensor in load_file(path).items()}
+    save_file(weights, path)
+    now = tmp_path / "now.csv"
+    write_best_known(now, {TINY[0]: Reference(0.25, 0.75, "somebody")})
+    monkeypatch.setattr(benchmark_verify, "BEST_KNOWN", now)
+    shown = console()
+    verify(benchmark_verify.Config(out), shown)
+    text = " ".join(text_of(shown).split())
+    assert text.count("the network is not the one that is trained here; validation") == 1
+    assert f"{TINY[0]}: scores are measured by 0.2500 and 0.5000, now known: 0.2500 and" in text
 
 
 def replace_cell(table: str, column: str, change: Callable[[str], str]) -> Callable[[Path], None]:
