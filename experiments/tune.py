@@ -67,6 +67,8 @@ class Config:
     """Fresh seeds, from 100 on, with which the best sets are played again."""
     n_evaluations: int = 100
     """Distinct networks whose accuracy a search may ask for."""
+    n_episodes: int = 200
+    """Most episodes of a search: one that repeats a network costs time, though no evaluation."""
     seed: int = 0
     """Seed of the sampler of sets."""
     jobs: int | None = None
@@ -85,7 +87,7 @@ class Config:
         import_optuna()
         check_choices(self, "agent", "tasks", "seeds", "replay_seeds")
         check_lowest(self, LOWEST_SEED, "seeds", "replay_seeds")
-        check_lowest(self, 1, "n_trials", "n_evaluations", "jobs")
+        check_lowest(self, 1, "n_trials", "n_evaluations", "n_episodes", "jobs")
         check_lowest(self, 0, "seed")
         if set(self.seeds) & set(self.replay_seeds):
             raise ValueError(f"expected replay_seeds that are not in seeds, got {self.seeds}")

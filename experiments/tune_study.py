@@ -65,12 +65,14 @@ class Job(NamedTuple):
     """Seeds with which the best are played again."""
     n_evaluations: int
     """Distinct networks that a search may evaluate."""
+    n_episodes: int
+    """Most episodes of a search."""
     seed: int
     """Seed of the sampler."""
 
     def fixed(self) -> dict[str, Any]:
         """Return what must stay the same when a study goes on, in JSON's types."""
-        names = ("tasks", "seeds", "replay_seeds", "n_evaluations", "seed")
+        names = ("tasks", "seeds", "replay_seeds", "n_evaluations", "n_episodes", "seed")
         content: dict[str, Any] = json.loads(
             json.dumps({name: getattr(self, name) for name in names})
         )
@@ -151,20 +153,27 @@ def anytime_accuracy(accuracies: ArrayLike, n_evaluations: ArrayLike, limit: int
     return float(np.concatenate([[0.0], best])[n_ended].mean())
 
 
-def score(agent: str, settings: Mapping[str, Any], task: str, seed: int, limit: int) -> float:
+def score(job: Job, settings: Mapping[str, Any], task: str, seed: int) -> float:
     """Run a trial with some settings; return its `anytime_accuracy`.
 
     Raises:
         ValueError: If a setting is wrong, or the agent's weights are no numbers any more.
         RuntimeError: If no episode has come to its end.
     """
-    text = json.dumps(dict(settings))
     with TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        config = trial.Config(agent, task, seed, n_evaluations=limit, settings=text, out=out)
+        config = trial.Config(
+            job.agent,
+            task,
+            seed,
+            n_evaluations=job.n_evaluations,
+            n_episodes=job.n_episodes,
+            settings=json.dumps(dict(settings)),
+            out=Path(folder) / "run",
+        )
         trial.run(config, Console(file=StringIO()))
-        episodes = pd.read_csv(out / "episodes.csv")
-    return anytime_accuracy(episodes["accuracy"], episodes["n_evaluations"], limit)
+        episodes = pd.read_csv(Path(folder) / "run" / "episodes.csv")
+    accuracies, n_evaluations = episodes["accuracy"], episodes["n_evaluations"]
+    return anytime_accuracy(accuracies, n_evaluations, job.n_evaluations)
 
 
 def tune_agent(job: Job, console: Console) -> None:
@@ -309,7 +318,7 @@ def _play(
     """Return the objective by task; ends when `stops` says so of the mean of the tasks so far."""
     by_task: dict[str, float] = {}
     for task in job.tasks:
-        scores = [score(job.agent, settings, task, seed, job.n_evaluations) for seed in job.seeds]
+        scores = [score(job, settings, task, seed) for seed in job.seeds]
         by_task[task] = float(np.mean(scores))
         if stops(float(np.mean(list(by_task.values())))):
             break
@@ -352,7 +361,7 @@ def _replay(study: Any, job: Job, console: Console) -> None:
 def _play_again(job: Job, tried: Tried) -> dict[str, list[float]]:
     def once(task: str, seed: int) -> float:
         try:
-            return score(job.agent, tried.settings, task, seed, job.n_evaluations)
+            return score(job, tried.settings, task, seed)
         except FAILURES:
             return WORST
 
