@@ -141,7 +141,8 @@ def _rollout(n_steps: int, n_updates: int, highest: int) -> int:
 def _pop_learning_starts(settings: dict[str, Any], n_steps: int) -> int:
     """Take two settings out; return the steps before learning starts."""
     fraction = settings.pop("learning_starts_fraction")
-    return min(settings.pop("learning_starts_max"), int(fraction * n_steps))
+    highest: int = settings.pop("learning_starts_max")
+    return min(highest, int(fraction * n_steps))
 
 
 LEARNERS: dict[str, Builder] = {
@@ -214,6 +215,6 @@ def make_learner(
         ValueError: If the agent does not have one of the settings.
         ImportError: If it is one of `CONTRIB` and sb3-contrib is not installed.
     """
-    given = settings or {}
+    given = dict(settings or {})
     check_settings(name, given)
     return (LEARNERS | CONTRIB)[name](env, n_steps, seed, stored_settings(name) | given)

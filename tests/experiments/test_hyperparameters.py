@@ -15,7 +15,7 @@ from experiments.hyperparameters import (
     stored_settings,
 )
 from experiments.search import EpisodeLog, run_learner
-from experiments.tune_spaces import SPACES, Choice, Range, contains
+from experiments.tune_spaces import SPACES, Choice, Range, Space, contains
 from tests.experiments.test_parts import make_log
 
 PUBLISHED = {"cma_es", "tpe"}
@@ -48,7 +48,7 @@ def test_every_learner_has_settings_but_those_with_published_defaults() -> None:
 
 
 def test_space_contains_no_other_names_and_nothing_outside() -> None:
-    space = {"a": Range(0.5, 2.0, log=True), "b": Choice((1, 2))}
+    space: Space = {"a": Range(0.5, 2.0, log=True), "b": Choice((1, 2))}
     assert contains(space, {"a": 2.0, "b": 1})
     assert not contains(space, {"a": 2.1, "b": 1})
     assert not contains(space, {"a": 2.0, "b": 3})
@@ -69,7 +69,7 @@ def test_every_learner_takes_what_the_search_may_find(name: str, end: int) -> No
         assert agent.learning_rate == settings["learning_rate"]
 
 
-SHAPED = {
+SHAPED: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     # Environment steps of the search, then what must come of stored settings that are given here.
     "ppo": (850, {"n_updates": 10, "n_steps_max": 64}, {"n_steps": 64, "batch_size": 32}),
     "kl_ppo": (850, {"n_updates": 10, "n_steps_max": 256}, {"n_steps": 84, "batch_size": 42}),

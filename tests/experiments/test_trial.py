@@ -19,7 +19,7 @@ from rich.console import Console
 from stable_baselines3 import PPO
 
 from agents import Random
-from experiments import trial
+from experiments import entrants, trial
 from experiments.algorithms import CONTRIB
 from experiments.hyperparameters import HYPERPARAMETERS
 from experiments.playing import play_actions
@@ -139,8 +139,9 @@ def test_best_network_is_the_one_of_the_stored_actions(tmp_path: Path) -> None:
         }
 
 
-def test_overestimation_is_that_of_the_later_half(tmp_path: Path) -> None:
-    row = run(small(tmp_path / "out", agent="ppo", n_evaluations=5), quiet())
+@pytest.mark.parametrize("agent", ["ppo", "kl_ppo", "cim_ppo"])
+def test_overestimation_is_that_of_the_later_half(agent: str, tmp_path: Path) -> None:
+    row = run(small(tmp_path / "out", agent=agent, n_evaluations=5), quiet())
     records = pd.read_csv(tmp_path / "out" / "overestimation.csv")
     assert len(records) == row["n_episodes"]
     late = (records["mean_value"] - records["mean_return"])[len(records) // 2 :]
@@ -292,7 +293,7 @@ def test_hyperparameters_are_replaced_and_go_on_in_a_stopped_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = []
-    make = trial.make_agent
+    make = entrants.make_agent
 
     def note(*args: Any, **kwargs: Any) -> Any:
         agent = make(*args, **kwargs)
