@@ -21,7 +21,13 @@ from agents import EpisodeSearch
 __all__ = ["agent_state", "random_state", "restore_agent", "restore_random_state"]
 
 State = dict[str, Any]
-_COUNTERS = ("num_timesteps", "_episode_num", "_n_updates", "_current_progress_remaining")
+_COUNTERS = (
+    "num_timesteps",
+    "_episode_num",
+    "_n_updates",
+    "_current_progress_remaining",
+    "kl_coef",  # which KLPPO adapts
+)
 
 
 def agent_state(agent: BaseAlgorithm) -> State:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.type_aliases import GymEnv
 
-from agents import CMAES, TPE, QCriticPPO
+from agents import CIMPPO, CMAES, KLPPO, TPE, QCriticPPO
 from agents.q_critic_ppo import Advantage
+from experiments.hyperparameters import check_settings, stored_settings
 
 __all__ = [
     "CONTRIB",
@@ -27,74 +28,77 @@ __all__ = [
     "make_learner",
 ]
 
-LOG_STD = -0.5  # a standard deviation of 1 would put a third of the first actions on the bounds
-Builder = Callable[[GymEnv, int, int], BaseAlgorithm]
+Settings = Mapping[str, Any]
+Builder = Callable[[GymEnv, int, int, Settings], BaseAlgorithm]
+"""Takes environment, environment steps of the search, seed and all hyper-parameters."""
 
 
 def _q_critic_ppo(advantage: Advantage) -> Builder:
-    def build(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
-        # Rewards come at the end, after decisions that the observation does not tell: hence
-        # returns.
+    def build(env: GymEnv, n_steps: int, seed: int, settings: Settings) -> BaseAlgorithm:
+        given = dict(settings)
         return QCriticPPO(
             "MlpPolicy",
             env,
             advantage=advantage,
             gamma=1.0,
-            target_steps=10,
-            learning_starts=min(50, n_steps // 5),
+            learning_starts=_pop_learning_starts(given, n_steps),
             seed=seed,
             device="cpu",
+            policy_kwargs={"log_std_init": given.pop("log_std_init")},
+            **given,
         )
 
     return build
 
 
 def _on_policy(agent: Callable[..., BaseAlgorithm]) -> Builder:
-    def build(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
-        rollout = _rollout(n_steps)
+    def build(env: GymEnv, n_steps: int, seed: int, settings: Settings) -> BaseAlgorithm:
+        given = dict(settings)
+        rollout = _rollout(n_steps, given.pop("n_updates"), given.pop("n_steps_max"))
         return agent(
             "MlpPolicy",
             env,
             n_steps=rollout,
             batch_size=rollout // 2,
             gamma=1.0,
-            learning_rate=1e-3,
             seed=seed,
             device="cpu",
-            policy_kwargs={"log_std_init": LOG_STD},
+            policy_kwargs={"log_std_init": given.pop("log_std_init")},
+            **given,
         )
 
     return build
 
 
-def _a2c(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
+def _a2c(env: GymEnv, n_steps: int, seed: int, settings: Settings) -> BaseAlgorithm:
+    given = dict(settings)
     return A2C(
         "MlpPolicy",
         env,
-        n_steps=5,
         gamma=1.0,
         seed=seed,
         device="cpu",
-        policy_kwargs={"log_std_init": LOG_STD},
+        policy_kwargs={"log_std_init": given.pop("log_std_init")},
+        **given,
     )
 
 
-def _off_policy(agent: Callable[..., BaseAlgorithm], noise: float | None) -> Builder:
-    def build(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
-        extra: dict[str, Any] = {}
-        if noise is not None:
-            extra["action_noise"] = NormalActionNoise(np.zeros(1), np.full(1, noise))
+def _off_policy(agent: Callable[..., BaseAlgorithm]) -> Builder:
+    def build(env: GymEnv, n_steps: int, seed: int, settings: Settings) -> BaseAlgorithm:
+        given = dict(settings)
+        if "action_noise" in given:
+            std = given.pop("action_noise")
+            given["action_noise"] = NormalActionNoise(np.zeros(1), np.full(1, std))
         return agent(
             "MlpPolicy",
             env,
             gamma=1.0,
-            learning_starts=min(100, n_steps // 5),
-            batch_size=64,
+            learning_starts=_pop_learning_starts(given, n_steps),
             buffer_size=max(n_steps, 1),
             seed=seed,
             device="cpu",
             policy_kwargs={"net_arch": [64, 64]},
-            **extra,
+            **given,
         )
 
     return build
@@ -117,30 +121,39 @@ def _import_contrib() -> Any:
         ) from None
 
 
-def _ars(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
-    return _contrib("ARS")("MlpPolicy", env, seed=seed, device="cpu")
+def _ars(env: GymEnv, n_steps: int, seed: int, settings: Settings) -> BaseAlgorithm:
+    return _contrib("ARS")("MlpPolicy", env, seed=seed, device="cpu", **settings)
 
 
-def _cma_es(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
+def _cma_es(env: GymEnv, n_steps: int, seed: int, settings: Settings) -> BaseAlgorithm:
     return CMAES("MlpPolicy", env, seed=seed)
 
 
-def _tpe(env: GymEnv, n_steps: int, seed: int) -> BaseAlgorithm:
+def _tpe(env: GymEnv, n_steps: int, seed: int, settings: Settings) -> BaseAlgorithm:
     return TPE("MlpPolicy", env, seed=seed)
 
 
-def _rollout(n_steps: int) -> int:
-    """Steps between two updates: a tenth of the search, even, in 8..64."""
-    return int(np.clip(n_steps // 20, 4, 32)) * 2
+def _rollout(n_steps: int, n_updates: int, highest: int) -> int:
+    """Steps between two updates: even, from 8 to `highest`."""
+    return int(np.clip(n_steps // (2 * n_updates), 4, max(highest // 2, 4))) * 2
+
+
+def _pop_learning_starts(settings: dict[str, Any], n_steps: int) -> int:
+    """Take two settings out; return the steps before learning starts."""
+    fraction = settings.pop("learning_starts_fraction")
+    highest: int = settings.pop("learning_starts_max")
+    return min(highest, int(fraction * n_steps))
 
 
 LEARNERS: dict[str, Builder] = {
     "q_critic_ppo": _q_critic_ppo("q_baseline"),
     "ppo": _on_policy(PPO),
+    "kl_ppo": _on_policy(KLPPO),
+    "cim_ppo": _on_policy(CIMPPO),
     "a2c": _a2c,
-    "ddpg": _off_policy(DDPG, 0.3),
-    "td3": _off_policy(TD3, 0.3),
-    "sac": _off_policy(SAC, None),
+    "ddpg": _off_policy(DDPG),
+    "td3": _off_policy(TD3),
+    "sac": _off_policy(SAC),
     "q_critic_ppo_q": _q_critic_ppo("q"),
     "cma_es": _cma_es,
     "tpe": _tpe,
@@ -148,9 +161,9 @@ LEARNERS: dict[str, Builder] = {
 """Agents that learn, and black-box searches, by name."""
 
 CONTRIB: dict[str, Builder] = {
-    "tqc": _off_policy(_contrib("TQC"), None),
+    "tqc": _off_policy(_contrib("TQC")),
     "trpo": _on_policy(_contrib("TRPO")),
-    "crossq": _off_policy(_contrib("CrossQ"), None),
+    "crossq": _off_policy(_contrib("CrossQ")),
     "ars": _ars,
 }
 """Learners of sb3-contrib, by name."""
@@ -186,10 +199,22 @@ def check_packages(name: str) -> None:
         raise ImportError("tpe needs optuna: pip install 'compress-env[benchmark]'")
 
 
-def make_learner(name: str, env: GymEnv, *, n_steps: int, seed: int) -> BaseAlgorithm:
+def make_learner(
+    name: str, env: GymEnv, *, n_steps: int, seed: int, settings: Settings | None = None
+) -> BaseAlgorithm:
     """Build a learner for a search of `n_steps` environment steps.
 
+    Args:
+        name: One of `LEARNERS` or `CONTRIB`.
+        env: The environment.
+        n_steps: Environment steps of the search.
+        seed: Seed of the agent.
+        settings: Hyper-parameters in place of stored ones, see `experiments.hyperparameters`.
+
     Raises:
+        ValueError: If the agent does not have one of the settings.
         ImportError: If it is one of `CONTRIB` and sb3-contrib is not installed.
     """
-    return (LEARNERS | CONTRIB)[name](env, n_steps, seed)
+    given = dict(settings or {})
+    check_settings(name, given)
+    return (LEARNERS | CONTRIB)[name](env, n_steps, seed, stored_settings(name) | given)

@@ -55,8 +55,8 @@ class Config:
     """Train the network for so many epochs first, and keep it in the cache; by its recipe when not
     given."""
     algo: str = "q_critic_ppo"
-    """Agent: q_critic_ppo, ppo, a2c, ddpg, td3, sac, random or uniform; afie or sbpf, which choose
-    pruning rates only and leave the bits to uniform."""
+    """Agent: q_critic_ppo, ppo, kl_ppo, cim_ppo, a2c, ddpg, td3, sac, random or uniform; afie or
+    sbpf, which choose pruning rates only and leave the bits to uniform."""
     method: PruningMethod = "channel"
     """How channels are selected."""
     flops_budget: float = 0.164

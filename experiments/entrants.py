@@ -6,7 +6,7 @@ import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -61,7 +61,13 @@ def goes_on(name: str) -> bool:
 
 
 def make_agent(
-    name: str, env: LayerwiseCompressionEnv, log: EpisodeLog, *, n_steps: int, seed: int
+    name: str,
+    env: LayerwiseCompressionEnv,
+    log: EpisodeLog,
+    *,
+    n_steps: int,
+    seed: int,
+    settings: Mapping[str, Any],
 ) -> Any:
     """Build an agent.
 
@@ -71,6 +77,7 @@ def make_agent(
         log: What the agent acts on; a Stable-Baselines3 `VecEnv` of one environment.
         n_steps: Environment steps of the search.
         seed: Seed of the agent.
+        settings: Hyper-parameters in place of those that are stored for the agent.
 
     Returns:
         A Stable-Baselines3 algorithm, a `Learner`, or something with `predict` alone.
@@ -88,7 +95,7 @@ def make_agent(
         return Random(log.observation_space, log.action_space, seed)
     if name in SINGLE:
         return _single(name, env, log, seed)
-    return make_learner(name, log, n_steps=n_steps, seed=seed)
+    return make_learner(name, log, n_steps=n_steps, seed=seed, settings=settings)
 
 
 @contextmanager

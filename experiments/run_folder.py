@@ -28,12 +28,22 @@ from matplotlib.figure import Figure
 
 from compress_env.files import replacing
 
-__all__ = ["MAY_CHANGE", "RunFolder", "read_config", "replacing", "restore_config", "resume_run"]
+__all__ = [
+    "ADDED",
+    "MAY_CHANGE",
+    "RunFolder",
+    "read_config",
+    "replacing",
+    "restore_config",
+    "resume_run",
+]
 
 PACKAGES = ("compress-env", "gymnasium", "stable-baselines3", "torch", "torch-pruning", "numpy")
 FINISHED = "table.csv"
 MAY_CHANGE = {"data_root", "download", "store", "tensorboard"}
 """Settings that a resumed run may have other values of: its results do not depend on them."""
+ADDED = {"settings": "{}"}
+"""Settings that earlier runs were made without, and what they have there."""
 C = TypeVar("C")
 
 
@@ -169,7 +179,8 @@ def restore_config(config_class: type[C], stored: Mapping[str, Any]) -> C:
     """
     types = typing.get_type_hints(config_class)
     names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
-    return config_class(**{name: _typed(types[name], stored[name]) for name in names})
+    known = ADDED | dict(stored)
+    return config_class(**{name: _typed(types[name], known[name]) for name in names})
 
 
 def resume_run(config: C, path: Path) -> tuple[C, RunFolder]:

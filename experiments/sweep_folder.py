@@ -27,7 +27,7 @@ from rich.console import Console
 
 from compress_env.files import replacing
 from experiments.cells import EXPERIMENTS, Cell, Experiment
-from experiments.run_folder import MAY_CHANGE, describe_run, restore_config
+from experiments.run_folder import ADDED, MAY_CHANGE, describe_run, restore_config
 
 __all__ = ["SweepFolder", "Task", "work"]
 
@@ -115,7 +115,7 @@ class SweepFolder:
                     "lacks; a grid may only grow"
                 )
             for key in sorted((settings.keys() | new[name].keys()) - MAY_CHANGE):
-                before, now = settings.get(key), new[name].get(key)
+                before, now = (cell.get(key, ADDED.get(key)) for cell in (settings, new[name]))
                 if before != now:
                     raise ValueError(
                         f"the sweep in {str(self.path)!r} was made with {key}={before!r}, got "

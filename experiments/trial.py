@@ -35,6 +35,7 @@ from experiments.algorithms import SINGLE
 from experiments.checks import check_lowest
 from experiments.command import run_command, run_measurement
 from experiments.entrants import Learner, blaming, check_agent, goes_on, make_agent
+from experiments.hyperparameters import check_settings
 from experiments.playing import play, play_actions
 from experiments.progress import SearchProgress
 from experiments.resuming import ResumableSearch, read_finished
@@ -72,6 +73,8 @@ class Config:
     """Most episodes; ten times as many as the evaluations would suffice for when not given."""
     env_kwargs: str = "{}"
     """Keyword arguments of the environment in place of the task's own, a JSON object."""
+    settings: str = "{}"
+    """Hyper-parameters of the agent in place of those in hyperparameters.json, a JSON object."""
     data_root: Path | None = None
     """Folder of the data set's files."""
     store: Path | None = None
@@ -96,6 +99,7 @@ class Config:
         if self.n_evaluations is None and self.n_episodes is None:
             raise ValueError("expected n_evaluations or n_episodes, got neither")
         self.options()
+        check_settings(self.agent, self.hyperparameters())
 
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of the environment.
@@ -103,13 +107,25 @@ class Config:
         Raises:
             ValueError: If they are no JSON object.
         """
+        return self._read_object("env_kwargs")
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Return the hyper-parameters that replace stored ones.
+
+        Raises:
+            ValueError: If they are no JSON object.
+        """
+        return self._read_object("settings")
+
+    def _read_object(self, name: str) -> dict[str, Any]:
+        text = getattr(self, name)
         try:
-            options = json.loads(self.env_kwargs)
+            content = json.loads(text)
         except json.JSONDecodeError:
-            options = None
-        if not isinstance(options, dict):
-            raise ValueError(f"env_kwargs must be a JSON object, got {self.env_kwargs!r}")
-        return options
+            content = None
+        if not isinstance(content, dict):
+            raise ValueError(f"{name} must be a JSON object, got {text!r}")
+        return content
 
 
 def make_task(config: Config, **options: Any) -> LayerwiseCompressionEnv:
@@ -187,7 +203,14 @@ class Trial:
 
         log = EpisodeLog(DummyVecEnv([lambda: self.env]), advance)
         search = ResumableSearch(STATE, log, self.folder)
-        agent = make_agent(config.agent, self.env, log, n_steps=self._n_steps, seed=config.seed)
+        agent = make_agent(
+            config.agent,
+            self.env,
+            log,
+            n_steps=self._n_steps,
+            seed=config.seed,
+            settings=config.hyperparameters(),
+        )
         watch = self._watch(agent)
         outcome = partial(self._outcome, agent, watch)
         if not goes_on(config.agent):

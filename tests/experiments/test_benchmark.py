@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -96,6 +97,20 @@ def test_same_command_repeats_nothing_and_other_agents_are_added(
     with pytest.raises(ValueError, match="was made with n_evaluations=4, got 5"):
         run(replace(ran, out=out, n_evaluations=5), console())
     assert run(replace(ran, out=out, data_root=tmp_path), console()) == []  # nothing depends on it
+
+
+def test_folder_from_before_there_were_settings_is_read_and_added_to(
+    ran: Config, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(folder_of(ran), out)
+    content = json.loads((out / "sweep.json").read_text())
+    for cell in content["cells"].values():
+        assert cell.pop("settings") == "{}"
+    (out / "sweep.json").write_text(json.dumps(content))
+    assert verify(benchmark_verify.Config(out), console()) == []
+    assert run(replace(ran, out=out, agent=("random",), seeds=(2,)), console()) == []
+    assert verify(benchmark_verify.Config(out), console()) == []
 
 
 def test_leaderboard_is_that_of_the_trials(ran: Config) -> None:

@@ -141,7 +141,7 @@ def test_signal_ends_the_job_with_a_word_on_how_to_go_on(
     assert RunFolder(folder).read_state("q_critic_ppo-pruning") is not None
 
 
-@pytest.mark.parametrize("algo", ["ppo", "a2c", "ddpg", "td3", "sac", "random"])
+@pytest.mark.parametrize("algo", ["ppo", "kl_ppo", "a2c", "ddpg", "td3", "sac", "random"])
 def test_every_algorithm_goes_on_exactly(
     algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

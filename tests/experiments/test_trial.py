@@ -19,8 +19,9 @@ from rich.console import Console
 from stable_baselines3 import PPO
 
 from agents import Random
-from experiments import trial
+from experiments import entrants, trial
 from experiments.algorithms import CONTRIB
+from experiments.hyperparameters import HYPERPARAMETERS
 from experiments.playing import play_actions
 from experiments.resuming import ResumableSearch
 from experiments.trial import Config, make_task, run
@@ -111,7 +112,7 @@ def episodes(folder: Path) -> pd.DataFrame:
     return table.astype({name: float for name in ("accuracy", "reward", "n_evaluations")})
 
 
-@pytest.mark.parametrize("agent", ["random", "q_critic_ppo_q", "sac"])
+@pytest.mark.parametrize("agent", ["random", "q_critic_ppo_q", "sac", "kl_ppo", "cim_ppo"])
 def test_search_ends_with_its_evaluations(agent: str, tmp_path: Path) -> None:
     row = run(small(tmp_path / "out", agent=agent), quiet())
     found = episodes(tmp_path / "out")
@@ -138,8 +139,9 @@ def test_best_network_is_the_one_of_the_stored_actions(tmp_path: Path) -> None:
         }
 
 
-def test_overestimation_is_that_of_the_later_half(tmp_path: Path) -> None:
-    row = run(small(tmp_path / "out", agent="ppo", n_evaluations=5), quiet())
+@pytest.mark.parametrize("agent", ["ppo", "kl_ppo", "cim_ppo"])
+def test_overestimation_is_that_of_the_later_half(agent: str, tmp_path: Path) -> None:
+    row = run(small(tmp_path / "out", agent=agent, n_evaluations=5), quiet())
     records = pd.read_csv(tmp_path / "out" / "overestimation.csv")
     assert len(records) == row["n_episodes"]
     late = (records["mean_value"] - records["mean_return"])[len(records) // 2 :]
@@ -240,6 +242,12 @@ def test_finished_search_is_not_repeated(tmp_path: Path, monkeypatch: pytest.Mon
         ({"n_evaluations": 0}, "n_evaluations must be 1 or more, got 0"),
         ({"n_evaluations": None}, "expected n_evaluations or n_episodes, got neither"),
         ({"env_kwargs": "[1]"}, r"env_kwargs must be a JSON object, got '\[1\]'"),
+        ({"settings": "0.1"}, "settings must be a JSON object, got '0.1'"),
+        ({"settings": '{"tau": 1.0}'}, "unknown setting 'tau' of random; valid: none"),
+        (
+            {"agent": "kl_ppo", "settings": '{"clip_range": 0.2}'},
+            "unknown setting 'clip_range' of kl_ppo; valid: learning_rate, n_updates",
+        ),
         ({"env_kwargs": '{"bits": 3}'}, "cannot make the task .* unexpected keyword"),
         ({"env_kwargs": '{"flops_budget": 2}'}, "flops_budget must be in"),
         ({"task": "compress_env/None-v0"}, "cannot make the task 'compress_env/None-v0'"),
@@ -279,6 +287,28 @@ def test_missing_packages_are_named_before_anything_is_written(
     monkeypatch.setitem(sys.modules, "sb3_contrib", None)
     with pytest.raises(ImportError, match=r"tqc, trpo, crossq, ars need sb3-contrib"):
         Config("tqc").check()
+
+
+def test_hyperparameters_are_replaced_and_go_on_in_a_stopped_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = []
+    make = entrants.make_agent
+
+    def note(*args: Any, **kwargs: Any) -> Any:
+        agent = make(*args, **kwargs)
+        rates.append((agent.learning_rate, agent.n_epochs))
+        return agent
+
+    monkeypatch.setattr(trial, "make_agent", note)
+    stored = HYPERPARAMETERS["ppo"]["n_epochs"]
+    config = small(tmp_path / "out", agent="kl_ppo", settings='{"learning_rate": 0.25}')
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableSearch, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, quiet())
+    run(Config(resume=tmp_path / "out"), quiet())
+    assert rates == [(0.25, stored)] * 2
 
 
 def test_task_takes_other_arguments(tmp_path: Path) -> None:
