@@ -179,15 +179,24 @@ def dense_params(model: nn.Module) -> int:
 
 def sparse_params(model: nn.Module) -> int:
     """Number of non-zero parameters, those of quantized weights counted after quantization."""
-    weights, others = nonzero_params(model)
+    weights, others = nonzero_params(compute_layers(model), model.parameters())
     return sum(weights.values()) + others
 
 
-def nonzero_params(model: nn.Module) -> tuple[dict[str, int], int]:
-    """Return the non-zero elements of each layer's weight by name, and of all else together."""
-    layers = compute_layers(model)
+def nonzero_params(
+    layers: Mapping[str, nn.Conv2d | nn.Linear], parameters: Iterable[nn.Parameter]
+) -> tuple[dict[str, int], int]:
+    """Count the non-zero elements of a network's parameters.
+
+    Args:
+        layers: Its `compute_layers`.
+        parameters: All of its parameters.
+
+    Returns:
+        The number for each layer's weight by name, and that for all else together.
+    """
     stored = {id(p) for layer in layers.values() for p in layer.parameters() if p.dim() > 1}
-    others = [p for p in model.parameters() if id(p) not in stored]
+    others = [p for p in parameters if id(p) not in stored]
     counts = _count_nonzero([*(layer.weight for layer in layers.values()), *others])
     n = len(layers)
     return dict(zip(layers, counts[:n], strict=True)), sum(counts[n:])
