@@ -22,6 +22,7 @@ __all__ = [
     "dense_params",
     "describe_layer",
     "largest_bits_within",
+    "layer_at",
     "layer_table",
     "nonzero_params",
     "nonzero_weights",
@@ -72,6 +73,13 @@ class Layer(NamedTuple):
 def compute_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     """Return the convolutions and linear layers of `model` by dotted name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, LAYER_TYPES)}
+
+
+def layer_at(model: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
+    """Return the convolution or linear layer of a dotted name."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, LAYER_TYPES)
+    return layer
 
 
 def format_minimum(fraction: float) -> str:

@@ -16,7 +16,7 @@ from compress_env.checkpoints import checkpoint_bytes
 from compress_env.data import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.state import replace_weight
-from compress_env.layers import compute_layers, format_minimum, largest_bits_within
+from compress_env.layers import compute_layers, format_minimum, largest_bits_within, layer_at
 from compress_env.quantization.activations import (
     ACTIVATION_BITS,
     attach_input,
@@ -220,7 +220,7 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
         assert isinstance(executed, int)
         model, name = network.model, self.table[t].name
         with self._timed("quantization"):
-            layer = compute_layers(model)[name]
+            layer = layer_at(model, name)
             self._attach(layer, t, executed)
             if self.activation_bits is not None:
                 batches = self.task.calibration_batches()
@@ -228,7 +228,7 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
 
     def _attach(self, layer: nn.Conv2d | nn.Linear, t: int, bits: int) -> None:
         """Quantize layer `t`; what fits its weight before compression is found once."""
-        before = compute_layers(self.task.model)[self.table[t].name]
+        before = layer_at(self.task.model, self.table[t].name)
         if not torch.equal(float_weight(layer), float_weight(before)):
             attach(layer, bits)
             return
@@ -242,7 +242,7 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
             if self.finetune_at == "layer" or self._lent:
                 return super()._describe(model, executed, accuracy)
             # No other weight has changed since the step before.
-            weight = compute_layers(model)[self.table[n_done - 1].name].weight
+            weight = layer_at(model, self.table[n_done - 1].name).weight
             n_left = int(torch.count_nonzero(weight.detach()))
             return replace_weight(self._current, self.table, n_done - 1, n_left)
         result = super()._describe(model, executed, accuracy)
