@@ -255,7 +255,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         return {"method": self.method, "variational": asdict(self.variational)}
 
     def _fresh(self) -> LiveChannels:
-        return LiveChannels(copy.deepcopy(self.task.model))
+        return LiveChannels(self.task.copy_model())
 
     def _bounds(self, executed: Prefix, result: Transition) -> tuple[float, float]:
         plan, t = self.plan, len(executed)

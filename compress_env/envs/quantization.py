@@ -204,7 +204,7 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
         return {"activation_bits": self.activation_bits}
 
     def _fresh(self) -> Network:
-        return _Quantized(copy.deepcopy(self.task.model))
+        return _Quantized(self.task.copy_model())
 
     def _bounds(self, executed: Prefix, result: Transition) -> tuple[float, float]:
         def fits(bits: float) -> bool:
