@@ -22,6 +22,7 @@ __all__ = [
     "dense_params",
     "describe_layer",
     "largest_bits_within",
+    "layer_at",
     "layer_table",
     "nonzero_params",
     "nonzero_weights",
@@ -72,6 +73,13 @@ class Layer(NamedTuple):
 def compute_layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     """Return the convolutions and linear layers of `model` by dotted name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, LAYER_TYPES)}
+
+
+def layer_at(model: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
+    """Return the convolution or linear layer of a dotted name."""
+    layer = model.get_submodule(name)
+    assert isinstance(layer, LAYER_TYPES)
+    return layer
 
 
 def format_minimum(fraction: float) -> str:
@@ -179,15 +187,24 @@ def dense_params(model: nn.Module) -> int:
 
 def sparse_params(model: nn.Module) -> int:
     """Number of non-zero parameters, those of quantized weights counted after quantization."""
-    weights, others = nonzero_params(model)
+    weights, others = nonzero_params(compute_layers(model), model.parameters())
     return sum(weights.values()) + others
 
 
-def nonzero_params(model: nn.Module) -> tuple[dict[str, int], int]:
-    """Return the non-zero elements of each layer's weight by name, and of all else together."""
-    layers = compute_layers(model)
+def nonzero_params(
+    layers: Mapping[str, nn.Conv2d | nn.Linear], parameters: Iterable[nn.Parameter]
+) -> tuple[dict[str, int], int]:
+    """Count the non-zero elements of a network's parameters.
+
+    Args:
+        layers: Its `compute_layers`.
+        parameters: All of its parameters.
+
+    Returns:
+        The number for each layer's weight by name, and that for all else together.
+    """
     stored = {id(p) for layer in layers.values() for p in layer.parameters() if p.dim() > 1}
-    others = [p for p in model.parameters() if id(p) not in stored]
+    others = [p for p in parameters if id(p) not in stored]
     counts = _count_nonzero([*(layer.weight for layer in layers.values()), *others])
     n = len(layers)
     return dict(zip(layers, counts[:n], strict=True)), sum(counts[n:])

@@ -44,8 +44,10 @@ class SnapshotCache(Generic[N]):
 
     def put(self, key: Key, network: N) -> None:
         """Keep a copy of a network, unless it alone is too large."""
+        if self.max_bytes == 0 or key in self._kept:
+            return
         size = _count_bytes(network.model)
-        if size > self.max_bytes or key in self._kept:
+        if size > self.max_bytes:
             return
         self._kept[key] = (copy.deepcopy(network), size)
         self.n_bytes += size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import multiprocessing
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +178,16 @@ class CompressionTask:
         self._check_logits()
         if self.device.type == "cpu":
             self._scores_channels_last = self._takes_channels_last()
+
+    def copy_model(self) -> nn.Module:
+        """Return a copy of `model`.
+
+        Most of what a module holds are empty containers, which `copy.deepcopy` copies slowly: it is
+        given the copies of these.
+        """
+        held = [value for module in self.model.modules() for value in vars(module).values()]
+        empty = {id(x): type(x)() for x in held if type(x) in (dict, OrderedDict, set) and not x}
+        return copy.deepcopy(self.model, empty)
 
     def _check_logits(self) -> None:
         expected = (1, self.data.num_classes)

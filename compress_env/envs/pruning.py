@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compress_env.data import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
-from compress_env.layers import compute_layers, format_minimum
+from compress_env.layers import format_minimum, layer_at
 from compress_env.pruning.calibration import Calibration
 from compress_env.pruning.cost import Unit
 from compress_env.pruning.elements import VariationalConfig, prune_elements
@@ -255,7 +255,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         return {"method": self.method, "variational": asdict(self.variational)}
 
     def _fresh(self) -> LiveChannels:
-        return LiveChannels(copy.deepcopy(self.task.model))
+        return LiveChannels(self.task.copy_model())
 
     def _bounds(self, executed: Prefix, result: Transition) -> tuple[float, float]:
         plan, t = self.plan, len(executed)
@@ -274,7 +274,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         assert isinstance(network, LiveChannels) and isinstance(executed, tuple)
         decision, name = self._decisions[t], self.walk[t].name
         kept = self.plan.channels(t, executed)
-        n_weights = compute_layers(network.model)[name].weight.numel()
+        n_weights = layer_at(network.model, name).weight.numel()
         if sum(kept) < decision.n_channels:
             self._prune(network, name, decision.groups, kept, derive_generator(seed, t, 3))
         if self.plan.removes_elements and executed[-1] < n_weights:
@@ -298,7 +298,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         generator: torch.Generator,
     ) -> None:
         """Select and remove channels, then fit the layer's weights to those kept."""
-        layer = compute_layers(network.model)[name]
+        layer = layer_at(network.model, name)
         weight = layer.weight.detach().flatten(1)  # (N, C, H, W) -> (N, D)
         statistics = self._statistics(network, name)
         alive = network.positions(name, "in")

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 import numpy as np
+import torch
 from gymnasium.utils import EzPickle
-from torch import nn
+from torch import Tensor, nn
 
 from compress_env.checkpoints import checkpoint_bytes
 from compress_env.data import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
-from compress_env.layers import compute_layers, format_minimum, largest_bits_within
+from compress_env.envs.state import replace_weight
+from compress_env.layers import compute_layers, format_minimum, largest_bits_within, layer_at
 from compress_env.quantization.activations import (
     ACTIVATION_BITS,
     attach_input,
@@ -26,6 +28,7 @@ from compress_env.quantization.fake_quant import (
     MAX_BITS,
     attach,
     bake,
+    fit_scale,
     float_weight,
     is_computed,
 )
@@ -165,6 +168,7 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
         self._full_bytes = _float_bytes(self.task.model)
         self._min_bytes = self.most_bytes([])
         self.budget_bytes = self._budget(size_budget)
+        self._fitted: dict[tuple[int, int], Tensor] = {}
         self._start(self.table)
 
     def most_bytes(self, bits: Sequence[int]) -> int:
@@ -200,7 +204,7 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
         return {"activation_bits": self.activation_bits}
 
     def _fresh(self) -> Network:
-        return _Quantized(copy.deepcopy(self.task.model))
+        return _Quantized(self.task.copy_model())
 
     def _bounds(self, executed: Prefix, result: Transition) -> tuple[float, float]:
         def fits(bits: float) -> bool:
@@ -215,17 +219,33 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
     def _compress(self, network: Network, seed: int, t: int, executed: Executed) -> None:
         assert isinstance(executed, int)
         model, name = network.model, self.table[t].name
-        layer = compute_layers(model)[name]
         with self._timed("quantization"):
-            attach(layer, executed)
+            layer = layer_at(model, name)
+            self._attach(layer, t, executed)
             if self.activation_bits is not None:
                 batches = self.task.calibration_batches()
                 attach_input(layer, measure_input_range(model, name, batches))
 
+    def _attach(self, layer: nn.Conv2d | nn.Linear, t: int, bits: int) -> None:
+        """Quantize layer `t`; what fits its weight before compression is found once."""
+        before = layer_at(self.task.model, self.table[t].name)
+        if not torch.equal(float_weight(layer), float_weight(before)):
+            attach(layer, bits)
+            return
+        if (t, bits) not in self._fitted:
+            self._fitted[t, bits] = fit_scale(float_weight(before), bits)
+        attach(layer, bits, self._fitted[t, bits].clone())
+
     def _describe(self, model: nn.Module, executed: Prefix, accuracy: float | None) -> Transition:
+        n_done = len(executed)
+        if n_done > 0 and not self._is_scored(n_done):
+            if self.finetune_at == "layer" or self._lent:
+                return super()._describe(model, executed, accuracy)
+            # No other weight has changed since the step before.
+            weight = layer_at(model, self.table[n_done - 1].name).weight
+            n_left = int(torch.count_nonzero(weight.detach()))
+            return replace_weight(self._current, self.table, n_done - 1, n_left)
         result = super()._describe(model, executed, accuracy)
-        if executed and not self._is_scored(len(executed)):
-            return result
         with self._timed("packing"):
             return result._replace(size_bytes=len(pack(model)))
 

@@ -14,7 +14,6 @@ from torch import nn
 from compress_env.layers import (
     Layer,
     compute_layers,
-    dense_params,
     describe_layer,
     nonzero_params,
 )
@@ -30,6 +29,7 @@ __all__ = [
     "describe_network",
     "failed_transition",
     "live_layer",
+    "replace_weight",
     "reward_input",
     "scale_layer",
     "scales_of",
@@ -96,16 +96,38 @@ def describe_network(
     layers = compute_layers(model)
     table = {name: describe_layer(name, layers[name], n) for name, n in positions.items()}
     live = table[layer]
-    weights, others = nonzero_params(model)
+    parameters = list(model.parameters())
+    weights, others = nonzero_params(layers, parameters)
     return Transition(
         accuracy,
         sum(row.macs for row in table.values()),
-        dense_params(model),
+        sum(p.numel() for p in parameters),
         sum(n * weights[name] for name, n in positions.items()),
         sum(weights.values()) + others,
         [weights[name] for name in positions],
         live.out_channels,
         live.in_channels,
+    )
+
+
+def replace_weight(before: Transition, table: Sequence[Layer], t: int, n_left: int) -> Transition:
+    """Return what a network is after layer `t` alone has got another weight of the same shape.
+
+    Args:
+        before: The network with the former weight, layer `t` about to be decided.
+        table: Its layers; all of them are decided, in this order.
+        t: Number of the layer, not the last one.
+        n_left: Non-zero elements of the new weight.
+    """
+    gone = before.nonzeros[t] - n_left
+    return before._replace(
+        accuracy=None,
+        sparse_macs=before.sparse_macs - table[t].positions * gone,
+        sparse_params=before.sparse_params - gone,
+        nonzeros=[*before.nonzeros[:t], n_left, *before.nonzeros[t + 1 :]],
+        out_channels=table[t + 1].out_channels,
+        in_channels=table[t + 1].in_channels,
+        size_bytes=0,
     )
 
 

@@ -321,8 +321,9 @@ def _n_digits(n_levels: int) -> int:
 def _to_digits(symbols: Symbols, n_levels: int) -> bytes:
     """Join symbols to bytes, the first one being the lowest digit, (n,) -> (ceil(n / k),)."""
     k = _n_digits(n_levels)
-    # (n,) -> (ceil(n / k), k)
-    rows = np.pad(symbols, (0, -len(symbols) % k)).reshape(-1, k)
+    padded = np.zeros(len(symbols) + -len(symbols) % k, np.uint8)
+    padded[: len(symbols)] = symbols
+    rows = padded.reshape(-1, k)  # (n + padding,) -> (ceil(n / k), k)
     joined = rows[:, k - 1].copy()
     for place in range(k - 2, -1, -1):
         joined *= np.uint8(n_levels)

@@ -19,6 +19,7 @@ __all__ = [
     "bake",
     "bits_of",
     "dequantize",
+    "fit_scale",
     "float_weight",
     "is_computed",
     "is_quantized",
@@ -91,6 +92,26 @@ def optimal_clip(weight: Tensor, bits: int) -> Tensor:
     return _search(magnitude, torch.minimum(mean, largest), largest, bits)
 
 
+def fit_scale(weight: Tensor, bits: int) -> Tensor:
+    """Return, per output channel, the scale that `FakeQuantize` takes for a weight.
+
+    Args:
+        weight: Weight, shape (N, ...), floating.
+        bits: Bits per weight, 1..8.
+
+    Returns:
+        Numbers of bfloat16, positive, shape (N,), in the dtype of ``weight``.
+
+    Raises:
+        ValueError: If ``bits`` is not in 1..8, or a weight is not finite.
+    """
+    # (N, ...) -> (N, D)
+    flat = weight.detach().flatten(1)
+    clip = optimal_clip(flat, bits)
+    scale = _mean_magnitude(flat) if bits == 1 else clip / largest_integer(bits)
+    return scale.clamp_min(_MIN_SCALE).bfloat16().to(scale.dtype)
+
+
 def quantize_to_integers(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     """Round weights to the integers that stand for them.
 
@@ -158,7 +179,7 @@ class FakeQuantize(nn.Module):
         # (N, ...) -> (N, D)
         flat = weight.detach().flatten(1)
         if scale is None:
-            scale = _fit_scale(flat, bits)
+            scale = fit_scale(flat, bits)
         clip = optimal_clip(flat, bits) if bits == 1 else scale * largest_integer(bits)
         self.bits = bits
         self.register_buffer("clip", clip)
@@ -167,6 +188,8 @@ class FakeQuantize(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the quantized weight, shape and dtype of ``weight``."""
+        if not torch.is_grad_enabled():
+            return _quantize(weight, self.scale, self.zero_point, self.bits)
         quantized: Tensor = _Quantize.apply(
             weight, self.scale, self.clip, self.zero_point, self.bits
         )
@@ -248,17 +271,19 @@ class _Quantize(torch.autograd.Function):
         ctx: Any, weight: Tensor, scale: Tensor, clip: Tensor, zero_point: Tensor, bits: int
     ) -> Tensor:
         ctx.save_for_backward(weight.abs() <= _per_channel(clip, weight))
-        if bits == 1:
-            return weight.sign() * _per_channel(scale, weight)
-        largest = largest_integer(bits)
-        return torch.fake_quantize_per_channel_affine(
-            weight, scale, zero_point, 0, -largest, largest
-        )
+        return _quantize(weight, scale, zero_point, bits)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (inside,) = ctx.saved_tensors
         return gradients[0] * inside, None, None, None, None
+
+
+def _quantize(weight: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    if bits == 1:
+        return weight.sign() * _per_channel(scale, weight)
+    largest = largest_integer(bits)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero_point, 0, -largest, largest)
 
 
 def _detach(layer: nn.Module, keep_quantized: bool) -> None:
@@ -324,13 +349,6 @@ def _least_squares(magnitude: Tensor, scales: Tensor, largest: int) -> tuple[Ten
     square = integers.square_().sum(dim=-1)
     fitted = torch.where(square > 0, product / square.clamp_min(1), scales)
     return product * fitted, fitted
-
-
-def _fit_scale(weight: Tensor, bits: int) -> Tensor:
-    """Return the scale per channel of weights (N, D), a number of bfloat16, shape (N,)."""
-    clip = optimal_clip(weight, bits)
-    scale = _mean_magnitude(weight) if bits == 1 else clip / largest_integer(bits)
-    return scale.clamp_min(_MIN_SCALE).bfloat16().to(scale.dtype)
 
 
 def _mean_magnitude(weight: Tensor) -> Tensor:

@@ -113,19 +113,20 @@ def pack(model: nn.Module) -> bytes:
     state: dict[str, Tensor] = dict(model.state_dict())
     weights: dict[str, QuantizedWeight] = {}
     inputs: dict[str, InputLevels] = {}
+    coded: list[str] = []  # prefixes of state that is stored as levels
     for name, module in model.named_modules(remove_duplicate=False):
         prefix = f"{name}." if name else ""
         if (levels := input_quantizer_of(module)) is not None:
             inputs[name] = InputLevels(float(levels.scale), int(levels.zero_point))
-            state = _without(state, f"{prefix}input_quantizer.")
+            coded.append(f"{prefix}input_quantizer.")
         if (quantizer := quantizer_of(module)) is not None:
             weights[f"{prefix}weight"] = _quantized_weight(module, quantizer)
-            state = _without(state, f"{prefix}parametrizations.weight.")
+            coded.append(f"{prefix}parametrizations.weight.")
     architecture = getattr(model, "architecture", None)
     return write(
         Contents(
             architecture if isinstance(architecture, Architecture) else None,
-            {name: _plain(tensor) for name, tensor in state.items()},
+            {n: _plain(x) for n, x in state.items() if not n.startswith(tuple(coded))},
             weights,
             inputs,
             {},
@@ -210,10 +211,6 @@ def _layer(model: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
     if not isinstance(layer, nn.Conv2d | nn.Linear):
         raise ValueError(f"expected a Conv2d or Linear to quantize at {name!r}")
     return layer
-
-
-def _without(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
 
 
 def _plain(tensor: Tensor) -> Tensor:
