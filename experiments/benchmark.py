@@ -2,7 +2,7 @@
 
 `python -m experiments.benchmark --agent my_module:MyAgent random cma_es --out runs/mine` runs each
 agent on every task from every seed (`experiments.trial`), in several processes, and writes
-`leaderboard.csv` and `leaderboard.md`. The same command goes on where it was stopped and repeats
+`leaderboard.csv`, `.md` and `.png`. The same command goes on where it was stopped and repeats
 nothing that is finished; other agents, tasks or seeds with the same `--out` are added.
 
 `python -m experiments.benchmark verify RUN` replays what a folder holds. `... table RUN [RUN ...]`
@@ -25,6 +25,7 @@ from rich.console import Console
 from compress_env.files import replacing
 from compress_env.suite import SUITE
 from experiments import benchmark_verify
+from experiments.benchmark_figures import draw_scores
 from experiments.benchmark_report import format_leaderboard
 from experiments.benchmark_table import (
     BEST_KNOWN,
@@ -93,7 +94,7 @@ class TableConfig:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of benchmarks."""
     out: Path | None = None
-    """Folder for leaderboard.csv and leaderboard.md; standard output when not given."""
+    """Folder for leaderboard.csv, .md and .png; standard output when not given."""
     best_known: Path = BEST_KNOWN
     """Table of the best known accuracies."""
 
@@ -147,6 +148,9 @@ def _write_leaderboard(
         table.to_csv(path, index=False)
     with replacing(out / "leaderboard.md") as path:
         path.write_text(text, encoding="utf-8")
+    if table["score"].notna().any():
+        with replacing(out / "leaderboard.png") as path:
+            draw_scores(table).savefig(path, dpi=150)
 
 
 def make_table(config: TableConfig, console: Console) -> None:

@@ -1,6 +1,6 @@
 """Search the hyper-parameters of agents with Optuna, on tasks of digits only.
 
-`python -m experiments.tune --agent ppo --n-trials 16 --out runs/tune` tries sets of settings,
+`python -m experiments.tune --agent ppo --n-trials 12 --out runs/tune` tries sets of settings,
 beginning with those that `hyperparameters.json` holds, each by searches of compression tasks
 (`experiments.trial`), and prefers those whose best network is better on average while a search goes
 on. The best sets and the present one are then played again with fresh seeds, and the present one
@@ -54,7 +54,7 @@ class Config:
 
     agent: tuple[str, ...] = tuple(SPACES)
     """Agents, each of which gives its settings to its family too."""
-    n_trials: int = 16
+    n_trials: int = 12
     """Sets of settings for each agent, the present one included."""
     tasks: tuple[str, ...] = ("compress_env/PruneVGG8Digits-v0",)
     """Gymnasium ids of tasks of compress_env."""

@@ -123,6 +123,7 @@ def test_leaderboard_is_that_of_the_trials(ran: Config) -> None:
         assert table.loc[agent, "validation:TinyPrune-v0"] == pytest.approx(best)
         assert table.loc[agent, "score"] == pytest.approx((best - 0.25) / 0.25)  # nothing to trim
         assert table["tasks"][agent] == 1 and table["trials"][agent] == 2
+    assert (folder_of(ran) / "leaderboard.png").stat().st_size > 1000
     text = (folder_of(ran) / "leaderboard.md").read_text()
     assert "Nothing better than uniform is known, no score: TinyQuantize-v0." in text
     assert "- TinyPrune-v0: " in text and "| TinyPrune-v0 | " in text

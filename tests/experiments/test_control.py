@@ -129,7 +129,12 @@ def test_runs_of_different_seeds_share_no_environment(
     for number in (0, 1, 2):
         seen.clear()
         out = tmp_path / f"{number}"
-        small: dict[str, Any] = {"total_timesteps": 8, "n_points": 1, "eval_episodes": 3, "out": out}
+        small: dict[str, Any] = {
+            "total_timesteps": 8,
+            "n_points": 1,
+            "eval_episodes": 3,
+            "out": out,
+        }
         run(Config("ddpg", "Pendulum-v1", number, n_envs=4, **small), quiet())
         used.append(set(seen))
     assert [len(seeds) for seeds in used] == [7, 7, 7]  # four to learn in, three to evaluate in
