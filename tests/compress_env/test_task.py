@@ -28,6 +28,20 @@ def make_task(build: type[nn.Module] = BranchedNet, **options: Any) -> Compressi
     return CompressionTask(seeded(build), make_data(), device="cpu", config=config)
 
 
+def test_a_copy_has_the_same_state_and_shares_nothing() -> None:
+    task = make_task()
+    model = task.copy_model()
+    assert repr(model) == repr(task.model)
+    state = model.state_dict()
+    for name, tensor in task.model.state_dict().items():
+        assert torch.equal(tensor, state[name])
+        assert tensor.data_ptr() != state[name].data_ptr()
+    for one, other in zip(task.model.modules(), model.modules(), strict=True):
+        assert vars(one).keys() == vars(other).keys()
+        held = [(x, vars(other)[key]) for key, x in vars(one).items() if isinstance(x, dict | set)]
+        assert all(x is not y and type(x) is type(y) and len(x) == len(y) for x, y in held)
+
+
 # Devices
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.options import finetune_config_of
+from compress_env.layers import sparse_macs, sparse_params
 from compress_env.quantization.packing import pack
 from compress_env.seeding import derive_generator
 from compress_env.task import FinetuneConfig
@@ -85,6 +86,27 @@ def test_fine_tuning_waits_for_the_last_layer(kind: str) -> None:
     plain.task.finetune(model, tuned.finetune_steps, derive_generator(0, t, 0))
     plain.task.reestimate_batch_norm(model, derive_generator(0, t, 1))
     assert_equal([dict(model.state_dict())], [last])
+
+
+@pytest.mark.parametrize("kind", ["bits", "bits and batch norm"])
+def test_steps_that_train_nothing_tell_the_costs_of_the_network(kind: str) -> None:
+    env = make(kind, reward_at="episode", finetune_at="episode")
+    env.reset()
+    for _ in env.walk:
+        info = env.step(np.array([-0.8], np.float32))[-1]
+        model = env.compressed_model()
+        assert (info["dense_params"], info["sparse_params"]) == (
+            env.unpruned.params,
+            sparse_params(model),
+        )
+        assert info["sparse_macs"] == sparse_macs(model, env.positions) < info["dense_macs"]
+
+
+def test_a_trained_weight_is_fitted_anew() -> None:
+    env = make("bits", store=None)
+    for t in range(len(env.walk)):
+        env.compress_layer(t, 5.0)
+    assert_equal(states(env), states(make("bits", store=None)))
 
 
 def test_configuration_is_an_object_or_some_of_its_fields() -> None:
