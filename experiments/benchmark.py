@@ -80,7 +80,7 @@ class Config:
         check_lowest(self, 1, "n_evaluations", "jobs")
         root = None if self.data_root is None else self.data_root.absolute()
         return [
-            Trial(agent, task, seed, n_evaluations=self.n_evaluations, data_root=root)
+            Trial(agent, task, seed, n_evaluations=self.n_evaluations, data_root=root).complete()
             for task in self.tasks or [task.id for task in SUITE]
             for agent in self.agent
             for seed in self.seeds

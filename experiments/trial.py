@@ -11,6 +11,7 @@ environment, or an object. With a method `learn` it learns; with `predict` alone
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ from experiments.algorithms import SINGLE
 from experiments.checks import check_lowest
 from experiments.command import run_command, run_measurement
 from experiments.entrants import Learner, blaming, check_agent, goes_on, make_agent
-from experiments.hyperparameters import check_settings
+from experiments.hyperparameters import check_settings, stored_settings
 from experiments.playing import play, play_actions
 from experiments.progress import SearchProgress
 from experiments.resuming import ResumableSearch, read_finished
@@ -74,7 +75,8 @@ class Config:
     env_kwargs: str = "{}"
     """Keyword arguments of the environment in place of the task's own, a JSON object."""
     settings: str = "{}"
-    """Hyper-parameters of the agent in place of those in hyperparameters.json, a JSON object."""
+    """Hyper-parameters of the agent in place of those in hyperparameters.json, a JSON object; the
+    run folder holds all of them."""
     data_root: Path | None = None
     """Folder of the data set's files."""
     store: Path | None = None
@@ -100,6 +102,17 @@ class Config:
             raise ValueError("expected n_evaluations or n_episodes, got neither")
         self.options()
         check_settings(self.agent, self.hyperparameters())
+
+    def complete(self) -> Config:
+        """Return the same trial with every hyper-parameter in `settings`.
+
+        What is stored in the package may change, a trial that is under way may not.
+
+        Raises:
+            ValueError: If `settings` are no JSON object.
+        """
+        given = stored_settings(self.agent) | self.hyperparameters()
+        return dataclasses.replace(self, settings=json.dumps(given))
 
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of the environment.
@@ -274,6 +287,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
         FileNotFoundError: If data are not there.
         RuntimeError: If no episode has come to its end.
     """
+    config = config if config.resume else config.complete()
     return run_measurement("trial", config, console, Trial, _measure)
 
 

@@ -57,7 +57,8 @@ def with_stored(folder: SweepFolder, cells: Sequence[Cell]) -> list[Cell]:
 
     Raises:
         ValueError: If a setting is wrong, two trials are the same, or the folder is of something
-            else or holds one of the trials with other settings.
+            else, holds one of the trials with other settings, or one of the same agent with other
+            hyper-parameters.
     """
     names = [cell.name for cell in cells]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -67,6 +68,14 @@ def with_stored(folder: SweepFolder, cells: Sequence[Cell]) -> list[Cell]:
         cell.config.check()
     stored = folder.stored_cells() if folder.marker.exists() else []
     both = [*cells, *(cell for cell in stored if cell.name not in names)]
+    used = {cell.config.agent: cell.config.settings for cell in stored}
+    for cell in cells:
+        then = used.get(cell.config.agent, cell.config.settings)
+        if then != cell.config.settings:
+            raise ValueError(
+                f"{str(folder.path)!r} was made with hyper-parameters {then} of "
+                f"{cell.config.agent}, got {cell.config.settings}"
+            )
     folder.check(both)
     return both
 

@@ -118,7 +118,7 @@ class Config:
                     n_episodes=self.n_episodes,
                     env_kwargs=search.env_kwargs,
                     data_root=root,
-                ),
+                ).complete(),
             )
             for agent in self.agents
             for seed in seeds

@@ -246,7 +246,7 @@ class LayerwiseCompressionEnv(CompressionStage):
         """Return the layers decided so far as a table (`ansi`) or bars (`rgb_array`, uint8)."""
         name, history = self.value_name, self._history
         if self.render_mode == "ansi":
-            return format_table(name, history, self.unpruned.cost)
+            return format_table(name, history, self.unpruned.cost_high)
         if self.render_mode == "rgb_array":
             return draw_bars(name, [x.name for x in self.walk], history, self.value_scale)
         gym.logger.warn("render() needs render_mode='ansi' or 'rgb_array' at construction")

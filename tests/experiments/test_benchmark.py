@@ -31,6 +31,7 @@ from experiments.benchmark_table import (
     write_best_known,
 )
 from experiments.benchmark_verify import verify
+from experiments.hyperparameters import HYPERPARAMETERS, stored_settings
 from experiments.intervals import iqm_interval
 from experiments.trial import Config as Trial
 from experiments.trials import network_path
@@ -106,11 +107,20 @@ def test_folder_from_before_there_were_settings_is_read_and_added_to(
     shutil.copytree(folder_of(ran), out)
     content = json.loads((out / "sweep.json").read_text())
     for cell in content["cells"].values():
-        assert cell.pop("settings") == "{}"
+        assert cell.pop("settings") == json.dumps(stored_settings(cell["agent"]))
     (out / "sweep.json").write_text(json.dumps(content))
     assert verify(benchmark_verify.Config(out), console()) == []
     assert run(replace(ran, out=out, agent=("random",), seeds=(2,)), console()) == []
     assert verify(benchmark_verify.Config(out), console()) == []
+
+
+def test_agent_with_other_hyper_parameters_is_refused(
+    ran: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(HYPERPARAMETERS, "ppo", HYPERPARAMETERS["ppo"] | {"n_epochs": 1})
+    with pytest.raises(ValueError, match=r"made with hyper-parameters \{.*\} of ppo, got \{"):
+        run(replace(ran, agent=("ppo",), seeds=(2,)), console())
+    assert not list((folder_of(ran) / "cells").glob("*seed2"))
 
 
 def test_leaderboard_is_that_of_the_trials(ran: Config) -> None:

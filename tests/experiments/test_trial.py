@@ -21,7 +21,7 @@ from stable_baselines3 import PPO
 from agents import Random
 from experiments import entrants, trial
 from experiments.algorithms import CONTRIB
-from experiments.hyperparameters import HYPERPARAMETERS
+from experiments.hyperparameters import HYPERPARAMETERS, stored_settings
 from experiments.playing import play_actions
 from experiments.resuming import ResumableSearch
 from experiments.trial import Config, make_task, run
@@ -122,6 +122,32 @@ def test_search_ends_with_its_evaluations(agent: str, tmp_path: Path) -> None:
     assert row["validation_accuracy"] == found["accuracy"].max()
     assert row["best_reward"] == found["reward"].max()
     assert row["cost_fraction"] <= 0.4
+
+
+def test_a_stopped_trial_goes_on_with_the_hyper_parameters_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(agent="ppo", n_evaluations=12, settings='{"n_epochs": 3}')
+    whole = run(replace(config, out=tmp_path / "whole"), quiet())
+    stored = json.loads((tmp_path / "whole" / "config.json").read_text())["settings"]
+    assert json.loads(stored) == stored_settings("ppo") | {"n_epochs": 3}
+
+    add, count = trial.SearchProgress.advance, iter(range(100))
+
+    def stop_at_sixth(*args: Any) -> None:
+        if next(count) == 5:
+            raise KeyboardInterrupt
+        add(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trial.SearchProgress, "advance", stop_at_sixth)
+        with pytest.raises(KeyboardInterrupt):
+            run(replace(config, out=tmp_path / "out"), quiet())
+    other = HYPERPARAMETERS["ppo"] | {"learning_rate": 0.03, "n_epochs": 20}
+    monkeypatch.setitem(HYPERPARAMETERS, "ppo", other)
+    resumed = run(Config(resume=tmp_path / "out"), quiet())
+    names = ("actions", "final_actions", "n_episodes")
+    assert [resumed[name] for name in names] == [whole[name] for name in names]
 
 
 def test_best_network_is_the_one_of_the_stored_actions(tmp_path: Path) -> None:
