@@ -148,9 +148,8 @@ def _write_leaderboard(
         table.to_csv(path, index=False)
     with replacing(out / "leaderboard.md") as path:
         path.write_text(text, encoding="utf-8")
-    if table["score"].notna().any():
-        with replacing(out / "leaderboard.png") as path:
-            draw_scores(table).savefig(path, dpi=150)
+    with replacing(out / "leaderboard.png") as path:
+        draw_scores(table).savefig(path, dpi=150)
 
 
 def make_table(config: TableConfig, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""Search the hyper-parameters of agents with Optuna, on tasks of digits only.
+"""Search the hyper-parameters of agents with Optuna, on a task of digits.
 
 `python -m experiments.tune --agent ppo --n-trials 12 --out runs/tune` tries sets of settings,
 beginning with those that `hyperparameters.json` holds, each by searches of compression tasks
@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import signal
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -29,7 +30,8 @@ from compress_env.files import replacing
 from experiments import trial, tune_study
 from experiments.algorithms import check_packages
 from experiments.checks import check_choices, check_lowest
-from experiments.command import run_command
+from experiments.command import Interrupted, run_command
+from experiments.hyperparameters import stored_settings
 from experiments.run_folder import describe_run
 from experiments.tune_report import (
     chosen_rows,
@@ -38,7 +40,7 @@ from experiments.tune_report import (
     format_report,
     tuning_rows,
 )
-from experiments.tune_spaces import SPACES
+from experiments.tune_spaces import SPACES, contains
 from experiments.tune_study import Job, Study, import_optuna, read_study, study_path
 
 __all__ = ["Config", "main", "run"]
@@ -92,6 +94,11 @@ class Config:
             if agent not in SPACES:
                 raise ValueError(f"unknown agent {agent!r}; valid: {', '.join(SPACES)}")
             check_packages(agent)
+            if not contains(SPACES[agent], stored_settings(agent)):
+                raise ValueError(
+                    f"the present settings of {agent} are outside the ranges of "
+                    f"experiments/tune_spaces.py: {stored_settings(agent)}"
+                )
         for task in self.tasks:
             trial.make_task(trial.Config(task=task))
 
@@ -122,8 +129,8 @@ def run(config: Config, console: Console) -> list[Study]:
     out = (config.out or Path("runs") / f"tune-{stamp}").absolute()
     try:
         _work(config.studies(out), config.jobs or os.cpu_count() or 1, console)
-    except BaseException as stop:
-        stop.add_note(f"go on with the same command and --out {out}")
+    except (Interrupted, KeyboardInterrupt) as stop:
+        stop.__notes__ = [f"go on with the same command and --out {out}"]  # not those of a trial
         raise
     there = [agent for agent in SPACES if study_path(out, agent).exists()]
     studies = [study for agent in there if (study := read_study(out, agent)).is_finished]
@@ -137,9 +144,15 @@ def _work(jobs: list[Job], n_processes: int, console: Console) -> None:
         for job in jobs:
             tune_study.tune_agent(job, console)
         return
-    with SPAWN.Pool(min(n_processes, len(jobs)), _begin) as pool:  # all are ended on leaving
-        for _ in pool.imap_unordered(_work_in_child, jobs):
-            pass
+    others = set(multiprocessing.active_children())
+    executor = ProcessPoolExecutor(min(n_processes, len(jobs)), SPAWN, _begin)
+    try:
+        for done in as_completed([executor.submit(_work_in_child, job) for job in jobs]):
+            done.result()
+    finally:
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
+        executor.shutdown(cancel_futures=True)
 
 
 def _begin() -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from experiments import benchmark, benchmark_verify, trials
 from experiments.benchmark import BestConfig, Config, TableConfig, find_best, make_table, run
+from experiments.benchmark_figures import draw_scores
 from experiments.benchmark_report import beats, format_leaderboard, verdicts
 from experiments.benchmark_table import (
     BEST_KNOWN,
@@ -340,6 +341,17 @@ def test_scores_by_hand() -> None:
     assert iqm_interval([1, 1], [3, 3]) == (2.0, 2.0, 2.0)  # seeds are resampled, not tasks
     single = iqm_interval([1.0], [3.0])
     assert single.value == 2.0 and np.isnan(single.low)
+
+
+def test_figure_of_scores_takes_intervals_of_no_width_and_no_scores() -> None:
+    # The bootstrap adds these up in another order, which changes the last digit.
+    values = np.random.default_rng(1).random((60, 5))[40]
+    samples = [np.full(3, value) for value in values]
+    interval = iqm_interval(*samples)
+    assert interval.low <= interval.value <= interval.high
+    columns = ["agent", "score", "low", "high"]
+    for rows in ([["greedy", *interval]], [["uniform", np.nan, np.nan, np.nan]]):
+        assert draw_scores(pd.DataFrame(rows, columns=columns)).axes
 
 
 def test_leaderboard_ranks_and_says_what_exceeds_the_best_known() -> None:

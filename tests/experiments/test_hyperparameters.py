@@ -92,8 +92,12 @@ SHAPED: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     ),
     "q_critic_ppo": (
         850,
-        {"target_steps": 40, "actor_learning_rate": 0.01},
-        {"target_steps": 40, "actor_learning_rate": 0.01, "learning_rate": 0.003},
+        {"target_steps": 7, "actor_learning_rate": 0.02},
+        {
+            "target_steps": 7,
+            "actor_learning_rate": 0.02,
+            "batch_size": HYPERPARAMETERS["q_critic_ppo"]["batch_size"],
+        },
     ),
 }
 

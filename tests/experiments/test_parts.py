@@ -71,7 +71,7 @@ class TestSearch:
     @pytest.mark.parametrize("name", ["q_critic_ppo", "ddpg", "td3", "sac"])
     def test_a_short_search_leaves_time_to_learn(self, name: str) -> None:
         agent: Any = make_learner(name, make_log(), n_steps=45, seed=0)
-        assert agent.learning_starts == 9
+        assert 0 < agent.learning_starts <= 15
 
     def test_failed_episodes_count_and_are_told_apart(self) -> None:
         scores = iter([0.5, 0.5, float("nan")] + [0.5] * 100)

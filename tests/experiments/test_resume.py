@@ -155,7 +155,7 @@ def test_every_algorithm_goes_on_exactly(
         nonlocal n_written
         write(self, name, state)
         n_written += 1
-        if n_written % 3 == 0:
+        if n_written % 2 == 0:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(RunFolder, "write_state", write_and_stop)

@@ -23,6 +23,7 @@ from experiments import entrants, trial
 from experiments.algorithms import CONTRIB
 from experiments.hyperparameters import HYPERPARAMETERS, stored_settings
 from experiments.playing import play_actions
+from experiments.progress import SearchProgress
 from experiments.resuming import ResumableSearch
 from experiments.trial import Config, make_task, run
 from tests.fakes import TINY, tiny_tasks
@@ -132,7 +133,7 @@ def test_a_stopped_trial_goes_on_with_the_hyper_parameters_it_began_with(
     stored = json.loads((tmp_path / "whole" / "config.json").read_text())["settings"]
     assert json.loads(stored) == stored_settings("ppo") | {"n_epochs": 3}
 
-    add, count = trial.SearchProgress.advance, iter(range(100))
+    add, count = SearchProgress.advance, iter(range(100))
 
     def stop_at_sixth(*args: Any) -> None:
         if next(count) == 5:
@@ -140,7 +141,7 @@ def test_a_stopped_trial_goes_on_with_the_hyper_parameters_it_began_with(
         add(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trial.SearchProgress, "advance", stop_at_sixth)
+        patch.setattr(SearchProgress, "advance", stop_at_sixth)
         with pytest.raises(KeyboardInterrupt):
             run(replace(config, out=tmp_path / "out"), quiet())
     other = HYPERPARAMETERS["ppo"] | {"learning_rate": 0.03, "n_epochs": 20}

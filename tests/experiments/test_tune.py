@@ -31,7 +31,7 @@ def quiet() -> Console:
 
 
 def small(out: Path, **settings: Any) -> Config:
-    config = Config(("ars",), 8, TINY, replay_seeds=(200, 201), jobs=1, out=out)
+    config = Config(("ars",), 8, TINY, (100,), replay_seeds=(200, 201), jobs=1, out=out)
     return replace(config, **settings)
 
 
@@ -97,8 +97,40 @@ def test_best_set_is_chosen_after_it_was_played_again(
     assert chosen["number"][chosen["chosen"]].tolist() == [best.number]
     assert chosen["mean"].to_numpy() == pytest.approx([study.mean(n) for n in chosen["number"]])
     report = (tmp_path / "out" / "tune.md").read_text()
-    assert f"learning_rate {rate:.3g}" in report and "learning_rate 0.02," in report
+    assert (
+        f"learning_rate {rate:.3g}" in report
+        and f"learning_rate {HYPERPARAMETERS['ars']['learning_rate']:.3g}," in report
+    )
     assert (tmp_path / "out" / "tune.png").stat().st_size > 0
+
+
+def test_interruption_is_told_how_to_go_on_and_an_error_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        interruption = KeyboardInterrupt()
+        interruption.add_note("go on with: python -m experiments.trial")
+        raise interruption
+
+    monkeypatch.setattr(trial, "run", stop)
+    monkeypatch.setattr(trial, "make_task", lambda _: None)
+    config = small(tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run(config, quiet())
+    notes = [f"go on with the same command and --out {tmp_path / 'out'}"]
+    assert stopped.value.__notes__ == notes
+    with pytest.raises(ValueError, match="was made with n_evaluations=") as refused:
+        run(replace(config, n_evaluations=config.n_evaluations + 1), quiet())
+    assert not getattr(refused.value, "__notes__", [])
+
+
+def test_present_settings_outside_the_ranges_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(HYPERPARAMETERS, "ars", HYPERPARAMETERS["ars"] | {"learning_rate": 0.9})
+    with pytest.raises(ValueError, match=r"present settings of ars are outside the ranges of"):
+        run(small(tmp_path / "out"), quiet())
+    assert not (tmp_path / "out").exists()
 
 
 def test_present_set_stays_where_no_other_is_better(
