@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -18,6 +20,7 @@ from compress_env.layers import compute_layers
 from compress_env.models import MODELS, build_model
 from compress_env.pruning.surgery import find_walk
 from compress_env.suite import describe_suite
+from experiments.hyperparameters import HYPERPARAMETERS
 from experiments.latency import OnnxNetwork
 from experiments.report import FILE_HEADINGS, HEADINGS, format_markdown, read_rows
 from experiments.tables import read_runs, summarize
@@ -193,6 +196,19 @@ def test_table_of_the_suite_is_as_it_was_measured() -> None:
     fixed = {row["task"]: (row["decisions"], row["budget"]) for row in describe_suite()}
     for task, decisions, budget in re.findall(r"^\| (\w+-v0) \| (\d+) \| (.*?) \|", README, re.M):
         assert fixed[task] == (decisions, budget)
+
+
+def test_hyper_parameters_are_those_that_were_found() -> None:
+    folder = ROOT / "results" / "tune"
+    found = json.loads((folder / "hyperparameters.json").read_text(encoding="utf-8"))
+    assert found == HYPERPARAMETERS
+    chosen = pd.read_csv(folder / "chosen.csv").query("chosen").set_index("agent")
+    assert {name: json.loads(text) for name, text in chosen["settings"].items()} == found
+    report = (folder / "tune.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([a-z]\w+.*) \| 12 \| .* \| (.*) \| (.*) \| (.*) \|$", report, re.M)
+    assert len(rows) == len(found) == 7
+    for agent, other, before, after in rows:
+        assert f"| {agent} | {before} | {'as before' if other == '-' else after} |" in README
 
 
 NETWORKS = re.findall(
