@@ -19,11 +19,18 @@ from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.layers import compute_layers
 from compress_env.models import MODELS, build_model
 from compress_env.pruning.surgery import find_walk
-from compress_env.suite import describe_suite
+from compress_env.suite import SUITE, describe_suite
+from experiments.benchmark_table import (
+    BEST_KNOWN,
+    make_leaderboard,
+    read_best_known,
+    update_best_known,
+)
 from experiments.hyperparameters import HYPERPARAMETERS
 from experiments.latency import OnnxNetwork
 from experiments.report import FILE_HEADINGS, HEADINGS, format_markdown, read_rows
 from experiments.tables import read_runs, summarize
+from experiments.trials import read_trials
 from tests.fakes import PlainNet, seeded
 
 ROOT = Path(__file__).parents[1]
@@ -196,6 +203,21 @@ def test_table_of_the_suite_is_as_it_was_measured() -> None:
     fixed = {row["task"]: (row["decisions"], row["budget"]) for row in describe_suite()}
     for task, decisions, budget in re.findall(r"^\| (\w+-v0) \| (\d+) \| (.*?) \|", README, re.M):
         assert fixed[task] == (decisions, budget)
+
+
+def test_leaderboard_is_that_of_the_stored_trials() -> None:
+    folder = ROOT / "results" / "benchmark"
+    text = (folder / "leaderboard.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| task \| .*\| score 0 .*?\n\n", text, re.MULTILINE | re.DOTALL)
+    assert table.count("-v0 |") == len(SUITE) and table in README
+    known = read_best_known(folder / "best_known.csv")
+    assert known.keys() == {task.id for task in SUITE}
+    shipped = read_best_known(BEST_KNOWN)
+    assert all(shipped[task].best >= known[task].best for task in known)
+    trials = read_trials(folder)
+    assert make_leaderboard(trials, known).equals(
+        make_leaderboard(trials, update_best_known({}, trials))
+    )
 
 
 def test_hyper_parameters_are_those_that_were_found() -> None:
