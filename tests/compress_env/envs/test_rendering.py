@@ -30,7 +30,7 @@ def test_ansi_is_a_table_of_the_layers_decided_so_far(kind: Any) -> None:
     assert layer == env.walk[0].name
     assert float(value) == pytest.approx(info[env.value_name], rel=1e-3)
     assert float(accuracy) == pytest.approx(info["accuracy"], abs=1e-4)
-    expected = 100 * info["reward_terms"]["cost"] / env.unpruned.cost
+    expected = 100 * info["reward_terms"]["cost"] / env.unpruned.cost_high
     assert float(cost) == pytest.approx(expected, abs=0.01)
 
 
