@@ -20,7 +20,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -29,7 +29,10 @@ from experiments.sweep_folder import SweepFolder, Task, work
 
 __all__ = ["LocalPool", "Outcome", "Pool", "RayPool"]
 
-SPAWN = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
+WORKERS = multiprocessing.get_context("forkserver")
+"""Starts processes from one that has imported everything and done nothing: CUDA and threads, which
+do not survive a fork, have not been started there, and seconds of imports are spared every cell."""
+WORKERS.set_forkserver_preload(["experiments.cells", "torch._dynamo"])  # for optimizers
 STOP_S = 30.0
 """Seconds that a process is given to save its state."""
 CONNECT_S = 10.0
@@ -70,7 +73,7 @@ class LocalPool:
         """
         self._jobs, self._retries = jobs, retries
         self._waiting: deque[Task] = deque()
-        self._running: dict[SpawnProcess, Task] = {}
+        self._running: dict[ForkServerProcess, Task] = {}
         self._kills: Counter[str] = Counter()
 
     def submit(self, tasks: Sequence[Task]) -> None:
@@ -86,7 +89,7 @@ class LocalPool:
         return [outcome for process in ended if (outcome := self._end(process)) is not None]
 
     def _start(self, task: Task) -> None:
-        process = SPAWN.Process(target=_work_in_child, args=(task,), name=task.cell.name)
+        process = WORKERS.Process(target=_work_in_child, args=(task,), name=task.cell.name)
         self._running[process] = task
         with _inherited(task.threads):
             process.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -18,6 +19,8 @@ __all__ = ["ResumableSearch", "read_finished"]
 
 Outcome = Callable[[], dict[str, Any]]
 """Returns plain Python values."""
+SAVING_SHARE = 0.05
+"""Most of the time that may go into saving."""
 
 
 def read_finished(folder: RunFolder, name: str) -> list[Episode] | None:
@@ -29,7 +32,10 @@ def read_finished(folder: RunFolder, name: str) -> list[Episode] | None:
 
 
 class ResumableSearch:
-    """Runs a search and keeps, after each episode, all that it needs to go on."""
+    """Runs a search and keeps, after its episodes, all that it needs to go on.
+
+    A save is left out where saving would take more than `SAVING_SHARE` of the time.
+    """
 
     def __init__(self, name: str, log: EpisodeLog, folder: RunFolder) -> None:
         """Read what there is of the search.
@@ -46,6 +52,7 @@ class ResumableSearch:
         self._log = log
         self._folder = folder
         self._saved = folder.read_state(name)
+        self._next_save = 0.0
 
     def learn(
         self,
@@ -74,7 +81,7 @@ class ResumableSearch:
             agent,
             self._log,
             n_episodes,
-            lambda: self._save(agent=agent_state(agent), beside=beside()),
+            lambda: self._save(lambda: {"agent": agent_state(agent), "beside": beside()}),
             n_evaluations=n_evaluations,
             callbacks=callbacks,
         )
@@ -99,7 +106,7 @@ class ResumableSearch:
             n_episodes=n_episodes,
             n_evaluations=n_evaluations,
             observations=observations,
-            save=lambda: self._save(policy=_policy_state(policy)),
+            save=lambda: self._save(lambda: {"policy": _policy_state(policy)}),
         )
         self.finish(outcome)
 
@@ -108,9 +115,14 @@ class ResumableSearch:
         content = {"is_finished": True, "episodes": self._log.state()["episodes"]}
         self._folder.write_state(self._name, content | {"outcome": outcome()})
 
-    def _save(self, **state: Any) -> None:
-        content = {"is_finished": False, "log": self._log.state()} | state
+    def _save(self, state: Outcome) -> None:
+        start = perf_counter()
+        if start < self._next_save:
+            return
+        content = {"is_finished": False, "log": self._log.state()} | state()
         self._folder.write_state(self._name, content)
+        end = perf_counter()
+        self._next_save = end + (end - start) * (1.0 / SAVING_SHARE - 1.0)
 
 
 def _policy_state(policy: PolicyPredictor) -> dict[str, Any] | None:

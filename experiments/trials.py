@@ -6,9 +6,11 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pandas as pd
 from rich.console import Console
 
@@ -31,6 +33,8 @@ __all__ = [
 ]
 
 RETRIES = 3
+STORE = "transitions.sqlite"
+"""File in the folder that keeps what steps lead to."""
 NUMBERS = (
     "validation_accuracy",
     "test_accuracy",
@@ -80,6 +84,21 @@ def with_stored(folder: SweepFolder, cells: Sequence[Cell]) -> list[Cell]:
     return both
 
 
+def _sharing(cells: Sequence[Cell], folder: SweepFolder) -> list[Cell]:
+    """Let trials share what steps lead to, where each step is scored.
+
+    Elsewhere the scored networks, of deep walks, hardly ever repeat.
+    """
+
+    def shared(cell: Cell) -> Cell:
+        spec = gym.spec(cell.config.task).kwargs | cell.config.options()
+        if cell.config.store is not None or spec.get("reward_at", "layer") != "layer":
+            return cell
+        return cell._replace(config=replace(cell.config, store=folder.path / STORE))
+
+    return [shared(cell) for cell in cells]
+
+
 def run_trials(
     cells: Sequence[Cell], folder: SweepFolder, console: Console, *, jobs: int | None
 ) -> list[Outcome]:
@@ -99,7 +118,7 @@ def run_trials(
     """
     pool = LocalPool(jobs=jobs or os.cpu_count() or 1, retries=RETRIES)
     try:
-        return work_on(pool, cells, folder, console)
+        return work_on(pool, _sharing(cells, folder), folder, console)
     except (Interrupted, KeyboardInterrupt) as stop:
         stop.add_note(f"go on with the same command and --out {folder.path}")
         raise

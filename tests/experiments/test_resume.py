@@ -24,6 +24,7 @@ from rich.console import Console
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from compress_env.envs.pruning import PruningEnv
+from experiments import resuming
 from experiments.algorithms import make_learner
 from experiments.compress import Config, run
 from experiments.resuming import ResumableSearch
@@ -196,6 +197,7 @@ def test_every_black_box_search_goes_on_exactly(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(RunFolder, "write_state", write_and_stop)
+    monkeypatch.setattr(resuming, "SAVING_SHARE", 1.0)  # saves after every episode
     n_stops = 0
     while not (states and states[-1]["is_finished"]):
         try:
