@@ -127,7 +127,8 @@ def run(config: Config, console: Console) -> list[Outcome]:
         Interrupted: If somebody stops it.
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = SweepFolder((config.out or Path("runs") / f"benchmark-{stamp}").absolute())
+    path = (config.out or Path("runs") / f"benchmark-{stamp}").absolute()
+    folder = SweepFolder(path, rows_suffice=True)
     known = read_best_known(config.best_known)
     cells = with_stored(folder, [make_cell("trial", trial) for trial in config.trials()])
     save_networks(cells, folder, console)

@@ -94,7 +94,7 @@ class LocalPool:
         with _inherited(task.threads):
             process.start()
 
-    def _end(self, process: SpawnProcess) -> Outcome | None:
+    def _end(self, process: ForkServerProcess) -> Outcome | None:
         """Take a process off the list; None if its cell is to be tried again."""
         task, code = self._running.pop(process), process.exitcode
         name = task.cell.name

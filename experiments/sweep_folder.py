@@ -8,6 +8,7 @@ on the cell holds `NAME.lock`: no two processes do, on one machine or on several
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -32,18 +33,22 @@ from experiments.run_folder import ADDED, MAY_CHANGE, describe_run, restore_conf
 __all__ = ["SweepFolder", "Task", "work"]
 
 TABLE = "table.csv"
+MERGED = "sweep.csv"
 
 
 class SweepFolder:
     """The folder of a sweep."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, rows_suffice: bool = False) -> None:
         """Point at a folder, which need not exist.
 
         Args:
             path: An absolute path.
+            rows_suffice: Whether a cell is finished, too, of which nothing is left but its rows in
+                `sweep.csv`, as in a folder that has been published.
         """
         self.path = path
+        self._rows_suffice = rows_suffice
         self.marker = path / "sweep.json"
         self._tables: dict[str, pd.DataFrame] = {}
 
@@ -57,7 +62,19 @@ class SweepFolder:
 
     def finished(self, name: str) -> bool:
         """Tell whether a cell has been run to its end, by whomever."""
-        return (self.cell(name) / TABLE).exists()
+        return (self.cell(name) / TABLE).exists() or name in self._published
+
+    @functools.cached_property
+    def _published(self) -> dict[str, pd.DataFrame]:
+        """Rows of `sweep.csv` by cell, as they were at first; none where they do not suffice."""
+        path = self.path / MERGED
+        if not self._rows_suffice or not path.exists():
+            return {}
+        try:
+            rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+            return {Path(str(cell)).name: mine for cell, mine in rows.groupby("cell", sort=False)}
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{str(path)!r} is not of a sweep: {error}") from None
 
     def lock(self, name: str) -> FileLock:
         """Return the lock to hold while working on a cell."""
@@ -172,15 +189,21 @@ class SweepFolder:
         """
         for cell in cells:
             if cell.name not in self._tables and self.finished(cell.name):
-                path = self.cell(cell.name) / TABLE
-                table = pd.read_csv(path, dtype=str, keep_default_na=False)
-                columns = {key: [value] * len(table) for key, value in cell.columns().items()}
-                self._tables[cell.name] = pd.concat([pd.DataFrame(columns), table], axis=1)
+                self._tables[cell.name] = self._read(cell)
         tables = [self._tables[cell.name] for cell in cells if cell.name in self._tables]
         if tables:
-            with replacing(self.path / "sweep.csv") as path:
+            with replacing(self.path / MERGED) as path:
                 pd.concat(tables).to_csv(path, index=False)
         return len(tables)
+
+    def _read(self, cell: Cell) -> pd.DataFrame:
+        """Return the rows of a finished cell, with what tells them from others."""
+        path = self.cell(cell.name) / TABLE
+        if not path.exists():
+            return self._published[cell.name]
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        columns = {key: [value] * len(table) for key, value in cell.columns().items()}
+        return pd.concat([pd.DataFrame(columns), table], axis=1)
 
 
 def _manifest(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ is their sum.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -40,6 +40,8 @@ __all__ = ["Config", "Search", "main", "measure_trials", "run"]
 
 DATASETS = {"digits": "Digits", "mnist": "MNIST"}
 N_SEEDS = {"digits": 10, "mnist": 5}
+REWARDS = "rewards.csv"
+"""Rewards of all episodes, a line for each search."""
 
 
 class Search(NamedTuple):
@@ -77,6 +79,8 @@ class Config:
         "random",
     )
     """Agents by name."""
+    searches: tuple[str, ...] = tuple(SEARCHES)
+    """What is searched for."""
     seeds: tuple[int, ...] = ()
     """Seeds of the agents; 0 to 9 for digits and 0 to 4 for MNIST when not given."""
     n_episodes: int = 200
@@ -94,13 +98,16 @@ class Config:
         Raises:
             ValueError: If a setting is wrong.
         """
-        check_choices(self, "agents")
+        check_choices(self, "agents", "searches")
+        unknown = [label for label in self.searches if label not in SEARCHES]
+        if unknown:
+            raise ValueError(f"unknown search {unknown[0]!r}; valid: {', '.join(SEARCHES)}")
         single = [agent for agent in self.agents if agent in SINGLE]
         if single:
             raise ValueError(f"expected agents of many episodes, got {single[0]}, which has one")
         check_lowest(self, 1, "jobs")
         check_lowest(self, 2, "n_episodes")
-        return {label: self._cells_of(label, search) for label, search in SEARCHES.items()}
+        return {label: self._cells_of(label, SEARCHES[label]) for label in self.searches}
 
     def _cells_of(self, label: str, search: Search) -> list[Cell]:
         root = None if self.data_root is None else self.data_root.absolute()
@@ -138,7 +145,8 @@ def run(config: Config, console: Console) -> pd.DataFrame:
         Interrupted: If somebody stops it.
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = SweepFolder((config.out or Path("runs") / f"volatility-{stamp}").absolute())
+    path = (config.out or Path("runs") / f"volatility-{stamp}").absolute()
+    folder = SweepFolder(path, rows_suffice=(path / REWARDS).exists())
     by_label = config.cells()
     cells = with_stored(folder, [cell for cells in by_label.values() for cell in cells])
     for mine in by_label.values():
@@ -165,12 +173,9 @@ def measure_trials(path: Path, labels: Mapping[str, str]) -> tuple[pd.DataFrame,
         (S, T), seeds in the order of the rows.
     """
     trials = read_trials(path)
+    rewards = _read_rewards(path, trials["cell"])
     trials = trials[trials["cell"].isin(list(labels))].sort_values("seed", kind="stable")
     trials.insert(0, "search", trials["cell"].map(labels))
-    rewards = {
-        cell: pd.read_csv(path / cell / "episodes.csv")["reward"].to_numpy(np.float64)
-        for cell in trials["cell"]
-    }
     trials["dispersion_within"] = [dispersion_within(rewards[cell]) for cell in trials["cell"]]
     trials["drawdown_cvar"] = [cvar(drawdown(rewards[cell])) for cell in trials["cell"]]
     curves: dict[tuple[str, str], NDArray[np.float64]] = {}
@@ -179,6 +184,27 @@ def measure_trials(path: Path, labels: Mapping[str, str]) -> tuple[pd.DataFrame,
     order = list(dict.fromkeys(labels.values()))
     trials["search"] = pd.Categorical(trials["search"], order)
     return trials.sort_values(["search", "agent", "seed"], ignore_index=True), curves
+
+
+def _read_rewards(path: Path, cells: Iterable[str]) -> dict[str, NDArray[np.float64]]:
+    """Read the rewards of all episodes by cell, (T,) each, and write them into one file.
+
+    Raises:
+        ValueError: If those of a cell are not there.
+    """
+    file = path / REWARDS
+    known = pd.read_csv(file, dtype=str) if file.exists() else pd.DataFrame(columns=["cell"])
+    texts = dict(zip(known["cell"], known.get("rewards", []), strict=True))
+    for cell in cells:
+        episodes = path / cell / "episodes.csv"
+        if episodes.exists():
+            texts[cell] = " ".join(pd.read_csv(episodes, dtype=str)["reward"])
+    missing = [cell for cell in cells if cell not in texts]
+    if missing:
+        raise ValueError(f"{str(path)!r} has no rewards of {missing[0]}")
+    with replacing(file) as temporary:
+        pd.DataFrame(texts.items(), columns=["cell", "rewards"]).to_csv(temporary, index=False)
+    return {cell: np.array(texts[cell].split(), np.float64) for cell in cells}
 
 
 def _write(

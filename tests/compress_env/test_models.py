@@ -6,8 +6,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -21,6 +23,7 @@ from compress_env.models import (
     load_baseline,
     save_checkpoint,
 )
+from compress_env.suite import SUITE, SuiteTask
 from tests.fakes import DATA_ROOT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +32,14 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMPRESS_ENV_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have recipes followed; returns the folder of what is shipped."""
+    folder = models.SHIPPED
+    monkeypatch.setattr(models, "SHIPPED", tmp_path / "nothing")
+    return folder
 
 
 @pytest.fixture
@@ -101,6 +112,27 @@ def test_the_digits_recipe_learns(digits: DataBundle) -> None:
 def test_the_mnist_recipe_learns() -> None:
     data = load_data("mnist", data_root=DATA_ROOT)
     assert _accuracy(load_baseline("lenet5", data), data) > 0.989
+
+
+@pytest.mark.parametrize("task", SUITE, ids=lambda task: task.id.partition("/")[2])
+def test_everybody_starts_the_named_tasks_from_the_same_network(
+    task: SuiteTask,
+    shipped: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given = gym.spec(task.id).kwargs
+    if given["data"] == "mnist" and not (DATA_ROOT / "MNIST").is_dir():
+        pytest.skip("needs the MNIST files")
+    monkeypatch.setattr(models, "SHIPPED", shipped)
+    data = load_data(given["data"], data_root=DATA_ROOT if given["data"] == "mnist" else None)
+    with caplog.at_level(logging.INFO):
+        model = load_baseline(given["model"], data)
+    assert not caplog.records and _cached() == []
+    assert _accuracy(model, data) > 0.985
+    [stored] = shipped.glob(f"{given['model']}-{data.name}-*.safetensors")
+    weights = torch.cat([tensor.flatten() for tensor in load_file(stored).values()])
+    assert weights.numel() == sum(tensor.numel() for tensor in model.state_dict().values())
 
 
 @pytest.mark.usefixtures("_quick")

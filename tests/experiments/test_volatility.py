@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from experiments import trials, volatility
-from experiments.volatility import Config, Search, run
+from experiments.volatility import Config, Search, measure_trials, run
 from experiments.volatility_figures import draw_curves, draw_measures, draw_overestimation
 from experiments.volatility_measures import cvar, dispersion_within, drawdown
 from experiments.volatility_report import (
@@ -41,7 +41,9 @@ def test_searches_are_run_measured_and_not_repeated(
         monkeypatch.setattr(volatility, draw, lambda *_: Figure())
     searches = {"pruning, R_FLOPs": Search(TINY[0], FLOPS), "quantization": Search(TINY[1], "{}")}
     monkeypatch.setattr(volatility, "SEARCHES", searches)
-    config = Config(agents=AGENTS, seeds=(0, 1), n_episodes=3, out=tmp_path / "out")
+    config = Config(
+        agents=AGENTS, searches=tuple(searches), seeds=(0, 1), n_episodes=3, out=tmp_path / "out"
+    )
     with tiny_tasks():
         table = run(config, quiet())
         shown = quiet()
@@ -57,6 +59,7 @@ def test_searches_are_run_measured_and_not_repeated(
         assert np.isnan(row["q_overestimation"]) == (row["agent"] == "random")
         assert (rewards > 0.0).all() == (row["search"] == "pruning, R_FLOPs")
     assert {path.name for path in (tmp_path / "out").glob("*.*")} >= {
+        "rewards.csv",
         "volatility.csv",
         "summary.csv",
         "volatility.md",
@@ -64,6 +67,41 @@ def test_searches_are_run_measured_and_not_repeated(
         "measures.png",
         "overestimation.png",
     }
+
+
+def test_what_is_published_of_searches_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "LocalPool", InProcessPool)
+    for draw in ("draw_curves", "draw_measures", "draw_overestimation"):
+        monkeypatch.setattr(volatility, draw, lambda *_: Figure())
+    searches = {"pruning": Search(TINY[0], "{}"), "quantization": Search(TINY[1], "{}")}
+    monkeypatch.setattr(volatility, "SEARCHES", searches)
+    config = Config(agents=AGENTS, searches=("pruning",), seeds=(0,), n_episodes=3)
+    published = tmp_path / "published"
+    with tiny_tasks():
+        table = run(replace(config, out=tmp_path / "out"), quiet())
+        published.mkdir()
+        for name in ("sweep.json", "sweep.csv", "rewards.csv"):
+            (published / name).write_bytes((tmp_path / "out" / name).read_bytes())
+        more = replace(config, searches=("pruning", "quantization"), out=published)
+        shown = quiet()
+        both = run(more, shown)
+        assert "2 of 4 cells were finished before" in shown.file.getvalue()  # type: ignore[attr-defined]
+        alone = run(replace(more, searches=("quantization",)), quiet())
+    assert not (published / table["cell"][0]).exists()
+    pd.testing.assert_frame_equal(both[:2].assign(search=0), table.assign(search=0))
+    assert list(both["search"]) == ["pruning", "pruning", "quantization", "quantization"]
+    assert set(alone["search"]) == {"quantization"}
+    assert len(pd.read_csv(published / "rewards.csv")) == 4
+    (published / "rewards.csv").unlink()
+    with pytest.raises(ValueError, match=r"has no rewards of cells/pruning-ddpg-seed0"):
+        measure_trials(published, dict.fromkeys(both["cell"], "any"))
+
+
+def test_unknown_searches_are_named() -> None:
+    with pytest.raises(ValueError, match=r"unknown search 'pruning'; valid: pruning, budget, "):
+        Config(searches=("pruning",)).cells()
 
 
 def made_up(noise: dict[str, float], overestimation: dict[str, float]) -> tuple[Any, Any]:
