@@ -32,7 +32,7 @@ __all__ = ["LocalPool", "Outcome", "Pool", "RayPool"]
 WORKERS = multiprocessing.get_context("forkserver")
 """Starts processes from one that has imported everything and done nothing: CUDA and threads, which
 do not survive a fork, have not been started there, and seconds of imports are spared every cell."""
-WORKERS.set_forkserver_preload(["experiments.cells", "torch._dynamo"])  # for optimizers
+PRELOAD = ["experiments.cells", "torch._dynamo"]  # optimizers import the latter
 STOP_S = 30.0
 """Seconds that a process is given to save its state."""
 CONNECT_S = 10.0
@@ -71,6 +71,7 @@ class LocalPool:
             jobs: Processes at a time.
             retries: How often a cell whose process was killed is tried again.
         """
+        WORKERS.set_forkserver_preload(PRELOAD)
         self._jobs, self._retries = jobs, retries
         self._waiting: deque[Task] = deque()
         self._running: dict[ForkServerProcess, Task] = {}

@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from compress_env.store import TransitionStore
 from experiments import benchmark, benchmark_verify, trials
 from experiments.benchmark import BestConfig, Config, TableConfig, find_best, make_table, run
 from experiments.benchmark_figures import draw_scores
@@ -32,10 +33,13 @@ from experiments.benchmark_table import (
     write_best_known,
 )
 from experiments.benchmark_verify import verify
+from experiments.cells import Cell
 from experiments.hyperparameters import HYPERPARAMETERS, stored_settings
 from experiments.intervals import iqm_interval
+from experiments.sweep_folder import SweepFolder
 from experiments.trial import Config as Trial
-from experiments.trials import network_path
+from experiments.trial import run as run_trial
+from experiments.trials import network_path, run_trials
 from tests.fakes import TINY, InProcessPool, tiny_tasks
 
 AGENTS = ("uniform", "random", "cma_es", "ppo")
@@ -99,6 +103,42 @@ def test_same_command_repeats_nothing_and_other_agents_are_added(
     with pytest.raises(ValueError, match="was made with n_evaluations=4, got 5"):
         run(replace(ran, out=out, n_evaluations=5), console())
     assert run(replace(ran, out=out, data_root=tmp_path), console()) == []  # nothing depends on it
+
+
+def test_other_agents_are_added_to_what_is_published(ran: Config, tmp_path: Path) -> None:
+    out, shown = tmp_path / "out", console()
+    out.mkdir()
+    for name in ("sweep.json", "sweep.csv"):
+        shutil.copy(folder_of(ran) / name, out / name)
+    assert run(replace(ran, out=out, agent=("greedy",)), shown) == []
+    assert "16 of 20 cells were finished before" in text_of(shown)
+    assert {path.name.split("-")[1] for path in (out / "cells").iterdir()} == {"greedy"}
+    before, after = (pd.read_csv(path / "sweep.csv", dtype=str) for path in (folder_of(ran), out))
+    kept = after[after["agent"] != "greedy"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, before, check_like=True)
+    (out / "sweep.csv").write_text("agent,task\n")
+    with pytest.raises(ValueError, match=r"sweep.csv' is not of a sweep: 'cell'"):
+        run(replace(ran, out=out, agent=("greedy",)), console())
+
+
+def test_trials_share_steps_where_each_is_scored(ran: Config, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    folder = SweepFolder(out)
+    shared = replace(Trial("random", TINY[0], 0), env_kwargs='{"reward_at": "layer"}')
+    cells = [Cell(f"{seed}", "trial", replace(shared, seed=seed)) for seed in (0, 1)]
+    cells += [Cell("deep", "trial", Trial("random", TINY[0], 0, n_evaluations=4))]
+    assert run_trials(cells, folder, console(), jobs=1) == []
+    alone = tmp_path / "alone"
+    run_trial(replace(cells[1].config, out=alone), console())
+    mine, other = (
+        pd.read_csv(path / "episodes.csv").drop(columns="seconds")
+        for path in (folder.cell("1"), alone)
+    )
+    pd.testing.assert_frame_equal(mine, other)
+    stored = [json.loads((folder.cell(cell.name) / "config.json").read_text()) for cell in cells]
+    shared_file = str(out / "transitions.sqlite")
+    assert [config["store"] for config in stored] == [shared_file, shared_file, None]
+    assert len(TransitionStore(out / "transitions.sqlite")) > 0
 
 
 def test_folder_from_before_there_were_settings_is_read_and_added_to(

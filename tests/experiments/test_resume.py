@@ -278,3 +278,26 @@ def test_resumption_is_told_in_the_configuration(
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["resume"] is None
     assert [set(r) >= {"date", "versions"} for r in config["resumptions"]] == [True]
+
+
+def test_saving_takes_a_small_share_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which a save lasts ten seconds and an episode one."""
+    clock, saves = 0.0, 0
+
+    def write_slowly(self: RunFolder, name: str, state: dict[str, Any]) -> None:
+        nonlocal clock, saves
+        clock, saves = clock + 10.0, saves + 1
+
+    monkeypatch.setattr(RunFolder, "write_state", write_slowly)
+    monkeypatch.setattr(resuming, "perf_counter", lambda: clock)
+    with closing(RunFolder(tmp_path / "run", Config(out=tmp_path / "run"))) as folder:
+        env = PruningEnv(seeded(PlainNet), make_data(), finetune_steps=0, device="cpu")
+        log = EpisodeLog(DummyVecEnv([lambda: env]))
+        search = ResumableSearch("search", log, folder)
+        for _ in range(1000):
+            clock += 1.0
+            search._save(dict)
+    assert clock == 1000.0 + 10.0 * saves
+    assert saves == 6  # at 1, and from then on 190 seconds after the one before
