@@ -93,6 +93,8 @@ class TableConfig:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of benchmarks."""
+    tasks: tuple[str, ...] = ()
+    """Tasks that count; all when not given."""
     out: Path | None = None
     """Folder for leaderboard.csv, .md and .png; standard output when not given."""
     best_known: Path = BEST_KNOWN
@@ -157,9 +159,15 @@ def make_table(config: TableConfig, console: Console) -> None:
     """Make a leaderboard from one or several folders.
 
     Raises:
-        ValueError: If they hold no trials, or trials that do not go together.
+        ValueError: If they hold no trials, trials that do not go together, or none of a task.
     """
     trials, known = read_runs(config.runs), read_best_known(config.best_known)
+    missing = [task for task in config.tasks if task not in set(trials["task"])]
+    if missing:
+        found = ", ".join(dict.fromkeys(trials["task"]))
+        raise ValueError(f"no trial of the task {missing[0]!r}; there are trials of {found}")
+    if config.tasks:
+        trials = trials[trials["task"].isin(config.tasks)].reset_index(drop=True)
     if config.out is None:
         text = format_leaderboard(make_leaderboard(trials, known), trials, known)
         console.print(text, soft_wrap=True, markup=False, highlight=False)

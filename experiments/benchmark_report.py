@@ -8,16 +8,15 @@ import numpy as np
 import pandas as pd
 
 from experiments.algorithms import SINGLE
-from experiments.benchmark_table import Reference
-from experiments.intervals import format_mean
+from experiments.benchmark_table import OPPONENTS, Reference
+from experiments.intervals import Interval, format_mean
 from experiments.report import format_markdown
 from experiments.tables import mean_interval
 from experiments.trials import short_name
 
 __all__ = ["beats", "format_leaderboard", "verdicts"]
 
-OPPONENTS = {"random": "random search", "cma_es": "CMA-ES"}
-"""What a learner must beat, at the same number of evaluations."""
+ENDS = ("", "_low", "_high")
 NOT_LEARNING = {*OPPONENTS, *SINGLE, "tpe"}
 
 
@@ -93,6 +92,8 @@ def format_leaderboard(
         f"{', '.join(str(seed) for seed in sorted(trials['seed'].unique()))}. Score: the best "
         "validation accuracy found, 0 for `uniform` and 1 for the best known, interquartile mean "
         "over tasks and seeds; the 95 % interval is a bootstrap of the seeds within each task. "
+        "Better than: probability that it finds a better network than that search does, mean over "
+        "tasks (Agarwal et al. 2021, arXiv 2108.13264), above 0.5 in its favour. "
         "Test accuracy, in percent, is that of the same networks, which no search has seen.",
         _format_scores(table),
         *_remarks(table, trials, known),
@@ -112,21 +113,28 @@ def format_leaderboard(
 def _format_scores(table: pd.DataFrame) -> str:
     lines = []
     for row in table.to_dict("records"):
-        has_interval = not np.isnan(row["low"])
+        over = (Interval(*(row[f"over_{name}{end}"] for end in ENDS)) for name in OPPONENTS)
         lines.append(
             (
                 f"`{row['agent']}`",
-                "-" if np.isnan(row["score"]) else f"{row['score']:.3f}",
-                f"{row['low']:.3f} to {row['high']:.3f}" if has_interval else "-",
+                _format_interval(Interval(row["score"], row["low"], row["high"]), 3),
+                *(_format_interval(interval, 2) for interval in over),
                 f"{row['tasks']}",
                 f"{row['trials']}",
                 f"{100.0 * row['test_accuracy']:.2f}",
                 f"{row['n_evaluations']:.0f}",
-                f"{row['seconds']:.0f}",
             )
         )
-    headings = ("agent", "score", "95 % interval", "tasks", "trials", "test accuracy")
-    return format_markdown((*headings, "evaluations", "seconds"), lines)
+    better = (f"better than {text}" for text in OPPONENTS.values())
+    headings = ("agent", "score", *better, "tasks", "trials", "test accuracy", "evaluations")
+    return format_markdown(headings, lines)
+
+
+def _format_interval(interval: Interval, n_digits: int) -> str:
+    value, low, high = (f"{end:.{n_digits}f}" for end in interval)
+    if np.isnan(interval.value):
+        return "-"
+    return value if np.isnan(interval.low) else f"{value} ({low} to {high})"
 
 
 def _remarks(

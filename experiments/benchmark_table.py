@@ -19,12 +19,14 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from compress_env.files import replacing
-from experiments.intervals import iqm_interval
+from experiments.intervals import Interval, improvement_interval, iqm_interval
 from experiments.trials import read_trials, short_name
 
 __all__ = [
     "BEST_KNOWN",
+    "OPPONENTS",
     "Reference",
+    "improvement",
     "make_leaderboard",
     "normalize",
     "read_best_known",
@@ -33,6 +35,8 @@ __all__ = [
     "write_best_known",
 ]
 
+OPPONENTS = {"random": "random search", "cma_es": "CMA-ES"}
+"""What a learner must beat, at the same number of evaluations."""
 BEST_KNOWN = Path(__file__).with_name("best_known.csv")
 """The table that comes with the package."""
 
@@ -150,13 +154,45 @@ def make_leaderboard(trials: pd.DataFrame, known: Mapping[str, Reference]) -> pd
         known: Tasks that are not in it, or without room above uniform, do not count.
 
     Returns:
-        One row per agent: `agent`, `score`, `low`, `high`, `tasks` and `trials` that count, mean
-        `test_accuracy` over all trials, mean `n_evaluations`, sum of `seconds`, and for each task
-        the mean over seeds of the best `validation:TASK` and of the `test:TASK` accuracy.
+        One row per agent: `agent`, `score`, `low`, `high`, `tasks` and `trials` that count; for
+        each of `OPPONENTS` the probability of doing better than it, `over_OPPONENT`, and its
+        interval, `..._low` and `..._high`; mean `test_accuracy` over all trials, mean
+        `n_evaluations`, sum of `seconds`, and for each task the mean over seeds of the best
+        `validation:TASK` and of the `test:TASK` accuracy.
     """
-    rows = [_row(str(agent), mine, known) for agent, mine in trials.groupby("agent", sort=False)]
+    by_agent = {str(agent): mine for agent, mine in trials.groupby("agent", sort=False)}
+    rows = [
+        _row(agent, mine, known) | _improvements(agent, by_agent) | _accuracies(mine)
+        for agent, mine in by_agent.items()
+    ]
     table = pd.DataFrame(rows)
     return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+
+
+def improvement(trials: pd.DataFrame, others: pd.DataFrame) -> Interval:
+    """Return the probability that one agent finds a better network than another.
+
+    Args:
+        trials: Of the first agent.
+        others: Of the other one; tasks that only one of the two has been run on do not count.
+    """
+    first, second = (
+        {str(task): mine.to_numpy() for task, mine in table.groupby("task")["validation_accuracy"]}
+        for table in (trials, others)
+    )
+    tasks = sorted(first.keys() & second.keys())
+    return improvement_interval([first[t] for t in tasks], [second[t] for t in tasks])
+
+
+def _improvements(agent: str, by_agent: Mapping[str, pd.DataFrame]) -> dict[str, float]:
+    row: dict[str, float] = {}
+    for opponent in OPPONENTS:
+        found = Interval(np.nan, np.nan, np.nan)
+        if opponent != agent and opponent in by_agent:
+            found = improvement(by_agent[agent], by_agent[opponent])
+        name = f"over_{opponent}"
+        row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    return row
 
 
 def _row(agent: str, trials: pd.DataFrame, known: Mapping[str, Reference]) -> dict[str, Any]:
@@ -167,7 +203,7 @@ def _row(agent: str, trials: pd.DataFrame, known: Mapping[str, Reference]) -> di
         if task in known and known[task].has_room
     ]
     score = iqm_interval(*scores)
-    row: dict[str, Any] = {
+    return {
         "agent": agent,
         "score": score.value,
         "low": score.low,
@@ -178,7 +214,12 @@ def _row(agent: str, trials: pd.DataFrame, known: Mapping[str, Reference]) -> di
         "n_evaluations": trials["n_evaluations"].mean(),
         "seconds": trials["seconds"].sum(),
     }
-    for kind in ("validation", "test"):
-        for task, rows in by_task.items():
-            row[f"{kind}:{short_name(task)}"] = rows[f"{kind}_accuracy"].mean()
-    return row
+
+
+def _accuracies(trials: pd.DataFrame) -> dict[str, float]:
+    """Return the means over seeds for each task."""
+    return {
+        f"{kind}:{short_name(str(task))}": rows[f"{kind}_accuracy"].mean()
+        for kind in ("validation", "test")
+        for task, rows in trials.groupby("task", sort=False)
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from scipy import stats
 
 from experiments.tables import mean_interval
 
-__all__ = ["Interval", "format_mean", "iqm_interval"]
+__all__ = ["Interval", "format_mean", "improvement_interval", "iqm_interval"]
 
 N_RESAMPLES = 2000
 
@@ -51,17 +52,52 @@ def iqm_interval(*samples: ArrayLike) -> Interval:
     if not arrays:
         return Interval(math.nan, math.nan, math.nan)
     center = float(_iqm(*arrays))
+    return _bootstrap(arrays, _iqm, center)
+
+
+def improvement_interval(samples: Sequence[ArrayLike], others: Sequence[ArrayLike]) -> Interval:
+    """Return the probability that the first of two agents does better, and its 95 % interval.
+
+    A task's probability is the share of pairs of seeds in which it does, ties counted as half; the
+    mean over tasks is returned. Source: Agarwal et al. 2021 (arXiv 2108.13264), section 4.3. The
+    interval is a percentile bootstrap that resamples each agent's seeds within each task.
+
+    Args:
+        samples: (n,) for each task, one number per seed of the first agent, higher is better.
+        others: (m,) for each task, of the other agent. NaN comes of no task, and no interval where
+            one has a single seed.
+    """
+    arrays = [np.asarray(sample, np.float64) for sample in (*samples, *others)]
+    if not arrays:
+        return Interval(math.nan, math.nan, math.nan)
+    return _bootstrap(arrays, _improvement, float(_improvement(*arrays)))
+
+
+def _bootstrap(
+    arrays: list[NDArray[np.float64]], statistic: Callable[..., Any], center: float
+) -> Interval:
     if min(len(array) for array in arrays) < 2:
         return Interval(center, math.nan, math.nan)
     low, high = stats.bootstrap(
         arrays,
-        _iqm,
+        statistic,
         n_resamples=N_RESAMPLES,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
     # Sums of equal numbers in another order may differ in their last digit.
     return Interval(center, min(float(low), center), max(float(high), center))
+
+
+def _improvement(*samples: NDArray[np.float64], axis: int = -1) -> Any:
+    n_tasks = len(samples) // 2
+    shares = []
+    for first, second in zip(samples[:n_tasks], samples[n_tasks:], strict=True):
+        # (..., n) and (..., m) -> (..., n, m)
+        x = np.expand_dims(np.moveaxis(first, axis, -1), -1)
+        y = np.expand_dims(np.moveaxis(second, axis, -1), -2)
+        shares.append(((x > y) + 0.5 * (x == y)).mean(axis=(-2, -1)))
+    return np.mean(shares, axis=0)
 
 
 def _iqm(*samples: NDArray[np.float64], axis: int = -1) -> Any:

@@ -35,7 +35,7 @@ from experiments.benchmark_table import (
 from experiments.benchmark_verify import verify
 from experiments.cells import Cell
 from experiments.hyperparameters import HYPERPARAMETERS, stored_settings
-from experiments.intervals import iqm_interval
+from experiments.intervals import improvement_interval, iqm_interval
 from experiments.sweep_folder import SweepFolder
 from experiments.trial import Config as Trial
 from experiments.trial import run as run_trial
@@ -332,9 +332,19 @@ def test_one_table_of_several_runs(ran: Config, tmp_path: Path) -> None:
     other = tmp_path / "other"
     own = replace(ran, out=other, agent=("tpe",), tasks=TINY[:1])
     assert run(own, console()) == []
-    config = TableConfig((folder_of(ran), other), tmp_path / "table", ran.best_known)
+    table = tmp_path / "table"
+    config = TableConfig((folder_of(ran), other), out=table, best_known=ran.best_known)
     make_table(config, console())
-    assert set(pd.read_csv(tmp_path / "table" / "leaderboard.csv")["agent"]) == {*AGENTS, "tpe"}
+    assert set(pd.read_csv(table / "leaderboard.csv")["agent"]) == {*AGENTS, "tpe"}
+    assert (
+        "With fewer trials, their scores do not compare"
+        not in (table / "leaderboard.md").read_text()
+    )
+    make_table(replace(config, tasks=TINY[1:]), console())
+    assert set(pd.read_csv(table / "leaderboard.csv")["agent"]) == set(AGENTS)
+    assert "TinyPrune" not in (table / "leaderboard.md").read_text()
+    with pytest.raises(ValueError, match=r"no trial of the task 'x'; there are trials of compress"):
+        make_table(replace(config, tasks=("x",)), console())
     with pytest.raises(ValueError, match="expected each trial once, got tpe on"):
         make_table(replace(config, runs=(other, other)), console())
     with pytest.raises(ValueError, match="holds no finished trials"):
@@ -381,6 +391,33 @@ def test_scores_by_hand() -> None:
     assert iqm_interval([1, 1], [3, 3]) == (2.0, 2.0, 2.0)  # seeds are resampled, not tasks
     single = iqm_interval([1.0], [3.0])
     assert single.value == 2.0 and np.isnan(single.low)
+
+
+def test_probability_of_improvement_by_hand() -> None:
+    # First task: of 2 x 3 pairs 3 are better and 1 is a tie. Second task: all are better.
+    found = improvement_interval([[2.0, 1.0], [9.0]], [[1.0, 0.0, 3.0], [8.0, 7.0]])
+    assert found.value == pytest.approx((3.5 / 6 + 1.0) / 2) and np.isnan(found.low)
+    same = improvement_interval([[1.0, 1.0]], [[1.0, 1.0]])
+    assert same == (0.5, 0.5, 0.5)
+    mixed = improvement_interval([[0.0, 1.0, 2.0]], [[0.0, 1.0, 2.0]])
+    assert mixed.value == 0.5 and 0.0 <= mixed.low < 0.4 and 0.6 < mixed.high <= 1.0
+    assert np.isnan(improvement_interval([], []).value)
+
+
+def test_leaderboard_tells_how_likely_an_agent_is_better() -> None:
+    found = rows(ppo=[0.93, 0.95, 0.97], random=[0.9, 0.91, 0.94], cma_es=[0.98, 0.99, 0.96])
+    known = {"compress_env/A-v0": Reference(0.8, 0.99, "somebody")}
+    table = make_leaderboard(found, known).set_index("agent")
+    assert table.loc["ppo", "over_random"] == pytest.approx(8 / 9)
+    assert table.loc["ppo", "over_cma_es"] == pytest.approx(1 / 9)
+    assert table.loc["cma_es", "over_random"] == 1.0 == table.loc["cma_es", "over_random_low"]
+    assert np.isnan(table.loc["cma_es", "over_cma_es"])
+    text = format_leaderboard(table.reset_index(), found, known)
+    assert "| agent | score | better than random search | better than CMA-ES | tasks |" in text
+    (line,) = re.findall(r"^\| `ppo` \| .*$", text, re.M)
+    assert re.search(r"\| 0.89 \(\d.\d\d to 1.00\) \| 0.11 \(0.00 to \d.\d\d\) \| 1 \| 3 \|", line)
+    (line,) = re.findall(r"^\| `cma_es` \| .*$", text, re.M)
+    assert "| 1.00 (1.00 to 1.00) | - | 1 | 3 |" in line
 
 
 def test_figure_of_scores_takes_intervals_of_no_width_and_no_scores() -> None:
