@@ -336,10 +336,6 @@ def test_one_table_of_several_runs(ran: Config, tmp_path: Path) -> None:
     config = TableConfig((folder_of(ran), other), out=table, best_known=ran.best_known)
     make_table(config, console())
     assert set(pd.read_csv(table / "leaderboard.csv")["agent"]) == {*AGENTS, "tpe"}
-    assert (
-        "With fewer trials, their scores do not compare"
-        not in (table / "leaderboard.md").read_text()
-    )
     make_table(replace(config, tasks=TINY[1:]), console())
     assert set(pd.read_csv(table / "leaderboard.csv")["agent"]) == set(AGENTS)
     assert "TinyPrune" not in (table / "leaderboard.md").read_text()
@@ -411,7 +407,7 @@ def test_leaderboard_tells_how_likely_an_agent_is_better() -> None:
     assert table.loc["ppo", "over_random"] == pytest.approx(8 / 9)
     assert table.loc["ppo", "over_cma_es"] == pytest.approx(1 / 9)
     assert table.loc["cma_es", "over_random"] == 1.0 == table.loc["cma_es", "over_random_low"]
-    assert np.isnan(table.loc["cma_es", "over_cma_es"])
+    assert table["over_cma_es"].isna()["cma_es"]
     text = format_leaderboard(table.reset_index(), found, known)
     assert "| agent | score | better than random search | better than CMA-ES | tasks |" in text
     (line,) = re.findall(r"^\| `ppo` \| .*$", text, re.M)
