@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from experiments.trials import short_name
 
 __all__ = ["beats", "format_leaderboard", "verdicts"]
 
+KEYS = ["agent", "task"]
 ENDS = ("", "_low", "_high")
 NOT_LEARNING = {*OPPONENTS, *SINGLE, "tpe"}
 
@@ -57,14 +58,28 @@ def _verdict(trials: pd.DataFrame) -> str:
         agent: {opponent: beats(trials, agent, opponent) for opponent in OPPONENTS}
         for agent in learners
     }
-    texts = {agent: _format_differences(found[agent]) for agent in learners}
-    winners = [
-        agent for agent in learners if all(mean > half for mean, half in found[agent].values())
-    ]
+    better = {
+        opponent: [
+            agent for agent in learners if found[agent][opponent][0] > found[agent][opponent][1]
+        ]
+        for opponent in OPPONENTS
+    }
+    winners = [agent for agent in learners if all(agent in names for names in better.values())]
     if winners:
-        return "; ".join(f"`{agent}` beats both: {texts[agent]}" for agent in winners) + "."
-    lines = "; ".join(f"`{agent}` {texts[agent]}" for agent in learners)
-    return f"no learner beats both random search and CMA-ES: {lines}."
+        texts = (f"`{agent}` beats both: {_format_differences(found[agent])}" for agent in winners)
+        return "; ".join(texts) + "."
+    top = max(learners, key=lambda agent: found[agent]["cma_es"][0])
+    beaten = (
+        f"{OPPONENTS[name]} is beaten by {_format_names(mine)}" for name, mine in better.items()
+    )
+    return (
+        f"no learner beats both; {', '.join(beaten)}. The best, `{top}`: "
+        f"{_format_differences(found[top])}."
+    )
+
+
+def _format_names(agents: Sequence[str]) -> str:
+    return ", ".join(f"`{agent}`" for agent in agents) or "none"
 
 
 def _format_differences(differences: Mapping[str, tuple[float, float]]) -> str:
@@ -85,7 +100,7 @@ def format_leaderboard(
         known: The best known accuracies.
     """
     limit = trials["limit"].iloc[0]
-    tasks = list(dict.fromkeys(trials["task"]))
+    agents = table["agent"].tolist()
     parts = [
         "# Leaderboard",
         f"{limit:.0f} network evaluations a trial, the last episode played to its end; seeds "
@@ -103,9 +118,9 @@ def format_leaderboard(
         "\n".join(verdicts(trials)),
         "## Tasks",
         "Best validation accuracy, percent, mean over seeds and 95 % interval:",
-        _format_tasks(trials, tasks, known, "validation_accuracy"),
+        _format_tasks(trials, agents, known, "validation_accuracy"),
         "Test accuracy, percent:",
-        _format_tasks(trials, tasks, None, "test_accuracy"),
+        _format_tasks(trials, agents, {}, "test_accuracy"),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -170,23 +185,23 @@ def _remarks(
 
 
 def _format_tasks(
-    trials: pd.DataFrame, tasks: list[str], known: Mapping[str, Reference] | None, column: str
+    trials: pd.DataFrame, agents: Sequence[str], known: Mapping[str, Reference], column: str
 ) -> str:
-    """Format a table with a line for each task and a column for each agent."""
-    agents = list(dict.fromkeys(trials["agent"]))
-    lines = []
-    for task in tasks:
-        mine = trials[trials["task"] == task]
-        cells = []
-        for agent in agents:
-            values = 100.0 * mine.loc[mine["agent"] == agent, column].to_numpy()
-            cells.append(format_mean(values) if len(values) else "-")
-        if known is not None:
-            reference = known.get(task)
-            stored = ["-", "-"]
-            if reference is not None:
-                stored = [f"{100.0 * reference.uniform:.2f}", f"{100.0 * reference.best:.2f}"]
-            cells += stored
-        lines.append((short_name(task), *cells))
-    stored_headings = () if known is None else ("score 0", "score 1")
-    return format_markdown(("task", *(f"`{agent}`" for agent in agents), *stored_headings), lines)
+    """Format a table with a line for each agent and a column for each task, then the references."""
+    tasks = list(dict.fromkeys(trials["task"]))
+    by_pair = {pair: 100.0 * rows.to_numpy() for pair, rows in trials.groupby(KEYS)[column]}
+    lines = [
+        (
+            f"`{agent}`",
+            *(format_mean(by_pair[agent, t]) if (agent, t) in by_pair else "-" for t in tasks),
+        )
+        for agent in agents
+    ]
+    if known:
+        stored = [known.get(task, Reference(np.nan, np.nan, "")) for task in tasks]
+        for name, values in (
+            ("score 0", [reference.uniform for reference in stored]),
+            ("score 1", [reference.best for reference in stored]),
+        ):
+            lines.append((name, *("-" if np.isnan(x) else f"{100.0 * x:.2f}" for x in values)))
+    return format_markdown(("agent", *map(short_name, tasks)), lines)

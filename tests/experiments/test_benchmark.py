@@ -177,7 +177,9 @@ def test_leaderboard_is_that_of_the_trials(ran: Config) -> None:
     assert (folder_of(ran) / "leaderboard.png").stat().st_size > 1000
     text = (folder_of(ran) / "leaderboard.md").read_text()
     assert "Nothing better than uniform is known, no score: TinyQuantize-v0." in text
-    assert "- TinyPrune-v0: " in text and "| TinyPrune-v0 | " in text
+    assert "- TinyPrune-v0: " in text
+    assert text.count("| agent | TinyPrune-v0 | TinyQuantize-v0 |") == 2
+    assert text.count("\n| score 0 | 25.00 | 50.00 |\n| score 1 | 50.00 | 50.00 |\n") == 1
 
 
 def test_untouched_folder_is_verified(ran: Config) -> None:
@@ -410,9 +412,10 @@ def test_leaderboard_tells_how_likely_an_agent_is_better() -> None:
     assert table["over_cma_es"].isna()["cma_es"]
     text = format_leaderboard(table.reset_index(), found, known)
     assert "| agent | score | better than random search | better than CMA-ES | tasks |" in text
-    (line,) = re.findall(r"^\| `ppo` \| .*$", text, re.M)
+    scores, _ = text.split("## Does learning win?")
+    (line,) = re.findall(r"^\| `ppo` \| .*$", scores, re.M)
     assert re.search(r"\| 0.89 \(\d.\d\d to 1.00\) \| 0.11 \(0.00 to \d.\d\d\) \| 1 \| 3 \|", line)
-    (line,) = re.findall(r"^\| `cma_es` \| .*$", text, re.M)
+    (line,) = re.findall(r"^\| `cma_es` \| .*$", scores, re.M)
     assert "| 1.00 (1.00 to 1.00) | - | 1 | 3 |" in line
 
 
@@ -445,7 +448,10 @@ def test_differences_and_verdicts_by_hand() -> None:
     # Differences 3, 4 and 5: mean 4, deviation 1, t = 4.3027 with two degrees of freedom.
     assert beats(found, "ppo", "random") == pytest.approx((4.0, 4.3027 / np.sqrt(3)), rel=1e-4)
     (line,) = verdicts(found)
-    assert line.startswith("- A-v0: no learner beats both random search and CMA-ES: `ppo` +4.00")
+    assert line.startswith(
+        "- A-v0: no learner beats both; random search is beaten by `ppo`, CMA-ES is beaten by "
+        "none. The best, `ppo`: +4.00 ± 2.48 over random search, +2.00 ± "
+    )
     found = rows(ppo=[0.93, 0.95, 0.97], random=[0.9, 0.91, 0.92], cma_es=[0.91, 0.92, 0.93])
     assert verdicts(found)[0].startswith("- A-v0: `ppo` beats both: +4.00 ± 2.48 over random")
     assert verdicts(rows(ppo=[0.9, 0.9])) == [
