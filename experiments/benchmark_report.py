@@ -106,7 +106,7 @@ def format_leaderboard(
         f"{limit:.0f} network evaluations a trial, the last episode played to its end; seeds "
         f"{', '.join(str(seed) for seed in sorted(trials['seed'].unique()))}. Score: the best "
         "validation accuracy found, 0 for `uniform` and 1 for the best known, interquartile mean "
-        "over tasks and seeds; the 95 % interval is a bootstrap of the seeds within each task. "
+        "over tasks and seeds; in brackets 95 % intervals, bootstraps of the seeds within tasks. "
         "Better than: probability that it finds a better network than that search does, mean over "
         "tasks (Agarwal et al. 2021, arXiv 2108.13264), above 0.5 in its favour. "
         "Test accuracy, in percent, is that of the same networks, which no search has seen.",

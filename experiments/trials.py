@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -12,9 +13,11 @@ from typing import Any
 
 import gymnasium as gym
 import pandas as pd
+import torch
 from rich.console import Console
+from torch import nn
 
-from compress_env.checkpoints import save_checkpoint
+from compress_env.checkpoints import load_checkpoint, save_checkpoint
 from experiments.cells import Cell
 from experiments.cells_work import work_on
 from experiments.command import Interrupted
@@ -128,19 +131,35 @@ def save_networks(cells: Sequence[Cell], folder: SweepFolder, console: Console) 
     """Write the network that each task starts from; trains those that have not been trained yet.
 
     Raises:
-        ValueError: If a task cannot be made; nothing has been written then.
+        ValueError: If a task cannot be made, or starts here from another network than the trials
+            that the folder holds; nothing has been written then.
         FileNotFoundError: If data are not there; nothing has been written then.
     """
     models = {}
-    for task, config in {cell.config.task: cell.config for cell in cells}.items():
-        if not network_path(folder.path, task).exists():
+    waiting = [cell for cell in cells if not folder.finished(cell.name)]
+    for task, config in {cell.config.task: cell.config for cell in waiting}.items():
+        path, model = network_path(folder.path, task), make_task(config).task.model
+        if not path.exists():
             console.print(f"{task}: the network before compression", highlight=False)
-            models[task] = make_task(config).task.model
+            models[task] = model
+        elif not _are_stored(model, path):
+            raise ValueError(
+                f"{task} starts from another network here than the trials in {str(folder.path)!r}; "
+                "choose another folder"
+            )
     with folder.open(cells):
         for task, model in models.items():
             path = network_path(folder.path, task)
             path.parent.mkdir(exist_ok=True)
             save_checkpoint(model, path)
+
+
+def _are_stored(model: nn.Module, path: Path) -> bool:
+    """Tell whether a file holds the weights of a network, to the last bit."""
+    other = copy.deepcopy(model)
+    load_checkpoint(other, path)
+    weights = model.state_dict()
+    return all(torch.equal(weights[name], x) for name, x in other.state_dict().items())
 
 
 def network_path(folder: Path, task: str) -> Path:

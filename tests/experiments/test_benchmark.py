@@ -206,6 +206,20 @@ def test_another_network_and_other_references_are_told(
     assert f"{TINY[0]}: scores are measured by 0.2500 and 0.5000, now known: 0.2500 and" in text
 
 
+def test_trials_that_start_from_another_network_are_not_added(ran: Config, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(folder_of(ran), out)
+    path = network_path(out, TINY[1])
+    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
+    assert run(replace(ran, out=out), console()) == []  # nothing is added
+    assert (
+        run(replace(ran, out=out, agent=("random",), seeds=(2,), tasks=TINY[:1]), console()) == []
+    )
+    with pytest.raises(ValueError, match=f"^{TINY[1]} starts from another network here than the"):
+        run(replace(ran, out=out, agent=("random",), seeds=(2,)), console())
+    assert len(list((out / "cells").iterdir())) == 17
+
+
 def replace_cell(table: str, column: str, change: Callable[[str], str]) -> Callable[[Path], None]:
     """Make a function that changes a value of the first PPO trial in one of the CSV files."""
 
