@@ -54,7 +54,7 @@ __all__ = ["Config", "main", "make_task", "run"]
 
 STATE = "search"
 WITH_CRITIC = (OnPolicyAlgorithm, TD3, SAC)
-REPEATS = 10
+REPEATS = 3
 """Episodes allowed for each one that the evaluations suffice for: agents repeat networks."""
 
 
@@ -71,7 +71,7 @@ class Config:
     n_evaluations: int | None = 300
     """Distinct networks whose accuracy may be asked for; None for no such limit."""
     n_episodes: int | None = None
-    """Most episodes; ten times as many as the evaluations would suffice for when not given."""
+    """Most episodes; three times as many as the evaluations would suffice for when not given."""
     env_kwargs: str = "{}"
     """Keyword arguments of the environment in place of the task's own, a JSON object."""
     settings: str = "{}"
