@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
@@ -17,7 +17,13 @@ POLL_S = 0.5
 
 
 def work_on(
-    pool: Pool, cells: Sequence[Cell], folder: SweepFolder, console: Console, *, threads: int = 1
+    pool: Pool,
+    cells: Sequence[Cell],
+    folder: SweepFolder,
+    console: Console,
+    *,
+    threads: int = 1,
+    prepare: Callable[[Cell], Cell] = lambda cell: cell,
 ) -> list[Outcome]:
     """Run the cells that are not finished; the pool is stopped whatever happens.
 
@@ -27,6 +33,7 @@ def work_on(
         folder: Keeps their runs; finished ones are merged into its `sweep.csv`.
         console: Where progress goes.
         threads: Threads of each.
+        prepare: Gives cells settings that results do not depend on, before they are run.
 
     Returns:
         The cells that have failed; all others are finished.
@@ -36,7 +43,11 @@ def work_on(
     """
     try:
         with folder.open(cells) as sweep_id:
-            tasks = _make_tasks(cells, folder, sweep_id, threads)
+            tasks = [
+                Task(prepare(cell), EXPERIMENTS[cell.experiment], folder.path, sweep_id, threads)
+                for cell in cells
+                if not folder.finished(cell.name)
+            ]
             failed = _follow(pool, cells, folder, tasks, console)
     finally:
         pool.stop()
@@ -44,17 +55,6 @@ def work_on(
     console.print(f"{n_finished} of {len(cells)} cells finished", highlight=False)
     console.print(f"sweep folder: {folder.path}", soft_wrap=True)
     return failed
-
-
-def _make_tasks(
-    cells: Sequence[Cell], folder: SweepFolder, sweep_id: str, threads: int
-) -> list[Task]:
-    """Make a task of each cell that is not finished."""
-    return [
-        Task(cell, EXPERIMENTS[cell.experiment], folder.path, sweep_id, threads)
-        for cell in cells
-        if not folder.finished(cell.name)
-    ]
 
 
 def _follow(

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,19 +88,15 @@ def with_stored(folder: SweepFolder, cells: Sequence[Cell]) -> list[Cell]:
     return both
 
 
-def _sharing(cells: Sequence[Cell], folder: SweepFolder) -> list[Cell]:
-    """Let trials share what steps lead to, where each step is scored.
+def _share(folder: SweepFolder, cell: Cell) -> Cell:
+    """Let a trial share with others what steps lead to, where each step is scored.
 
     Elsewhere the scored networks, of deep walks, hardly ever repeat.
     """
-
-    def shared(cell: Cell) -> Cell:
-        spec = gym.spec(cell.config.task).kwargs | cell.config.options()
-        if cell.config.store is not None or spec.get("reward_at", "layer") != "layer":
-            return cell
-        return cell._replace(config=replace(cell.config, store=folder.path / STORE))
-
-    return [shared(cell) for cell in cells]
+    given = gym.spec(cell.config.task).kwargs | cell.config.options()
+    if cell.config.store is not None or given.get("reward_at", "layer") != "layer":
+        return cell
+    return cell._replace(config=replace(cell.config, store=folder.path / STORE))
 
 
 def run_trials(
@@ -121,7 +118,7 @@ def run_trials(
     """
     pool = LocalPool(jobs=jobs or os.cpu_count() or 1, retries=RETRIES)
     try:
-        return work_on(pool, _sharing(cells, folder), folder, console)
+        return work_on(pool, cells, folder, console, prepare=partial(_share, folder))
     except (Interrupted, KeyboardInterrupt) as stop:
         stop.add_note(f"go on with the same command and --out {folder.path}")
         raise

@@ -76,7 +76,7 @@ def draw_overestimation(rows: pd.DataFrame, agents: Sequence[str], title: str) -
     """Draw what critics promise minus what was earned: a dot per seed, means with intervals."""
     searches = list(dict.fromkeys(rows["search"]))
     known = [a for a in agents if rows.loc[rows["agent"] == a, "q_overestimation"].notna().any()]
-    figure = Figure(figsize=(1.5 + 3.8 * len(searches), 3.6), layout="constrained")
+    figure = Figure(figsize=(max(8.0, 1.5 + 3.8 * len(searches)), 3.6), layout="constrained")
     axes = figure.subplots(1, len(searches), sharey=True, squeeze=False)[0]
     for panel, search in zip(axes, searches, strict=True):
         _draw_seeds(panel, rows[rows["search"] == search], "q_overestimation", known)

@@ -139,6 +139,7 @@ def test_trials_share_steps_where_each_is_scored(ran: Config, tmp_path: Path) ->
     shared_file = str(out / "transitions.sqlite")
     assert [config["store"] for config in stored] == [shared_file, shared_file, None]
     assert len(TransitionStore(out / "transitions.sqlite")) > 0
+    assert str(out) not in (out / "sweep.json").read_text()  # which may be published
 
 
 def test_folder_from_before_there_were_settings_is_read_and_added_to(
