@@ -12,7 +12,7 @@ is their sum.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -156,6 +156,7 @@ def run(config: Config, console: Console) -> pd.DataFrame:
         name, error = failed[0]
         raise RuntimeError(f"{len(failed)} searches have failed; {name}: {error}")
     labels = {f"cells/{cell.name}": label for label, mine in by_label.items() for cell in mine}
+    _publish_rewards(folder.path)
     table, curves = measure_trials(folder.path, labels)
     _write(folder.path, config, table, curves, console)
     return table
@@ -173,8 +174,8 @@ def measure_trials(path: Path, labels: Mapping[str, str]) -> tuple[pd.DataFrame,
         (S, T), seeds in the order of the rows.
     """
     trials = read_trials(path)
-    rewards = _read_rewards(path, trials["cell"])
     trials = trials[trials["cell"].isin(list(labels))].sort_values("seed", kind="stable")
+    rewards = _read_rewards(path, trials["cell"].tolist())
     trials.insert(0, "search", trials["cell"].map(labels))
     trials["dispersion_within"] = [dispersion_within(rewards[cell]) for cell in trials["cell"]]
     trials["drawdown_cvar"] = [cvar(drawdown(rewards[cell])) for cell in trials["cell"]]
@@ -186,25 +187,33 @@ def measure_trials(path: Path, labels: Mapping[str, str]) -> tuple[pd.DataFrame,
     return trials.sort_values(["search", "agent", "seed"], ignore_index=True), curves
 
 
-def _read_rewards(path: Path, cells: Iterable[str]) -> dict[str, NDArray[np.float64]]:
-    """Read the rewards of all episodes by cell, (T,) each, and write them into one file.
+def _read_rewards(path: Path, cells: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """Read the rewards of all episodes by cell, (T,) each: the cell's own, or what is published.
 
     Raises:
         ValueError: If those of a cell are not there.
     """
     file = path / REWARDS
-    known = pd.read_csv(file, dtype=str) if file.exists() else pd.DataFrame(columns=["cell"])
-    texts = dict(zip(known["cell"], known.get("rewards", []), strict=True))
+    texts: dict[str, str] = {}
+    if file.exists():
+        known = pd.read_csv(file, dtype=str)
+        texts = dict(zip(known["cell"], known["rewards"], strict=True))
+    rewards = {}
     for cell in cells:
         episodes = path / cell / "episodes.csv"
-        if episodes.exists():
-            texts[cell] = " ".join(pd.read_csv(episodes, dtype=str)["reward"])
-    missing = [cell for cell in cells if cell not in texts]
-    if missing:
-        raise ValueError(f"{str(path)!r} has no rewards of {missing[0]}")
-    with replacing(file) as temporary:
-        pd.DataFrame(texts.items(), columns=["cell", "rewards"]).to_csv(temporary, index=False)
-    return {cell: np.array(texts[cell].split(), np.float64) for cell in cells}
+        if not episodes.exists() and cell not in texts:
+            raise ValueError(f"{str(path)!r} has no rewards of {cell}")
+        found = pd.read_csv(episodes)["reward"] if episodes.exists() else texts[cell].split()
+        rewards[cell] = np.array(found, np.float64)
+    return rewards
+
+
+def _publish_rewards(path: Path) -> None:
+    """Write the rewards of all episodes of all searches in a folder into one file."""
+    rewards = _read_rewards(path, read_trials(path)["cell"].tolist())
+    rows = [(cell, " ".join(map(repr, values.tolist()))) for cell, values in rewards.items()]
+    with replacing(path / REWARDS) as temporary:
+        pd.DataFrame(rows, columns=["cell", "rewards"]).to_csv(temporary, index=False)
 
 
 def _write(

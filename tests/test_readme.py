@@ -20,6 +20,7 @@ from compress_env.layers import compute_layers
 from compress_env.models import MODELS, build_model
 from compress_env.pruning.surgery import find_walk
 from compress_env.suite import SUITE, describe_suite
+from experiments import volatility_report
 from experiments.benchmark_table import (
     BEST_KNOWN,
     make_leaderboard,
@@ -31,6 +32,7 @@ from experiments.latency import OnnxNetwork
 from experiments.report import FILE_HEADINGS, HEADINGS, format_markdown, read_rows
 from experiments.tables import read_runs, summarize
 from experiments.trials import read_trials
+from experiments.volatility import measure_trials
 from tests.fakes import PlainNet, seeded
 
 ROOT = Path(__file__).parents[1]
@@ -218,6 +220,23 @@ def test_leaderboard_is_that_of_the_stored_trials() -> None:
     assert make_leaderboard(trials, known).equals(
         make_leaderboard(trials, update_best_known({}, trials))
     )
+
+
+def test_volatility_is_reported_as_it_was_measured() -> None:
+    folder = ROOT / "results" / "volatility-digits"
+    report = (folder / "volatility.md").read_text(encoding="utf-8")
+    blocks = report.split("\n\n")
+    verdict = blocks[blocks.index("## Verdict") + 1]
+    tables = [block for block in blocks if block.startswith("|")]
+    assert verdict.startswith("- The reward of the PPO family") and tables
+    assert all(block in README for block in (verdict, *tables))
+    rows = read_trials(folder)
+    labels = {cell: Path(cell).name.split("-")[0].replace("_", ", ", 1) for cell in rows["cell"]}
+    table, curves = measure_trials(folder, labels)
+    agents = list(dict.fromkeys(rows["agent"]))
+    summary = volatility_report.summarize(table, curves, agents)
+    text = volatility_report.format_report(table, curves, summary, "LeNet-5 on digits")
+    assert text == report
 
 
 def test_hyper_parameters_are_those_that_were_found() -> None:
