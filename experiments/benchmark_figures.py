@@ -7,6 +7,9 @@ from matplotlib.figure import Figure
 
 __all__ = ["draw_scores"]
 
+LOWEST = -1.0
+"""Scores below are written, not drawn: they would leave no room for the others."""
+
 
 def draw_scores(table: pd.DataFrame) -> Figure:
     """Draw each agent's score with its interval, the best on top.
@@ -21,6 +24,10 @@ def draw_scores(table: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     axes.errorbar(rows["score"], range(len(rows)), xerr=errors, fmt="o", color="C0", capsize=3)
     axes.set_yticks(range(len(rows)), rows["agent"])
+    for number, score in enumerate(rows["score"]):
+        if score < LOWEST:
+            axes.annotate(f"\u2190 {score:.1f}", (LOWEST, number), va="center", fontsize=9)
+            axes.set_xlim(left=LOWEST)
     for value, text in ((0.0, "uniform"), (1.0, "best known")):
         axes.axvline(value, color="grey", linestyle=":")
         axes.annotate(

@@ -21,6 +21,7 @@ from compress_env.models import MODELS, build_model
 from compress_env.pruning.surgery import find_walk
 from compress_env.suite import SUITE, describe_suite
 from experiments import volatility_report
+from experiments.benchmark_report import format_leaderboard
 from experiments.benchmark_table import (
     BEST_KNOWN,
     make_leaderboard,
@@ -210,7 +211,7 @@ def test_table_of_the_suite_is_as_it_was_measured() -> None:
 def test_leaderboard_is_that_of_the_stored_trials() -> None:
     folder = ROOT / "results" / "benchmark"
     text = (folder / "leaderboard.md").read_text(encoding="utf-8")
-    (table,) = re.findall(r"^\| task \| .*\| score 0 .*?\n\n", text, re.MULTILINE | re.DOTALL)
+    (table, _) = [block for block in text.split("\n\n") if block.startswith("| agent | PruneLe")]
     assert table.count("-v0 |") == len(SUITE) and table in README
     known = read_best_known(folder / "best_known.csv")
     assert known.keys() == {task.id for task in SUITE}
@@ -220,6 +221,13 @@ def test_leaderboard_is_that_of_the_stored_trials() -> None:
     assert make_leaderboard(trials, known).equals(
         make_leaderboard(trials, update_best_known({}, trials))
     )
+    some = (ROOT / "results" / "leaderboard" / "leaderboard.md").read_text(encoding="utf-8")
+    chosen = [f"compress_env/{name}" for name in re.findall(r"^- (\w+-v0): ", some, re.M)]
+    mine = trials[trials["task"].isin(chosen)]
+    assert format_leaderboard(make_leaderboard(mine, known), mine, known) == some
+    blocks = some.split("\n\n")
+    shown = [block for block in blocks if re.match(r"\| agent \| score|- |With fewer", block)]
+    assert len(shown) == 3 and all(block in README for block in shown)
 
 
 def test_volatility_is_reported_as_it_was_measured() -> None:
