@@ -130,8 +130,8 @@ def test_channels_last_changes_the_strides_alone() -> None:
 @pytest.mark.parametrize("options", [{"bf16": True}, {"bf16": True, "channels_last": True}])
 def test_bfloat16_finetunes_and_scores_like_float32(options: dict[str, Any]) -> None:
     model, exact = seeded(BranchedNet), seeded(BranchedNet)
-    finetune(model, batches(40), learning_rate=0.05, **options)
-    finetune(exact, batches(40), learning_rate=0.05)
+    finetune(model, batches(200), learning_rate=0.05, **options)
+    finetune(exact, batches(200), learning_rate=0.05)
     reestimate_batch_norm(model, batches(8), **options)
     reestimate_batch_norm(exact, batches(8))
     assert {p.dtype for p in (*model.parameters(), *model.buffers())} <= {
@@ -140,7 +140,7 @@ def test_bfloat16_finetunes_and_scores_like_float32(options: dict[str, Any]) -> 
     }
     logits = compute_logits(model, batches(1)[0][0], bf16=True)
     assert logits.dtype == torch.float32
-    held_out = batches(4, seed=5)
+    held_out = batches(64, seed=5)
     assert evaluate(model, held_out, **options) == pytest.approx(evaluate(exact, held_out), abs=0.1)
 
 
