@@ -36,6 +36,9 @@ PRELOAD = ["experiments.cells", "torch._dynamo"]  # optimizers import the latter
 STOP_S = 30.0
 """Seconds that a process is given to save its state."""
 CONNECT_S = 10.0
+KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "20000"}
+"""Pruned layers come in ever new shapes, each with kernels of its own, of which oneDNN keeps the
+last 1,024 otherwise."""
 PATH_VARIABLES = ("COMPRESS_ENV_CACHE", "COMPRESS_ENV_DATA")
 """Environment variables that reach the nodes of a cluster."""
 
@@ -130,8 +133,10 @@ class LocalPool:
 @contextmanager
 def _inherited(threads: int) -> Iterator[None]:
     """Let a child start with so many threads, and deaf to Ctrl-C until it can handle it."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    mine = {"OMP_NUM_THREADS": str(threads)}
+    mine |= {name: value for name, value in KERNELS.items() if name not in os.environ}
+    before = {name: os.environ.get(name) for name in mine}
+    os.environ.update(mine)
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
     try:
@@ -139,10 +144,11 @@ def _inherited(threads: int) -> Iterator[None]:
     finally:
         if in_main:
             signal.signal(signal.SIGINT, handler)
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _work_in_child(task: Task) -> None:
@@ -270,7 +276,8 @@ def _environment(cpus: int) -> dict[str, str]:
     """Return the environment of the workers: threads, and where data and baselines are."""
     paths = {name: os.environ[name] for name in PATH_VARIABLES if name in os.environ}
     absolute = {name: str(Path(path).absolute()) for name, path in paths.items()}
-    return {"OMP_NUM_THREADS": str(cpus)} | absolute
+    kernels = {name: os.environ.get(name, value) for name, value in KERNELS.items()}
+    return {"OMP_NUM_THREADS": str(cpus)} | kernels | absolute
 
 
 def _work_on_node(task: Task) -> str | None:

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from experiments import sweep
+from experiments import pools, sweep
 from experiments.cells import EXPERIMENTS, Cell, Experiment, make_cells
 from experiments.pools import LocalPool, Outcome
 from experiments.run_folder import replacing
@@ -414,6 +414,21 @@ def test_main_job_is_swept(
     assert {"model", "dataset", "flops_budget", "size_budget", "test_error"} <= set(table)
     config = json.loads((out / table["cell"][0] / "config.json").read_text())
     assert (config["algo"], config["hardware"]["torch_threads"]) == ("random", 1)
+
+
+@pytest.mark.parametrize("mine", [None, "64"], ids=["ours", "of the user"])
+def test_children_have_room_for_kernels_and_leave_the_environment_as_it_was(
+    mine: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, mine) if mine else monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    with pools._inherited(3):
+        inside = dict(os.environ)
+    assert inside == before | {"OMP_NUM_THREADS": "3", name: mine or "20000"}
+    assert dict(os.environ) == before
+    assert pools._environment(3)[name] == inside[name]
 
 
 def test_pool_without_tasks_has_nothing_to_stop() -> None:
