@@ -1,4 +1,4 @@
-"""What the README says works as it stands."""
+"""What the README and the pages in `docs/` say works as it stands, and is what was measured."""
 
 from __future__ import annotations
 
@@ -38,12 +38,17 @@ from tests.fakes import PlainNet, seeded
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+
+
+def snippet(text: str, number: int) -> str:
+    """Find an example of a page by its number, from 0."""
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)[number]
 
 
 def test_training_an_agent() -> None:
     names: dict[str, Any] = {}
-    exec(SNIPPETS[0], names)
+    exec(snippet(README, 0), names)
     assert isinstance(names["small"], nn.Module)
     full = names["env"].unwrapped.unpruned.macs
     assert names["info"]["dense_macs"] <= 0.164 * full
@@ -64,7 +69,7 @@ def test_own_network_and_data() -> None:
         "test_labels": torch.arange(30) % 3,
         "trained_module": seeded(PlainNet),
     }
-    exec(SNIPPETS[1], names)
+    exec(snippet(README, 1), names)
     env = names["env"]
     env.reset(seed=0)
     info = env.step(np.zeros(1, np.float32))[-1]
@@ -73,7 +78,7 @@ def test_own_network_and_data() -> None:
 
 def test_a_network_with_branches_on_tensors() -> None:
     names: dict[str, Any] = {}
-    exec(SNIPPETS[2], names)
+    exec(snippet(README, 2), names)
     env, network, small = names["env"].unwrapped, names["network"], names["small"]
     assert env.skipped_layers == {}
     assert [layer.name for layer in env.walk] == ["pointwise", "head"]
@@ -87,7 +92,7 @@ def test_a_network_with_branches_on_tensors() -> None:
 def test_files_are_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(SNIPPETS[3], names)
+    exec(snippet(README, 3), names)
     assert names["n_bytes"] == names["info"]["size_bytes"] <= 0.1 * 247_560
     assert (tmp_path / "small.cenv").stat().st_size == names["n_bytes"]
     with torch.no_grad():
@@ -100,18 +105,18 @@ def test_files_are_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_pruning_by_importance() -> None:
     names: dict[str, Any] = {}
-    exec(SNIPPETS[5], names)
+    exec(snippet(README, 5), names)
     plan, env = names["env"].plan, names["env"]
     rates = names["rates"]["pruning_rate"].tolist()
     assert plan.count(rates, "filters") <= 0.5 * plan.full("filters") == env.budget
     assert names["info"]["layer"] == env.walk[-1].name
 
 
-@pytest.mark.parametrize("number", [6, 8], ids=["stable-baselines3", "gymnasium"])
+@pytest.mark.parametrize("number", [0, 2], ids=["stable-baselines3", "gymnasium"])
 def test_other_clients(number: int) -> None:
     names: dict[str, Any] = {}
-    exec(SNIPPETS[number], names)
-    if number == 6:
+    exec(snippet(PAGES["clients.md"], number), names)
+    if number == 0:
         assert len(names["agent"].ep_info_buffer) == 64 // 4
     else:
         assert names["terminated"].all() and (names["infos"]["final_info"]["accuracy"] > 0.0).all()
@@ -120,13 +125,13 @@ def test_other_clients(number: int) -> None:
 def test_sb3_contrib() -> None:
     pytest.importorskip("sb3_contrib")
     names: dict[str, Any] = {}
-    exec(SNIPPETS[7], names)
+    exec(snippet(PAGES["clients.md"], 1), names)
     assert names["agent"].num_timesteps == 40
 
 
 def test_how_much_a_critic_promises() -> None:
     names: dict[str, Any] = {}
-    exec(SNIPPETS[9], names)
+    exec(snippet(PAGES["clients.md"], 3), names)
     assert len(names["overestimation"].records) == 60 // 4
 
 
@@ -145,25 +150,29 @@ def test_table_of_environments_is_complete_and_true() -> None:
 def test_tables_over_seeds_are_those_of_the_stored_runs(runs: str) -> None:
     folders = tuple(sorted((ROOT / "results").glob(f"compress-{runs}-seed*")))
     assert len(folders) >= 3
-    assert summarize(read_runs(folders)).strip() in README
+    assert summarize(read_runs(folders)).strip() in PAGES["compression.md"]
 
 
 def test_tables_of_a_single_run_are_those_of_the_stored_run() -> None:
     rows = read_rows(ROOT / "results" / "compress-cifar10-jpeg-seed0" / "table.csv")
-    assert format_markdown(HEADINGS, [row.cells() for row in rows]) in README
-    assert format_markdown(FILE_HEADINGS, [row.file_cells() for row in rows]) in README
+    page = PAGES["compression.md"]
+    assert format_markdown(HEADINGS, [row.cells() for row in rows]) in page
+    assert format_markdown(FILE_HEADINGS, [row.file_cells() for row in rows]) in page
 
 
 def test_tables_are_those_of_the_stored_runs() -> None:
-    paths = sorted((ROOT / "results").glob("throughput*/throughput.md"))
-    paths += (ROOT / "results").glob("information-dropout-*/information_dropout.md")
-    paths += (ROOT / "results").glob("smallest-*/smallest.md")
-    assert len(paths) == 5
-    for path in paths:
+    pages = {
+        "throughput*/throughput.md": "costs.md",
+        "information-dropout-*/information_dropout.md": "pruning.md",
+        "smallest-*/smallest.md": "compression.md",
+    }
+    found = [(path, page) for name, page in pages.items() for path in (ROOT / "results").glob(name)]
+    assert len(found) == 5
+    for path, page in found:
         blocks = path.read_text(encoding="utf-8").split("\n\n")
         tables = [block.strip() for block in blocks if block.startswith("|")]
         assert tables
-        assert all(table in README for table in tables)
+        assert all(table in PAGES[page] for table in tables)
 
 
 def test_verdicts_on_single_layers_are_those_of_the_stored_runs() -> None:
@@ -173,11 +182,11 @@ def test_verdicts_on_single_layers_are_those_of_the_stored_runs() -> None:
         _, after = path.read_text(encoding="utf-8").split("After fine-tuning, rates")
         verdict = [line for line in after.split("## ")[0].splitlines() if line.startswith("- ")]
         assert len(verdict) >= 4
-        assert " ".join(verdict) in " ".join(README.split())
+        assert " ".join(verdict) in " ".join(PAGES["pruning.md"].split())
 
 
 def test_importance_is_reported_as_it_was_measured() -> None:
-    told = " ".join(README.split())
+    told = " ".join(PAGES["importance.md"].split())
     paths = sorted((ROOT / "results").glob("importance-*/importance_*.md"))
     assert len(paths) == 7
     for path in paths:
@@ -194,7 +203,7 @@ def test_table_of_pendulum_is_that_of_the_stored_runs() -> None:
     report = (ROOT / "results" / "pendulum" / "ppo_penalties.md").read_text(encoding="utf-8")
     table = re.search(r"^\| task, agent \| steps.*?\n\n", report, re.MULTILINE | re.DOTALL)
     assert table is not None and table[0].count("Pendulum-v1") == 3
-    assert table[0] in README
+    assert table[0] in PAGES["control.md"]
 
 
 def test_table_of_the_suite_is_as_it_was_measured() -> None:
@@ -212,7 +221,7 @@ def test_leaderboard_is_that_of_the_stored_trials() -> None:
     folder = ROOT / "results" / "benchmark"
     text = (folder / "leaderboard.md").read_text(encoding="utf-8")
     (table, _) = [block for block in text.split("\n\n") if block.startswith("| agent | PruneLe")]
-    assert table.count("-v0 |") == len(SUITE) and table in README
+    assert table.count("-v0 |") == len(SUITE) and table in PAGES["leaderboard.md"]
     known = read_best_known(folder / "best_known.csv")
     assert known.keys() == {task.id for task in SUITE}
     shipped = read_best_known(BEST_KNOWN)
@@ -227,7 +236,7 @@ def test_leaderboard_is_that_of_the_stored_trials() -> None:
     assert format_leaderboard(make_leaderboard(mine, known), mine, known) == some
     blocks = some.split("\n\n")
     shown = [block for block in blocks if re.match(r"\| agent \| score|- |With fewer", block)]
-    assert len(shown) == 3 and all(block in README for block in shown)
+    assert len(shown) == 3 and all(block in PAGES["leaderboard.md"] for block in shown)
 
 
 def test_volatility_is_reported_as_it_was_measured() -> None:
@@ -237,7 +246,7 @@ def test_volatility_is_reported_as_it_was_measured() -> None:
     verdict = blocks[blocks.index("## Verdict") + 1]
     tables = [block for block in blocks if block.startswith("|")]
     assert verdict.startswith("- The reward of the PPO family") and tables
-    assert all(block in README for block in (verdict, *tables))
+    assert all(block in PAGES["volatility.md"] for block in (verdict, *tables))
     rows = read_trials(folder)
     labels = {cell: Path(cell).name.split("-")[0].replace("_", ", ", 1) for cell in rows["cell"]}
     table, curves = measure_trials(folder, labels)
@@ -256,12 +265,14 @@ def test_hyper_parameters_are_those_that_were_found() -> None:
     report = (folder / "tune.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([a-z]\w+.*) \| 12 \| .* \| (.*) \| (.*) \| (.*) \|$", report, re.M)
     assert len(rows) == len(found) == 7
+    page = PAGES["leaderboard.md"]
     for agent, other, before, after in rows:
-        assert f"| {agent} | {before} | {'as before' if other == '-' else after} |" in README
+        assert f"| {agent} | {before} | {'as before' if other == '-' else after} |" in page
 
 
 NETWORKS = re.findall(
-    r"\| `([\w/]+)`(?: \((\d)x(\d+)x\d+\))? \| ([\d,]+) \| .* \| (\d+) of (\d+) \| (\w+)", README
+    r"\| `([\w/]+)`(?: \((\d)x(\d+)x\d+\))? \| ([\d,]+) \| .* \| (\d+) of (\d+) \| (\w+)",
+    PAGES["networks.md"],
 )
 SMALL_NETWORKS = [row for row in NETWORKS if row[0].startswith(("lenet", "cnn")) or row[2] == "16"]
 SMALL_NETWORKS += [row for row in NETWORKS if row[0].startswith("resnet20")]
@@ -289,6 +300,22 @@ def test_arguments_of_the_environments_are_documented() -> None:
         named = set(re.findall(r"\| `(\w+)` \|", type(made).__doc__ or ""))
         accepted = set(type(made).__init__.__annotations__) - {"options", "return"}
         assert accepted <= named
+
+
+LINKS = [
+    (name, target)
+    for name, text in {"README.md": README, **{f"docs/{k}": v for k, v in PAGES.items()}}.items()
+    for target in re.findall(r"\]\(([^)#]*)#?[^)]*\)", text)
+    if target and not target.startswith("http")
+]
+
+
+def test_links_lead_somewhere() -> None:
+    assert len(LINKS) > 20
+    assert [link for link in LINKS if not (ROOT / link[0]).parent.joinpath(link[1]).exists()] == []
+    assert {f"docs/{name}" for name in PAGES} <= {
+        target for name, target in LINKS if name == "README.md"
+    }
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
