@@ -207,7 +207,9 @@ def make_env(name: str, *, n_envs: int, seed: int, statistics_of: VecEnv | None 
         statistics_of: Training environments whose statistics normalise the observations; rewards
             are left alone then. Without any, these are the training environments.
     """
-    env: VecEnv = make_vec_env(name, n_envs, seed=seed)
+    # Nobody looks: for a picture, as Stable-Baselines3 asks for one, the lander's flames would be
+    # simulated, which takes most of a step's time.
+    env: VecEnv = make_vec_env(name, n_envs, seed=seed, env_kwargs={"render_mode": None})
     if not TASKS[name].normalize:
         return env
     if statistics_of is None:

@@ -236,3 +236,9 @@ def test_wrong_settings_leave_nothing(config: Config, message: str, tmp_path: Pa
     with pytest.raises(ValueError, match=message):
         run(replace(config, out=tmp_path / "out"), quiet())
     assert not (tmp_path / "out").exists()
+
+
+def test_environments_draw_nothing() -> None:
+    made = make_env("Pendulum-v1", n_envs=2, seed=0)
+    assert made.get_attr("render_mode") == [None, None]
+    made.close()
