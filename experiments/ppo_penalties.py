@@ -31,7 +31,7 @@ from experiments.ppo_penalties_figures import draw_asymmetry, draw_curves
 from experiments.ppo_penalties_report import Results, format_report
 from experiments.sweep_folder import SweepFolder
 
-__all__ = ["Config", "main", "read_results", "run"]
+__all__ = ["TABLES", "Config", "main", "read_results", "run"]
 
 QUICK = {
     "tasks": ("Pendulum-v1", "CartPole-v1"),
@@ -39,6 +39,8 @@ QUICK = {
     "total_timesteps": 8192,
 }
 """What `--quick` changes, where nothing else is given."""
+TABLES = ("ppo_penalties.csv", "curves.csv", "updates.csv")
+"""Files of the tables of `Results`, of which report and figures can be made again."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,10 @@ def _write(path: Path, results: Results, console: Console) -> None:
         figures["asymmetry.png"] = draw_asymmetry(results.updates)
     with replacing(path / "ppo_penalties.md") as file:
         file.write_text(report, encoding="utf-8")
-    with replacing(path / "ppo_penalties.csv") as file:
-        results.runs.to_csv(file, index=False)
+    for name, table in zip(TABLES, results, strict=True):
+        if len(table):
+            with replacing(path / name) as file:
+                table.to_csv(file, index=False)
     for name, figure in figures.items():
         with replacing(path / name) as file:
             figure.savefig(file, dpi=150)

@@ -76,14 +76,17 @@ def test_a_comparison_grows_and_repeats_nothing(
     names = {path.name for path in tmp_path.iterdir() if path.is_file()}
     assert names - {".lock"} == {
         "asymmetry.png",
+        "curves.csv",
         "curves.png",
         "ppo_penalties.csv",
         "ppo_penalties.md",
         "sweep.csv",
         "sweep.json",
+        "updates.csv",
     }
-    stored = pd.read_csv(tmp_path / "ppo_penalties.csv")
-    pd.testing.assert_frame_equal(stored, results.runs)
+    for name, table in zip(ppo_penalties.TABLES, results, strict=True):
+        stored = pd.read_csv(tmp_path / name)
+        pd.testing.assert_frame_equal(stored, table)
 
 
 def test_a_failed_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
