@@ -7,7 +7,7 @@ import torch as th
 from torch.nn import functional as F
 
 __all__ = [
-    "adapted_kl_coef",
+    "adapted_coef",
     "cim_penalty",
     "clip_fraction",
     "clipped_surrogate_loss",
@@ -72,8 +72,8 @@ def surrogate_loss(
     return -(th.exp(log_prob - old_log_prob) * advantages).mean()
 
 
-def adapted_kl_coef(coef: float, kl: float, target: float) -> float:
-    """Return the coefficient of the KL penalty for the next rollout.
+def adapted_coef(coef: float, kl: float, target: float) -> float:
+    """Return the coefficient of a penalty for the next rollout.
 
     Source: Schulman et al. 2017 (arXiv 1707.06347), section 4: halved below ``target / 1.5``,
     doubled above ``1.5 target``, otherwise kept.

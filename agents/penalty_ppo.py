@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import explained_variance
 from torch.nn import functional as F
 
 from agents.losses import (
-    adapted_kl_coef,
+    adapted_coef,
     cim_penalty,
     clip_fraction,
     clipped_surrogate_loss,
@@ -232,7 +232,7 @@ class KLPPO(PenaltyPPO):
 
     def _after_training(self, kl_old_new: float) -> None:
         self.logger.record("train/kl_coef", self.kl_coef)
-        self.kl_coef = adapted_kl_coef(self.kl_coef, kl_old_new, self.kl_target)
+        self.kl_coef = adapted_coef(self.kl_coef, kl_old_new, self.kl_target)
 
 
 class CIMPPO(PenaltyPPO):
@@ -242,11 +242,18 @@ class CIMPPO(PenaltyPPO):
     change of the distribution's parameters: means and standard deviations, or probabilities
     **(ours**: a sign-corrected form**)**. Unlike a KL divergence it is symmetric and bounded.
 
+    How far a coefficient lets the policy go depends on the units of its parameters: with the
+    default of 1, updates on classic control were ten times shorter than those of `KLPPO`. With
+    `kl_target` **(ours)** the coefficient follows the mean KL(old || new), as that of `KLPPO` does,
+    so that updates are as long as there and only the form of the penalty differs. It is logged as
+    `train/cim_coef`.
+
     Args:
         policy: As in PPO.
         env: Any environment whose actions are `Box` or `Discrete`.
-        cim_coef: Coefficient of the penalty, positive.
+        cim_coef: Coefficient of the penalty, at first if it is adapted, positive.
         width: Width of the Gaussian kernel, in units of the parameters, positive.
+        kl_target: KL divergence to keep to, in nats, positive; None leaves the coefficient alone.
         kwargs: All other arguments of PPO but `use_sde`; `clip_range` is only logged against.
 
     Raises:
@@ -260,18 +267,27 @@ class CIMPPO(PenaltyPPO):
         *,
         cim_coef: float = 1.0,
         width: float = 0.3,
+        kl_target: float | None = None,
         **kwargs: Any,
     ) -> None:
         """Check the settings."""
         _check_positive(cim_coef=cim_coef, width=width)
+        if kl_target is not None:
+            _check_positive(kl_target=kl_target)
         self.cim_coef = cim_coef
         self.width = width
+        self.kl_target = kl_target
         super().__init__(policy, env, **kwargs)
 
     def _policy_loss(self, batch: PolicyBatch) -> th.Tensor:
         new, old = _torch_distribution(batch.new), _torch_distribution(batch.old)
         penalty = cim_penalty(parameter_shift(new, old), self.width)
         return surrogate_loss(*batch[:3]) + self.cim_coef * penalty.mean()
+
+    def _after_training(self, kl_old_new: float) -> None:
+        self.logger.record("train/cim_coef", self.cim_coef)
+        if self.kl_target is not None:
+            self.cim_coef = adapted_coef(self.cim_coef, kl_old_new, self.kl_target)
 
 
 def _kl(first: Distribution, second: Distribution) -> th.Tensor:

@@ -27,6 +27,7 @@ _COUNTERS = (
     "_n_updates",
     "_current_progress_remaining",
     "kl_coef",  # which KLPPO adapts
+    "cim_coef",  # which CIMPPO adapts
 )
 
 

@@ -102,9 +102,9 @@ DISCRETE = ("CartPole-v1", "LunarLander-v3")
 """Those with discrete actions."""
 
 
-def _penalty(agent: type[PenaltyPPO]) -> Builder:
+def _penalty(agent: type[PenaltyPPO], **settings: Any) -> Builder:
     def build(task: Task, env: VecEnv, seed: int) -> BaseAlgorithm:
-        return agent("MlpPolicy", env, seed=seed, device="cpu", **task.ppo)
+        return agent("MlpPolicy", env, seed=seed, device="cpu", **task.ppo, **settings)
 
     return build
 
@@ -154,7 +154,8 @@ AGENTS = {
     # compares them), and logs the divergences as well.
     "ppo": Agent(_penalty(PenaltyPPO), discrete=True, is_ppo=True),
     "kl_ppo": Agent(_penalty(KLPPO), discrete=True, is_ppo=True),
-    "cim_ppo": Agent(_penalty(CIMPPO), discrete=True, is_ppo=True),
+    # Its coefficient follows the divergence as that of the KL penalty: updates of the same length.
+    "cim_ppo": Agent(_penalty(CIMPPO, kl_target=0.01), discrete=True, is_ppo=True),
     "q_critic_ppo": Agent(_q_critic_ppo, discrete=False, is_ppo=False),
     "ddpg": Agent(_off_policy(DDPG, 0.1), discrete=False, is_ppo=False),
     "td3": Agent(_off_policy(TD3, 0.1), discrete=False, is_ppo=False),

@@ -43,7 +43,8 @@ PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs")
 
 def snippet(text: str, number: int) -> str:
     """Find an example of a page by its number, from 0."""
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)[number]
+    examples: list[str] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return examples[number]
 
 
 def test_training_an_agent() -> None:

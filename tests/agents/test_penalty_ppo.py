@@ -15,7 +15,7 @@ from stable_baselines3 import PPO
 from torch.distributions import Bernoulli, Categorical, Normal
 
 from agents import CIMPPO, KLPPO
-from agents.losses import adapted_kl_coef, cim_penalty, parameter_shift, surrogate_loss
+from agents.losses import adapted_coef, cim_penalty, parameter_shift, surrogate_loss
 from agents.penalty_ppo import PenaltyPPO
 
 SETTINGS: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "seed": 0, "device": "cpu"}
@@ -78,11 +78,21 @@ def test_a_strong_penalty_keeps_the_policy_in_place(
 
 
 def test_kl_coefficient_follows_the_target() -> None:
-    assert adapted_kl_coef(1.0, 0.001, 0.01) == 0.5
-    assert adapted_kl_coef(1.0, 0.1, 0.01) == 2.0
-    assert adapted_kl_coef(1.0, 0.012, 0.01) == 1.0
+    assert adapted_coef(1.0, 0.001, 0.01) == 0.5
+    assert adapted_coef(1.0, 0.1, 0.01) == 2.0
+    assert adapted_coef(1.0, 0.012, 0.01) == 1.0
     agent = KLPPO("MlpPolicy", "CartPole-v1", **SETTINGS, kl_target=10.0).learn(128)
     assert agent.kl_coef == 0.25  # far below the target, twice
+
+
+@pytest.mark.parametrize(
+    ("kl_target", "after"), [(None, 3.0), (10.0, 0.75), (1e-9, 12.0)], ids=["none", "far", "near"]
+)
+def test_cim_coefficient_follows_a_target_alone(kl_target: float | None, after: float) -> None:
+    agent = CIMPPO("MlpPolicy", "CartPole-v1", **SETTINGS, cim_coef=3.0, kl_target=kl_target)
+    assert agent.learn(128).cim_coef == after  # after two rollouts
+    logged = agent.logger.name_to_value["train/cim_coef"]
+    assert logged == {3.0: 3.0, 0.75: 1.5, 12.0: 6.0}[after]  # of the last update
 
 
 def test_save_and_load_keep_the_coefficient(tmp_path: Path) -> None:
@@ -129,6 +139,7 @@ def test_parameter_shift_of_both_kinds() -> None:
         (KLPPO, {"kl_target": float("nan")}, "kl_target must be above 0"),
         (CIMPPO, {"cim_coef": -1.0}, "cim_coef must be above 0"),
         (CIMPPO, {"width": 0.0}, "width must be above 0"),
+        (CIMPPO, {"kl_target": 0.0}, "kl_target must be above 0"),
         (CIMPPO, {"use_sde": True}, "use_sde is not supported"),
     ],
 )

@@ -180,6 +180,7 @@ def test_all_penalties_have_the_same_settings() -> None:
     settings = ("n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "ent_coef")
     assert len({tuple(getattr(agent, name) for name in settings) for agent in made}) == 1
     assert made[0].gamma == 0.9 and made[0].n_steps == 1024
+    assert made[1].kl_target == made[2].kl_target == 0.01  # updates of the same length
 
 
 def test_totals_are_whole_rollouts() -> None:
