@@ -30,6 +30,8 @@ from experiments.benchmark_table import (
 )
 from experiments.hyperparameters import HYPERPARAMETERS
 from experiments.latency import OnnxNetwork
+from experiments.ppo_penalties import TABLES
+from experiments.ppo_penalties_report import Results, format_report
 from experiments.report import FILE_HEADINGS, HEADINGS, format_markdown, read_rows
 from experiments.tables import read_runs, summarize
 from experiments.trials import read_trials
@@ -205,6 +207,19 @@ def test_table_of_pendulum_is_that_of_the_stored_runs() -> None:
     table = re.search(r"^\| task, agent \| steps.*?\n\n", report, re.MULTILINE | re.DOTALL)
     assert table is not None and table[0].count("Pendulum-v1") == 3
     assert table[0] in PAGES["control.md"]
+
+
+@pytest.mark.parametrize("runs", ["ppo-penalties", "ppo-penalties-fixed"])
+def test_penalties_are_reported_as_they_were_measured(runs: str) -> None:
+    folder = ROOT / "results" / runs
+    report = (folder / "ppo_penalties.md").read_text(encoding="utf-8")
+    results = Results(*(pd.read_csv(folder / name) for name in TABLES))
+    assert format_report(results) == report
+    shown = [block for block in report.split("\n\n") if block.startswith(("|", "- "))]
+    assert len(shown) == 5
+    if runs == "ppo-penalties-fixed":  # returns alone
+        shown = shown[1:3]
+    assert all(block in PAGES["control.md"] for block in shown)
 
 
 def test_table_of_the_suite_is_as_it_was_measured() -> None:
