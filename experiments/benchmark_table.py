@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from compress_env.files import replacing
+from compress_env.suite import SUITE
 from experiments.intervals import Interval, improvement_interval, iqm_interval
 from experiments.trials import read_trials, short_name
 
@@ -116,6 +117,8 @@ def update_best_known(known: Mapping[str, Reference], trials: pd.DataFrame) -> d
 def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
     """Read the trials of several folders into one table, as `read_trials` returns it.
 
+    Tasks come in the order of the suite, whatever they were run in, and others after them.
+
     Raises:
         ValueError: If a folder holds no trials, a trial is there twice, or trials were allowed
             different numbers of evaluations.
@@ -130,7 +133,9 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
     if not repeated.empty:
         agent, task, seed = repeated.iloc[0][["agent", "task", "seed"]]
         raise ValueError(f"expected each trial once, got {agent} on {task}, seed {seed}, twice")
-    return trials
+    places = {task.id: place for place, task in enumerate(SUITE)}
+    order = trials["task"].map(lambda task: places.get(task, len(places)))
+    return trials.iloc[order.argsort(kind="stable")].reset_index(drop=True)
 
 
 def normalize(accuracies: ArrayLike, reference: Reference) -> NDArray[np.float64]:

@@ -33,12 +33,17 @@ from rich.console import Console
 from compress_env.envs.base import LayerwiseCompressionEnv
 from experiments.algorithms import SINGLE
 from experiments.benchmark_report import format_leaderboard
-from experiments.benchmark_table import BEST_KNOWN, make_leaderboard, read_best_known
+from experiments.benchmark_table import (
+    BEST_KNOWN,
+    make_leaderboard,
+    read_best_known,
+    read_runs,
+)
 from experiments.playing import play_actions
 from experiments.run_folder import restore_config
 from experiments.trial import Config as Trial
 from experiments.trial import make_task
-from experiments.trials import NUMBERS, network_path, read_trials
+from experiments.trials import NUMBERS, network_path
 
 __all__ = ["Config", "main", "verify"]
 
@@ -89,7 +94,7 @@ def verify(config: Config, console: Console) -> list[str]:
     if not 0.0 <= config.tolerance < math.inf:
         raise ValueError(f"tolerance must be 0 or more, got {config.tolerance}")
     torch.set_num_threads(1)  # as when the trials were run
-    trials = read_trials(config.run)
+    trials = read_runs([config.run])
     stored = json.loads((config.run / "sweep.json").read_text("utf-8"))["cells"]
     found = []
     for task, rows in trials.groupby("task", sort=False):

@@ -18,7 +18,8 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from compress_env.store import TransitionStore
-from experiments import benchmark, benchmark_verify, trials
+from compress_env.suite import SUITE
+from experiments import benchmark, benchmark_table, benchmark_verify, trials
 from experiments.benchmark import BestConfig, Config, TableConfig, find_best, make_table, run
 from experiments.benchmark_figures import draw_scores
 from experiments.benchmark_report import beats, format_leaderboard, verdicts
@@ -522,3 +523,12 @@ def test_task_that_is_not_there_is_told_in_one_line(
     with pytest.raises(SystemExit, match=r"^error: cannot make the task 'compress_env/None-v0'"):
         benchmark.main()
     assert not (tmp_path / "out").exists()
+
+
+def test_tasks_come_in_the_order_of_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["another/Task-v0", *(task.id for task in reversed(SUITE)), "another/Task-v0"]
+    table = pd.DataFrame({"agent": "random", "task": names, "seed": range(14), "limit": 300.0})
+    monkeypatch.setattr(benchmark_table, "read_trials", lambda _: table)
+    found = read_runs([Path("anywhere")])
+    assert found["task"].tolist() == [*(task.id for task in SUITE), *["another/Task-v0"] * 2]
+    assert found["seed"].tolist() == [*range(12, 0, -1), 0, 13]
