@@ -244,9 +244,9 @@ class CIMPPO(PenaltyPPO):
 
     How far a coefficient lets the policy go depends on the units of its parameters: with the
     default of 1, updates on classic control were ten times shorter than those of `KLPPO`. With
-    `kl_target` **(ours)** the coefficient follows the mean KL(old || new), as that of `KLPPO` does,
-    so that updates are as long as there and only the form of the penalty differs. It is logged as
-    `train/cim_coef`.
+    `kl_target` **(ours)** the coefficient follows the mean KL(old || new), as that of `KLPPO` does.
+    The median update is then about as long as there; single ones can be far longer, as a bounded
+    penalty does not hold a policy that is far away already. It is logged as `train/cim_coef`.
 
     Args:
         policy: As in PPO.

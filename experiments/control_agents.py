@@ -154,7 +154,7 @@ AGENTS = {
     # compares them), and logs the divergences as well.
     "ppo": Agent(_penalty(PenaltyPPO), discrete=True, is_ppo=True),
     "kl_ppo": Agent(_penalty(KLPPO), discrete=True, is_ppo=True),
-    # Its coefficient follows the divergence as that of the KL penalty: updates of the same length.
+    # Its coefficient follows the divergence as that of the KL penalty, to the same target.
     "cim_ppo": Agent(_penalty(CIMPPO, kl_target=0.01), discrete=True, is_ppo=True),
     "q_critic_ppo": Agent(_q_critic_ppo, discrete=False, is_ppo=False),
     "ddpg": Agent(_off_policy(DDPG, 0.1), discrete=False, is_ppo=False),
