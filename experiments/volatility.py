@@ -12,11 +12,12 @@ is their sum.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -87,6 +88,8 @@ class Config:
     """Episodes of each search."""
     jobs: int | None = None
     """Searches at a time; one for each core when not given."""
+    settings: str = "{}"
+    """Hyper-parameters in place of those in hyperparameters.json, by agent, a JSON object."""
     data_root: Path | None = None
     """Folder of the data set's files."""
     out: Path | None = None
@@ -107,9 +110,26 @@ class Config:
             raise ValueError(f"expected agents of many episodes, got {single[0]}, which has one")
         check_lowest(self, 1, "jobs")
         check_lowest(self, 2, "n_episodes")
-        return {label: self._cells_of(label, SEARCHES[label]) for label in self.searches}
+        given = self._read_settings()
+        return {label: self._cells_of(label, SEARCHES[label], given) for label in self.searches}
 
-    def _cells_of(self, label: str, search: Search) -> list[Cell]:
+    def _read_settings(self) -> dict[str, dict[str, Any]]:
+        try:
+            given = json.loads(self.settings)
+        except json.JSONDecodeError:
+            given = None
+        if not isinstance(given, dict) or not all(isinstance(x, dict) for x in given.values()):
+            raise ValueError(f"settings must be a JSON object of objects, got {self.settings!r}")
+        unknown = sorted(given.keys() - set(self.agents))
+        if unknown:
+            raise ValueError(
+                f"settings of {unknown[0]!r}, which is not run; valid: {', '.join(self.agents)}"
+            )
+        return given
+
+    def _cells_of(
+        self, label: str, search: Search, given: Mapping[str, dict[str, Any]]
+    ) -> list[Cell]:
         root = None if self.data_root is None else self.data_root.absolute()
         task = search.task.format(DATASETS[self.dataset])
         seeds = self.seeds or tuple(range(N_SEEDS[self.dataset]))
@@ -124,6 +144,7 @@ class Config:
                     n_evaluations=None,
                     n_episodes=self.n_episodes,
                     env_kwargs=search.env_kwargs,
+                    settings=json.dumps(given.get(agent, {})),
                     data_root=root,
                 ).complete(),
             )

@@ -206,7 +206,8 @@ def _format_needs(curves: Curves, search: str) -> str:
     own = [episodes_to_reach(curve, curve.max()) for curve in ppo]
     needed = [episodes_to_reach(b, a.max()) for a, b in zip(ppo, other, strict=True)]
     never = sum(np.isinf(needed))
-    text = f"{np.median(needed):.0f} against {np.median(own):.0f}"
+    median = np.median(needed)
+    text = f"{'never' if np.isinf(median) else f'{median:.0f}'} against {np.median(own):.0f}"
     return text + (f", never for {never} of {len(needed)} seeds" if never else "")
 
 

@@ -179,7 +179,7 @@ def test_raw_q_is_compared_with_ppo() -> None:
     assert "With raw Q as advantage PPO is worse than with its own: **undecided**; 1 of 2" in text
     curves["task", "q_critic_ppo"][:] = -9.0
     text = format_report(rows, curves, summarize(rows, curves, list(noise)), "title")
-    assert "task: inf against" in text and "never for 6 of 6 seeds" in text
+    assert "task: never against" in text and "never for 6 of 6 seeds" in text
 
 
 def test_comparison_is_signed_and_per_seed() -> None:
@@ -202,6 +202,14 @@ def test_cells_tell_searches_of_one_task_apart() -> None:
     assert len(Config().cells()["quantization"]) == 7 * 10
 
 
+def test_settings_of_one_agent_replace_the_stored_ones() -> None:
+    config = Config(agents=("ppo", "ddpg"), seeds=(0,), settings='{"ppo": {"n_epochs": 3}}')
+    stored = Config(agents=("ppo", "ddpg"), seeds=(0,)).cells()["quantization"]
+    ppo, ddpg = config.cells()["quantization"]
+    assert ppo.config.hyperparameters() == stored[0].config.hyperparameters() | {"n_epochs": 3}
+    assert ppo.config != stored[0].config and ddpg == stored[1]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -211,6 +219,11 @@ def test_cells_tell_searches_of_one_task_apart() -> None:
         ({"n_episodes": 1}, "n_episodes must be 2 or more, got 1"),
         ({"seeds": (0, 0)}, "expected trials that differ"),
         ({"jobs": 0}, "jobs must be 1 or more"),
+        ({"settings": "[]"}, "settings must be a JSON object of objects, got '\\[\\]'"),
+        ({"settings": '{"ppo": 1}'}, "settings must be a JSON object of objects"),
+        ({"settings": "{"}, "settings must be a JSON object of objects"),
+        ({"settings": '{"magic": {}}'}, "settings of 'magic', which is not run; valid: ddpg"),
+        ({"settings": '{"ppo": {"magic": 1}}'}, "magic"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, dict) else "",
 )
