@@ -63,6 +63,7 @@ def draw_measures(
                 panel.plot(mine[list(agents)], range(len(agents)), "ks", markersize=5)
                 panel.set_yticks(range(len(agents)), agents)
             panel.set_xlim(left=0.0)
+            panel.locator_params(axis="x", nbins=5)  # long numbers, small ones, would overlap
             panel.grid(alpha=0.3)
         line[0].set_ylabel(search)
     axes[0, 0].invert_yaxis()  # shared: the first agent on top
@@ -82,6 +83,7 @@ def draw_overestimation(rows: pd.DataFrame, agents: Sequence[str], title: str) -
         _draw_seeds(panel, rows[rows["search"] == search], "q_overestimation", known)
         panel.axvline(0.0, color="grey", linestyle=":")
         panel.set(title=search, xlabel="value minus return")
+        panel.locator_params(axis="x", nbins=5)
         panel.grid(alpha=0.3)
     axes[0].invert_yaxis()
     figure.suptitle(f"{title}: what critics overestimate, second half of the episodes")

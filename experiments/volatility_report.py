@@ -208,7 +208,7 @@ def _format_needs(curves: Curves, search: str) -> str:
     never = sum(np.isinf(needed))
     median = np.median(needed)
     text = f"{'never' if np.isinf(median) else f'{median:.0f}'} against {np.median(own):.0f}"
-    return text + (f", never for {never} of {len(needed)} seeds" if never else "")
+    return text + (f" (not reached from {never} of {len(needed)} seeds)" if never else "")
 
 
 def _judge(outcomes: Sequence[str], wanted: str, opposite: str) -> str:

@@ -36,7 +36,7 @@ from experiments.ppo_penalties_report import Results, format_report
 from experiments.report import FILE_HEADINGS, HEADINGS, format_markdown, read_rows
 from experiments.tables import read_runs, summarize
 from experiments.trials import read_trials
-from experiments.volatility import measure_trials
+from experiments.volatility import SEARCHES, measure_trials
 from tests.fakes import PlainNet, seeded
 
 ROOT = Path(__file__).parents[1]
@@ -273,20 +273,29 @@ def test_what_the_actors_learning_rate_does_is_as_it_was_measured() -> None:
     assert found == rates[-1] == pytest.approx(0.018, abs=5e-4)
 
 
-def test_volatility_is_reported_as_it_was_measured() -> None:
-    folder = ROOT / "results" / "volatility-digits"
+@pytest.mark.parametrize(
+    ("name", "dataset"),
+    [
+        ("volatility-digits", "digits"),
+        ("volatility-mnist", "mnist"),
+        ("volatility-slow-actor", "digits"),
+    ],
+)
+def test_volatility_is_reported_as_it_was_measured(name: str, dataset: str) -> None:
+    folder = ROOT / "results" / name
     report = (folder / "volatility.md").read_text(encoding="utf-8")
     blocks = report.split("\n\n")
     verdict = blocks[blocks.index("## Verdict") + 1]
     tables = [block for block in blocks if block.startswith("|")]
-    assert verdict.startswith("- The reward of the PPO family") and tables
+    assert verdict.startswith("- The reward of the PPO family") and len(tables) == len(SEARCHES)
     assert all(block in PAGES["volatility.md"] for block in (verdict, *tables))
     rows = read_trials(folder)
     labels = {cell: Path(cell).name.split("-")[0].replace("_", ", ", 1) for cell in rows["cell"]}
+    assert set(labels.values()) == set(SEARCHES)
     table, curves = measure_trials(folder, labels)
     agents = list(dict.fromkeys(rows["agent"]))
     summary = volatility_report.summarize(table, curves, agents)
-    text = volatility_report.format_report(table, curves, summary, "LeNet-5 on digits")
+    text = volatility_report.format_report(table, curves, summary, f"LeNet-5 on {dataset}")
     assert text == report
 
 

@@ -179,7 +179,7 @@ def test_raw_q_is_compared_with_ppo() -> None:
     assert "With raw Q as advantage PPO is worse than with its own: **undecided**; 1 of 2" in text
     curves["task", "q_critic_ppo"][:] = -9.0
     text = format_report(rows, curves, summarize(rows, curves, list(noise)), "title")
-    assert "task: never against" in text and "never for 6 of 6 seeds" in text
+    assert "task: never against" in text and "(not reached from 6 of 6 seeds)" in text
 
 
 def test_comparison_is_signed_and_per_seed() -> None:
