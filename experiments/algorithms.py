@@ -21,6 +21,7 @@ __all__ = [
     "CONTRIB",
     "LEARNERS",
     "POLICIES",
+    "PRUNING_ONLY",
     "SINGLE",
     "UNIFORM_BITS",
     "check_algorithm",
@@ -172,8 +173,10 @@ POLICIES = ("random", "uniform", "afie", "sbpf", "greedy")
 """Agents that do not learn."""
 SINGLE = ("uniform", "afie", "sbpf", "greedy")
 """Those of them that always do the same, so that one episode is all there is."""
-UNIFORM_BITS = ("uniform", "afie", "sbpf")
-"""Those of them that give all layers the same bits."""
+PRUNING_ONLY = ("afie", "sbpf")
+"""Those of them that choose pruning rates and know nothing of bits."""
+UNIFORM_BITS = ("uniform", *PRUNING_ONLY)
+"""Those of them that give all layers the same bits, or leave that to `uniform`."""
 
 
 def check_algorithm(name: str) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import gymnasium as gym
 import pandas as pd
 import tyro
 from rich.console import Console
@@ -25,6 +26,7 @@ from rich.console import Console
 from compress_env.files import replacing
 from compress_env.suite import SUITE
 from experiments import benchmark_verify
+from experiments.algorithms import PRUNING_ONLY
 from experiments.benchmark_figures import draw_scores
 from experiments.benchmark_report import format_leaderboard
 from experiments.benchmark_table import (
@@ -47,6 +49,7 @@ from experiments.trials import run_trials, save_networks, with_stored
 __all__ = ["BestConfig", "Config", "TableConfig", "find_best", "main", "make_table", "run"]
 
 KNOWN_COPY = "best_known.csv"
+QUANTIZATION = gym.spec("compress_env/Quantization-v0").entry_point
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class Config:
     """Settings of a benchmark."""
 
     agent: tuple[str, ...] = ("uniform", "random")
-    """Agents: names, or my_module:MyAgent, looked for in the current directory too."""
+    """Agents: names, or my_module:MyAgent, looked for in the current directory too; afie and sbpf,
+    which choose pruning rates only, are not run on tasks of quantization."""
     tasks: tuple[str, ...] = ()
     """Gymnasium ids of tasks; all of the suite when not given."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -79,12 +83,23 @@ class Config:
         check_choices(self, "agent", "seeds")
         check_lowest(self, 1, "n_evaluations", "jobs")
         root = None if self.data_root is None else self.data_root.absolute()
+        tasks = self.tasks or tuple(task.id for task in SUITE)
+        for agent in self.agent:
+            if not any(_can_play(agent, task) for task in tasks):
+                raise ValueError(f"{agent} chooses pruning rates, and no task asks for them")
         return [
             Trial(agent, task, seed, n_evaluations=self.n_evaluations, data_root=root).complete()
-            for task in self.tasks or [task.id for task in SUITE]
+            for task in tasks
             for agent in self.agent
+            if _can_play(agent, task)
             for seed in self.seeds
         ]
+
+
+def _can_play(agent: str, task: str) -> bool:
+    """Tell whether an agent has what a task asks for; an unknown task is found out later."""
+    spec = gym.registry.get(task)
+    return agent not in PRUNING_ONLY or spec is None or spec.entry_point != QUANTIZATION
 
 
 @dataclass(frozen=True)

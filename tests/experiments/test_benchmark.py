@@ -499,6 +499,10 @@ def test_shipped_table_is_readable() -> None:
         ({"agent": ("ppo", "ppo")}, "expected agent that differ"),
         ({"tasks": (TINY[0], TINY[0])}, "expected trials that differ, got trial-ppo-"),
         ({"seeds": ()}, "expected seeds that differ"),
+        (
+            {"agent": ("ppo", "sbpf"), "tasks": ("compress_env/QuantizeVGG8Digits-v0",)},
+            "sbpf chooses pruning rates, and no task asks for them",
+        ),
         ({"n_evaluations": 0}, "n_evaluations must be 1 or more, got 0"),
         ({"jobs": 0}, "jobs must be 1 or more, got 0"),
         ({"best_known": Path("none.csv")}, "'none.csv' is no table of best known accuracies"),
@@ -523,6 +527,14 @@ def test_task_that_is_not_there_is_told_in_one_line(
     with pytest.raises(SystemExit, match=r"^error: cannot make the task 'compress_env/None-v0'"):
         benchmark.main()
     assert not (tmp_path / "out").exists()
+
+
+def test_agents_that_know_nothing_of_bits_are_run_on_pruning_alone() -> None:
+    trials = Config(agent=("afie", "sbpf", "greedy"), seeds=(0,)).trials()
+    played = {agent: [t.task for t in trials if t.agent == agent] for agent in ("afie", "greedy")}
+    assert played["greedy"] == [task.id for task in SUITE]
+    assert played["afie"] == [task for task in played["greedy"] if "/Prune" in task]
+    assert len(trials) == 12 + 2 * 6
 
 
 def test_tasks_come_in_the_order_of_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
