@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-__all__ = ["check_choices", "check_lowest"]
+__all__ = ["check_choices", "check_lowest", "read_object"]
 
 
 def check_choices(config: Any, *names: str) -> None:
@@ -30,3 +31,19 @@ def check_lowest(config: Any, lowest: int, *names: str) -> None:
         values = value if isinstance(value, tuple) else (value,)
         if value is not None and min(values) < lowest:
             raise ValueError(f"{name} must be {lowest} or more, got {value}")
+
+
+def read_object(config: Any, name: str) -> dict[str, Any]:
+    """Read a setting that is a JSON object.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    text = getattr(config, name)
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError:
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} must be a JSON object, got {text!r}")
+    return content

@@ -33,7 +33,7 @@ import compress_env  # noqa: F401  # registers the tasks
 from agents.overestimation import OverestimationCallback, OverestimationRecord
 from compress_env.envs.base import LayerwiseCompressionEnv
 from experiments.algorithms import SINGLE
-from experiments.checks import check_lowest
+from experiments.checks import check_lowest, read_object
 from experiments.command import run_command, run_measurement
 from experiments.entrants import Learner, blaming, check_agent, goes_on, make_agent
 from experiments.hyperparameters import check_settings, stored_settings
@@ -120,7 +120,7 @@ class Config:
         Raises:
             ValueError: If they are no JSON object.
         """
-        return self._read_object("env_kwargs")
+        return read_object(self, "env_kwargs")
 
     def hyperparameters(self) -> dict[str, Any]:
         """Return the hyper-parameters that replace stored ones.
@@ -128,17 +128,7 @@ class Config:
         Raises:
             ValueError: If they are no JSON object.
         """
-        return self._read_object("settings")
-
-    def _read_object(self, name: str) -> dict[str, Any]:
-        text = getattr(self, name)
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError:
-            content = None
-        if not isinstance(content, dict):
-            raise ValueError(f"{name} must be a JSON object, got {text!r}")
-        return content
+        return read_object(self, "settings")
 
 
 def make_task(config: Config, **options: Any) -> LayerwiseCompressionEnv:

@@ -27,7 +27,7 @@ from rich.console import Console
 from compress_env.files import replacing
 from experiments.algorithms import SINGLE
 from experiments.cells import Cell
-from experiments.checks import check_choices, check_lowest
+from experiments.checks import check_choices, check_lowest, read_object
 from experiments.command import run_command
 from experiments.sweep_folder import SweepFolder
 from experiments.trial import Config as Trial
@@ -114,11 +114,8 @@ class Config:
         return {label: self._cells_of(label, SEARCHES[label], given) for label in self.searches}
 
     def _read_settings(self) -> dict[str, dict[str, Any]]:
-        try:
-            given = json.loads(self.settings)
-        except json.JSONDecodeError:
-            given = None
-        if not isinstance(given, dict) or not all(isinstance(x, dict) for x in given.values()):
+        given = read_object(self, "settings")
+        if not all(isinstance(x, dict) for x in given.values()):
             raise ValueError(f"settings must be a JSON object of objects, got {self.settings!r}")
         unknown = sorted(given.keys() - set(self.agents))
         if unknown:
