@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from experiments.report import FILE_HEADINGS, HEADINGS, format_markdown, read_ro
 from experiments.tables import read_runs, summarize
 from experiments.trials import read_trials
 from experiments.volatility import SEARCHES, measure_trials
+from experiments.volatility_measures import paired_difference
 from tests.fakes import PlainNet, seeded
 
 ROOT = Path(__file__).parents[1]
@@ -273,6 +275,14 @@ def test_what_the_actors_learning_rate_does_is_as_it_was_measured() -> None:
     assert found == rates[-1] == pytest.approx(0.018, abs=5e-4)
 
 
+def measured_volatility(folder: Path) -> tuple[pd.DataFrame, volatility_report.Curves]:
+    """Measure the searches of a folder again from the rewards in it."""
+    rows = read_trials(folder)
+    labels = {cell: Path(cell).name.split("-")[0].replace("_", ", ", 1) for cell in rows["cell"]}
+    assert set(labels.values()) == set(SEARCHES)
+    return measure_trials(folder, labels)
+
+
 @pytest.mark.parametrize(
     ("name", "dataset"),
     [
@@ -289,14 +299,47 @@ def test_volatility_is_reported_as_it_was_measured(name: str, dataset: str) -> N
     tables = [block for block in blocks if block.startswith("|")]
     assert verdict.startswith("- The reward of the PPO family") and len(tables) == len(SEARCHES)
     assert all(block in PAGES["volatility.md"] for block in (verdict, *tables))
-    rows = read_trials(folder)
-    labels = {cell: Path(cell).name.split("-")[0].replace("_", ", ", 1) for cell in rows["cell"]}
-    assert set(labels.values()) == set(SEARCHES)
-    table, curves = measure_trials(folder, labels)
-    agents = list(dict.fromkeys(rows["agent"]))
+    table, curves = measured_volatility(folder)
+    agents = list(dict.fromkeys(read_trials(folder)["agent"]))
     summary = volatility_report.summarize(table, curves, agents)
     text = volatility_report.format_report(table, curves, summary, f"LeNet-5 on {dataset}")
     assert text == report
+
+
+def test_volatility_is_summed_up_as_it_was_measured() -> None:
+    steadier: dict[str, list[tuple[str, str, str]]] = {}
+    raw: list[str] = []
+    for name in ("volatility-digits", "volatility-mnist"):
+        table, curves = measured_volatility(ROOT / "results" / name)
+        for search, agent in product(SEARCHES, volatility_report.PPO_FAMILY):
+            found = volatility_report.compare_volatility(table, curves, search, agent, "ddpg")
+            for measure, difference in found.items():
+                steadier.setdefault(agent, []).append((search, measure, difference.outcome))
+        for search, reward in product(SEARCHES, ("best_reward", "final_reward")):
+            by_agent = {
+                agent: rows.sort_values("seed")[reward]
+                for agent, rows in table[table["search"] == search].groupby("agent")
+            }
+            raw.append(paired_difference(by_agent["q_critic_ppo_q"], by_agent["ppo"]).outcome)
+    page = PAGES["volatility.md"].replace("\n  ", " ")
+
+    own = steadier["ppo"]
+    lower, higher = ([m for _, m, outcome in own if outcome == o] for o in ("lower", "higher"))
+    assert (len(own), len(lower), len(higher)) == (18, 12, 0)
+    assert [lower.count(m) for m in ("drawdown", "within runs", "across seeds")] == [6, 5, 1]
+    assert "12 of 18 comparisons on two data sets say so, none the opposite" in page
+    assert "in all six searches, dispersion within runs in five. From seed to seed it is in" in page
+    assert "PPO's is, in 12 of 18 comparisons, the opposite in none" in README
+
+    both = steadier["q_critic_ppo"] + steadier["q_critic_ppo_q"]
+    budget = [outcome for search, _, outcome in both if search == "pruning, budget"]
+    elsewhere = [outcome for search, _, outcome in both if search != "pruning, budget"]
+    assert (len(budget), budget.count("lower"), budget.count("higher")) == (12, 6, 0)
+    assert (len(elsewhere), elsewhere.count("lower"), elsewhere.count("higher")) == (24, 1, 5)
+    assert "(6 of 12 comparisons, none the opposite); elsewhere 1 of 24 says so and 5" in page
+
+    assert (len(raw), raw.count("lower"), raw.count("higher")) == (12, 7, 0)
+    assert "in 7 of 12 comparisons, better in none" in page
 
 
 def test_hyper_parameters_are_those_that_were_found() -> None:
