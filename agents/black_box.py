@@ -274,14 +274,17 @@ class CMAES(EpisodeSearch):
 
     A generation is told when as many episodes have ended as it has members, in whichever
     environment. Points start around 0, the middle of every interval, and are kept in bounds by
-    ``cma``'s own transformation. It does not restart **(ours)**: budgets here end before that pays.
+    ``cma``'s own transformation. A search that has converged is followed by another from a random
+    point, with generations of twice the size (Auger & Hansen 2005): where actions stand for a few
+    whole numbers of bits, one search soon comes upon nothing but sequences that it knows.
 
     Args:
         policy: see `EpisodeSearch`.
         env: see `EpisodeSearch`.
         sigma0: standard deviation of the first points in every coordinate, above 0; 0.5 is a
             quarter of the width of [-1, 1], as ``cma`` recommends.
-        population_size: episodes in a generation, at least 2; ``4 + floor(3 ln T)`` when None.
+        population_size: episodes in a generation of the first search, at least 2; ``4 + floor(3 ln
+            T)`` when None.
         others: see `EpisodeSearch`.
 
     Raises:

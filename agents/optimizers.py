@@ -29,7 +29,11 @@ class Optimizer(Protocol):
 
 
 class CovarianceAdaptation:
-    """CMA-ES of `cma`, with its own handling of bounds."""
+    """CMA-ES of `cma`, with its own handling of bounds and restarts (Auger & Hansen 2005).
+
+    When `cma` says that a search has converged, another begins at a random point, with
+    generations of twice the size.
+    """
 
     def __init__(self, n_dimensions: int, seed: int, sigma0: float, popsize: int | None) -> None:
         """Start around 0.
@@ -38,37 +42,54 @@ class CovarianceAdaptation:
             n_dimensions: D, at least 2.
             seed: Of the points.
             sigma0: Standard deviation of the first points.
-            popsize: Points of a generation; the default of `cma` when None.
+            popsize: Points of a generation before the first restart; the default of `cma` when
+                None.
 
         Raises:
             ValueError: If D is 1.
         """
-        import cma
-
         if n_dimensions < 2:
             raise ValueError(f"CMA-ES takes at least 2 dimensions, got {n_dimensions}")
-        generator = np.random.default_rng(seed)
+        self._generator = np.random.default_rng(seed)
+        self._sigma0 = sigma0
+        self.n_restarts = 0
+        self._strategy = self._make_strategy(np.zeros(n_dimensions), popsize)
+        self._asked: list[tuple[int, Point]] = []
+        self._told: list[tuple[Point, float]] = []
+
+    def _make_strategy(self, start: Point, popsize: int | None) -> Any:
+        import cma
+
         options: dict[str, Any] = {"bounds": [-1.0, 1.0], "verbose": -9}
         # `cma` would seed NumPy's global generator.
-        options |= {"seed": np.nan, "randn": lambda *shape: generator.standard_normal(shape)}
+        randn = self._generator.standard_normal
+        options |= {"seed": np.nan, "randn": lambda *shape: randn(shape)}
         if popsize is not None:
             options["popsize"] = popsize
-        self._strategy = cma.CMAEvolutionStrategy(n_dimensions * [0.0], sigma0, options)
-        self._asked: list[Point] = []
-        self._told: list[tuple[Point, float]] = []
+        return cma.CMAEvolutionStrategy(start.tolist(), self._sigma0, options)
 
     def ask(self) -> Point:
         """Return the next point, (D,) in [-1, 1]."""
         (point,) = self._strategy.ask(number=1)
-        self._asked.append(point)
+        self._asked.append((self.n_restarts, point))
         return np.array(point, np.float64)
 
     def tell(self, number: int, value: float) -> None:
         """Take the value of the point that was asked for as number `number`, from 0."""
-        self._told.append((self._asked[number], -value))  # `cma` minimises
+        search, point = self._asked[number]
+        if search < self.n_restarts:
+            return  # the search that asked for it has ended
+        self._told.append((point, -value))  # `cma` minimises
         if len(self._told) == self._strategy.popsize:
             self._strategy.tell(*map(list, zip(*self._told, strict=True)))
             self._told.clear()
+            if self._strategy.stop():
+                self._restart()
+
+    def _restart(self) -> None:
+        start = self._generator.uniform(-1.0, 1.0, self._strategy.N)
+        self._strategy = self._make_strategy(start, 2 * self._strategy.popsize)
+        self.n_restarts += 1
 
 
 class ParzenEstimator:

@@ -39,11 +39,29 @@ def beats(trials: pd.DataFrame, agent: str, opponent: str) -> tuple[float, float
 
 
 def verdicts(trials: pd.DataFrame) -> list[str]:
-    """Say for each task which learner beats random search and CMA-ES, or that none does."""
+    """Say for each task which learner beats random search and CMA-ES, or that none does.
+
+    Agents of other modules count as learners.
+    """
     return [
         f"- {short_name(str(task))}: {_verdict(rows)}"
         for task, rows in trials.groupby("task", sort=False)
     ]
+
+
+def _fewer_evaluations(trials: pd.DataFrame) -> str:
+    """Say which of the two opponents has not used its evaluations on a task."""
+    texts = []
+    for key, name in OPPONENTS.items():
+        mine = trials[trials["agent"] == key]
+        if (mine["n_evaluations"] < mine["limit"]).any():
+            used, limit = mine["n_evaluations"].mean(), mine["limit"].iloc[0]
+            texts.append(f" {_capitalize(name)} has used {used:.0f} of {limit:.0f} evaluations.")
+    return "".join(texts)
+
+
+def _capitalize(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _verdict(trials: pd.DataFrame) -> str:
@@ -67,14 +85,14 @@ def _verdict(trials: pd.DataFrame) -> str:
     winners = [agent for agent in learners if all(agent in names for names in better.values())]
     if winners:
         texts = (f"`{agent}` beats both: {_format_differences(found[agent])}" for agent in winners)
-        return "; ".join(texts) + "."
-    top = max(learners, key=lambda agent: found[agent]["cma_es"][0])
+        return "; ".join(texts) + "." + _fewer_evaluations(trials)
+    top = max(learners, key=lambda agent: np.nan_to_num(found[agent]["cma_es"][0], nan=-np.inf))
     beaten = (
         f"{OPPONENTS[name]} is beaten by {_format_names(mine)}" for name, mine in better.items()
     )
     return (
         f"no learner beats both; {', '.join(beaten)}. The best, `{top}`: "
-        f"{_format_differences(found[top])}."
+        f"{_format_differences(found[top])}.{_fewer_evaluations(trials)}"
     )
 
 
@@ -114,13 +132,18 @@ def format_leaderboard(
         *_remarks(table, trials, known),
         "## Does learning win?",
         "Best validation accuracy, points, paired by seed, with 95 % intervals (Student). A "
-        "learner wins where both differences are above 0 by more than their interval.",
+        "learner wins where both differences are above 0 by more than their interval. These are "
+        "not widened for the number of comparisons; ± 0.00 is the same difference from each of "
+        "few seeds, often a single image, and no certainty.",
         "\n".join(verdicts(trials)),
         "## Tasks",
         "Best validation accuracy, percent, mean over seeds and 95 % interval:",
         _format_tasks(trials, agents, known, "validation_accuracy"),
         "Test accuracy, percent:",
         _format_tasks(trials, agents, {}, "test_accuracy"),
+        "Network evaluations, mean over seeds. A trial also ends after three times the episodes "
+        "that would use them all, as agents repeat networks:",
+        _format_evaluations(trials, agents),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -182,6 +205,17 @@ def _remarks(
                 f"{100.0 * known[task].best:.2f} % ({known[task].found_by})."
             )
     return remarks
+
+
+def _format_evaluations(trials: pd.DataFrame, agents: Sequence[str]) -> str:
+    """Format a table with a line for each agent and a column for each task."""
+    tasks = list(dict.fromkeys(trials["task"]))
+    means = trials.groupby(KEYS)["n_evaluations"].mean()
+    lines = [
+        (f"`{agent}`", *(f"{means[agent, t]:.0f}" if (agent, t) in means else "-" for t in tasks))
+        for agent in agents
+    ]
+    return format_markdown(("agent", *map(short_name, tasks)), lines)
 
 
 def _format_tasks(

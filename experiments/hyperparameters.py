@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FAMILIES", "HYPERPARAMETERS", "check_settings", "stored_settings"]
+__all__ = ["FAMILIES", "HYPERPARAMETERS", "OWN", "check_settings", "stored_settings"]
 
 HYPERPARAMETERS: dict[str, dict[str, Any]] = json.loads(
     Path(__file__).with_name("hyperparameters.json").read_text(encoding="utf-8")
@@ -45,12 +45,19 @@ LACKS = {
 }
 """Settings of its family that an agent does not have."""
 
+OWN = {
+    # The coefficient of its penalty follows the divergence, as that of `kl_ppo` does: a fixed one
+    # hardly lets the policy move (docs/control.md).
+    "cim_ppo": {"kl_target": 0.01},
+}
+"""Settings of an agent that its family does not have, and were not searched for."""
+
 
 def stored_settings(agent: str) -> dict[str, Any]:
     """Return the hyper-parameters of an agent by name; none for agents without a family."""
     if agent not in FAMILIES:
         return {}
-    stored = HYPERPARAMETERS[FAMILIES[agent]]
+    stored = HYPERPARAMETERS[FAMILIES[agent]] | OWN.get(agent, {})
     return {name: value for name, value in stored.items() if name not in LACKS.get(agent, ())}
 
 

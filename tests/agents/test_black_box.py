@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import optuna
 import pytest
+from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -150,6 +151,45 @@ def test_optimizers_stay_in_bounds_where_the_optimum_is_outside(build: Any) -> N
         optimizer.tell(number, float(points[-1].sum()))
     assert np.abs(points).max() <= 1.0
     assert np.mean(points[-10:]) > 0.6
+
+
+def plateaus(point: NDArray[np.float64]) -> float:
+    """Few values, each of a wide range of points; the best in a corner, far from the middle."""
+    levels = np.round(2.0 * point)
+    return float(levels.sum() + 10.0 * (levels == 2.0).all() - 5.0 * (levels == 1.0).any())
+
+
+def test_a_search_that_has_converged_is_followed_by_a_wider_one() -> None:
+    optimizer = CovarianceAdaptation(3, 0, 0.5, None)
+    first = optimizer._strategy.popsize
+    sizes = {}
+    for number in range(600):
+        optimizer.tell(number, plateaus(optimizer.ask()))
+        sizes.setdefault(optimizer.n_restarts, optimizer._strategy.popsize)
+    assert optimizer.n_restarts >= 2
+    assert list(sizes.values()) == [first * 2**n for n in sizes]
+
+
+def test_what_an_ended_search_has_asked_for_is_not_told_to_the_next() -> None:
+    one, other = (CovarianceAdaptation(3, 0, 0.5, None) for _ in range(2))
+    late = []
+    for optimizer in (one, other):
+        number = 0
+        while optimizer.n_restarts == 0:
+            point = optimizer.ask()
+            if number % 7 == 3:  # still being played, as in another environment
+                late.append(number)
+            else:
+                optimizer.tell(number, plateaus(point))
+            number += 1
+    for number in set(late):
+        one.tell(number, 100.0)
+    for _ in range(3 * one._strategy.popsize):
+        points = [optimizer.ask() for optimizer in (one, other)]
+        np.testing.assert_array_equal(*points)
+        for optimizer in (one, other):
+            optimizer.tell(number, plateaus(points[0]))
+        number += 1
 
 
 def test_optuna_keeps_its_verbosity_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
+from stable_baselines3.common.distributions import (
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+)
 from torch.distributions import Bernoulli, Categorical, Normal
 
 from agents import CIMPPO, KLPPO
 from agents.losses import adapted_coef, cim_penalty, parameter_shift, surrogate_loss
-from agents.penalty_ppo import PenaltyPPO
+from agents.penalty_ppo import PenaltyPPO, _kl
 
 SETTINGS: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "seed": 0, "device": "cpu"}
 
@@ -55,6 +60,44 @@ def test_penalties_learn_and_log_both_divergences(agent: type[PenaltyPPO], task:
     logged = made.logger.name_to_value
     assert logged["train/kl_old_new"] > 0 and logged["train/kl_new_old"] > 0
     assert logged["train/kl_old_new"] != logged["train/kl_new_old"]
+
+
+def test_divergences_are_of_all_action_dimensions_and_in_their_direction() -> None:
+    old = DiagGaussianDistribution(2).proba_distribution(th.zeros(3, 2), th.zeros(2))
+    means, deviations = th.tensor([[1.0, 0.0]]).repeat(3, 1), th.tensor([1.0, 2.0])
+    new = DiagGaussianDistribution(2).proba_distribution(means, deviations.log())
+    # Of N(0, 1) and N(1, 1) it is 1/2 either way; of N(0, 1) || N(0, 4) log 2 + 1/8 - 1/2.
+    old_new = 0.5 + math.log(2.0) + 1 / 8 - 0.5
+    new_old = 0.5 - math.log(2.0) + 4 / 2 - 0.5
+    np.testing.assert_allclose(_kl(old, new), [old_new] * 3, rtol=1e-6)
+    np.testing.assert_allclose(_kl(new, old), [new_old] * 3, rtol=1e-6)
+    chosen = [
+        CategoricalDistribution(2).proba_distribution(th.tensor([p]).log())
+        for p in ([0.5, 0.5], [0.9, 0.1])
+    ]
+    expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
+    assert _kl(*chosen).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_logged_and_penalised_divergences_are_those_of_their_names(reverse: bool) -> None:
+    """A minibatch whose new policy is known is given to the loss itself."""
+    made = KLPPO("MlpPolicy", "Pendulum-v1", **SETTINGS, reverse=reverse).learn(64)
+    made.kl_coef = 10.0  # which learning adapts
+    made._old_policy = KLPPO("MlpPolicy", "Pendulum-v1", **SETTINGS).policy
+    made._old_policy.load_state_dict(made.policy.state_dict())
+    with th.no_grad():
+        made.policy.log_std += math.log(2.0)  # type: ignore[operator]
+    data = next(made.rollout_buffer.get(64))
+    _, terms = made._loss(data)
+    old_new = math.log(2.0) + 1 / 8 - 0.5
+    new_old = -math.log(2.0) + 4 / 2 - 0.5
+    assert terms["kl_old_new"] == pytest.approx(old_new, rel=1e-5)
+    assert terms["kl_new_old"] == pytest.approx(new_old, rel=1e-5)
+    free = copy.copy(made)
+    free.kl_coef = 0.0
+    penalty = terms["policy_gradient_loss"] - free._loss(data)[1]["policy_gradient_loss"]
+    assert penalty == pytest.approx(10.0 * (new_old if reverse else old_new), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,26 @@ def test_differences_and_verdicts_by_hand() -> None:
     assert "no learner beats" in verdicts(rows(ppo=[0.9], random=[0.8], cma_es=[0.8]))[0]
 
 
+def test_verdict_passes_over_an_agent_without_the_seeds_of_the_others() -> None:
+    theirs = rows(random=[0.9, 0.9], cma_es=[0.9, 0.9], ppo=[0.91, 0.89])
+    mine = rows(**{"my_module:MyAgent": [0.95]}).assign(seed=7)
+    for found in (pd.concat([mine, theirs]), pd.concat([theirs, mine])):
+        (line,) = verdicts(found)
+        assert "The best, `ppo`: +0.00 ± " in line and "nan" not in line
+
+
+def test_fewer_evaluations_than_allowed_are_shown() -> None:
+    found = rows(ppo=[0.93, 0.95], random=[0.9, 0.91], cma_es=[0.9, 0.99])
+    assert "evaluations" not in verdicts(found)[0]
+    found.loc[found["agent"] == "cma_es", "n_evaluations"] = [7.0, 2.0]
+    (line,) = verdicts(found)
+    assert line.endswith(" over CMA-ES. CMA-ES has used 4 of 7 evaluations.")
+    known = {"compress_env/A-v0": Reference(0.8, 0.99, "somebody")}
+    text = format_leaderboard(make_leaderboard(found, known), found, known)
+    (table,) = (part for part in text.split("\n\n") if "\n| `random` | 7 |" in part)
+    assert "\n| `cma_es` | 4 |" in table and "\n| `ppo` | 7 |" in table
+
+
 def test_best_known_grows_only() -> None:
     known = {"compress_env/A-v0": Reference(0.8, 0.9, "somebody")}
     assert update_best_known(known, rows(ppo=[0.89])) == known

@@ -11,6 +11,7 @@ from experiments.algorithms import CONTRIB, LEARNERS, make_learner
 from experiments.hyperparameters import (
     FAMILIES,
     HYPERPARAMETERS,
+    OWN,
     check_settings,
     stored_settings,
 )
@@ -47,6 +48,15 @@ def test_every_learner_has_settings_but_those_with_published_defaults() -> None:
     assert stored_settings("cma_es") == stored_settings("uniform") == {}
 
 
+def test_settings_of_one_agent_alone_are_its_own_to_replace() -> None:
+    assert stored_settings("cim_ppo") == stored_settings("ppo") | {"kl_target": 0.01}
+    log = make_log(reward_at="episode")
+    assert build("cim_ppo", log, 30, {}).kl_target == 0.01
+    assert build("cim_ppo", log, 30, {"kl_target": 0.5}).kl_target == 0.5
+    with pytest.raises(ValueError, match="unknown setting 'kl_target' of ppo"):
+        check_settings("ppo", {"kl_target": 0.5})
+
+
 def test_space_contains_no_other_names_and_nothing_outside() -> None:
     space: Space = {"a": Range(0.5, 2.0, log=True), "b": Choice((1, 2))}
     assert contains(space, {"a": 2.0, "b": 1})
@@ -58,7 +68,7 @@ def test_space_contains_no_other_names_and_nothing_outside() -> None:
 @pytest.mark.parametrize("end", [0, -1], ids=["first", "last"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_learner_takes_what_the_search_may_find(name: str, end: int) -> None:
-    found = corner(FAMILIES[name], end)
+    found = corner(FAMILIES[name], end) | OWN.get(name, {})
     settings = {key: found[key] for key in stored_settings(name)}
     log = make_log(reward_at="episode")
     agent = build(name, log, 30, settings)
