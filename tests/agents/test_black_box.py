@@ -162,7 +162,7 @@ def plateaus(point: NDArray[np.float64]) -> float:
 def test_a_search_that_has_converged_is_followed_by_a_wider_one() -> None:
     optimizer = CovarianceAdaptation(3, 0, 0.5, None)
     first = optimizer._strategy.popsize
-    sizes = {}
+    sizes: dict[int, int] = {}
     for number in range(600):
         optimizer.tell(number, plateaus(optimizer.ask()))
         sizes.setdefault(optimizer.n_restarts, optimizer._strategy.popsize)
@@ -186,7 +186,7 @@ def test_what_an_ended_search_has_asked_for_is_not_told_to_the_next() -> None:
         one.tell(number, 100.0)
     for _ in range(3 * one._strategy.popsize):
         points = [optimizer.ask() for optimizer in (one, other)]
-        np.testing.assert_array_equal(*points)
+        np.testing.assert_array_equal(points[0], points[1])
         for optimizer in (one, other):
             optimizer.tell(number, plateaus(points[0]))
         number += 1

@@ -87,7 +87,7 @@ def test_logged_and_penalised_divergences_are_those_of_their_names(reverse: bool
     made._old_policy = KLPPO("MlpPolicy", "Pendulum-v1", **SETTINGS).policy
     made._old_policy.load_state_dict(made.policy.state_dict())
     with th.no_grad():
-        made.policy.log_std += math.log(2.0)  # type: ignore[operator]
+        made.policy.log_std.add_(math.log(2.0))
     data = next(made.rollout_buffer.get(64))
     _, terms = made._loss(data)
     old_new = math.log(2.0) + 1 / 8 - 0.5
