@@ -47,6 +47,7 @@ __all__ = [
     "load_baseline",
     "load_checkpoint",
     "save_checkpoint",
+    "train_by_recipe",
 ]
 
 SHIPPED = Path(__file__).with_name("baselines")
@@ -228,7 +229,7 @@ def _train_cached(
     with cache_lock(path):
         if not _restore(model, path):
             _logger.info("training %s on %s for %d epochs", name, data.name, recipe.epochs)
-            _train(model.to(device), data.train.to(device), recipe, progress)
+            train_by_recipe(model.to(device), data.train.to(device), recipe, progress)
             write_to_cache(path, functools.partial(save_checkpoint, model))
 
 
@@ -243,12 +244,23 @@ def _restore(model: nn.Module, path: Path) -> bool:
     return True
 
 
-def _train(
+def train_by_recipe(
     model: nn.Module,
     train: ImageSource,
     recipe: Recipe,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
+    """Train a network in place.
+
+    Args:
+        model: A network from images (b, C, H, W) to logits (b, num_classes).
+        train: Its training images, on the network's device.
+        recipe: How to train; the seed is of the order of the images and their augmentation.
+        progress: Called with (epochs done, epochs) after each epoch.
+
+    Raises:
+        RuntimeError: If training diverges.
+    """
     generator = torch.Generator().manual_seed(recipe.seed)
     batch_size = min(recipe.batch_size, len(train))
     n_batches = len(train) // batch_size

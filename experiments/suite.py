@@ -5,7 +5,8 @@
 prints a Markdown table: what is fixed in each task, the accuracies of the unpruned network on test
 and validation images, and on validation images those of the network that uniform compression leads
 to and of the worst, the median and the best of some random episodes; CPU seconds of an episode, of
-one thread. Baselines that are not in the cache are trained first.
+one thread. Baselines that are not in the cache are trained first. `--train` also trains each task's
+baseline anew by its recipe, and adds the CPU seconds of that.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from rich.console import Console
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
 from agents import Random, Uniform
+from compress_env.data import load_data
 from compress_env.envs.base import LayerwiseCompressionEnv
+from compress_env.models import RECIPES, build_model, train_by_recipe
 from compress_env.suite import SUITE, SuiteTask, describe_suite
 from experiments.checks import check_lowest
 from experiments.command import run_command
@@ -44,6 +47,8 @@ class Config:
     """Random episodes of each task."""
     seed: int = 0
     """Seed of the random episodes."""
+    train: bool = False
+    """Whether to train the baselines anew, to measure what that takes."""
 
 
 def run(config: Config, console: Console) -> list[tuple[str, ...]]:
@@ -62,9 +67,13 @@ def run(config: Config, console: Console) -> list[tuple[str, ...]]:
     rows = []
     for name in config.tasks:
         measured = measure_task(known[name], config.n_random, config.seed)
+        if config.train:
+            measured = (*measured, f"{_training_seconds(known[name]):.0f}")
         rows.append((*described[name].values(), *measured))
         console.print(" ".join((name, *measured)), soft_wrap=True)
     headings = (*next(iter(described.values())), *MEASURED)
+    if config.train:
+        headings = (*headings, "s / training")
     console.print(format_markdown(headings, rows), soft_wrap=True)
     return rows
 
@@ -93,6 +102,16 @@ def _play(env: LayerwiseCompressionEnv, policy: PolicyPredictor) -> tuple[float,
     """Return the accuracy that an episode ends with, and its CPU seconds."""
     start = process_time()
     return play(env, policy).accuracy, process_time() - start
+
+
+def _training_seconds(task: SuiteTask) -> float:
+    """Return the CPU seconds that the recipe of a task's baseline takes."""
+    kwargs = gym.spec(task.id).kwargs
+    data = load_data(kwargs["data"])
+    model = build_model(kwargs["model"], data.num_classes, data.image_shape)
+    start = process_time()
+    train_by_recipe(model, data.train, RECIPES[kwargs["model"], kwargs["data"]])
+    return process_time() - start
 
 
 def main() -> None:

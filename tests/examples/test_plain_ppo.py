@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +136,17 @@ def test_it_runs_from_the_command_line(
     assert len(rates.split()) == 4 and all(1 <= float(bits) <= 8 for bits in rates.split())
 
 
-def test_worker_processes_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
-    monkeypatch.setattr(gym, "make_vec", lambda *_, **options: given.update(options))
-    make_envs(Config(n_envs=3, vectorization_mode="async", finetune_steps=2))
-    assert (given["num_envs"], given["vectorization_mode"]) == (3, "async")
-    assert given["vector_kwargs"]["context"] == "spawn" and given["finetune_steps"] == 2
+def test_worker_processes_step_as_one_process_does(tmp_path: Path) -> None:
+    """Gymnasium's `make_vec` starts real processes by spawn."""
+    config = Config(n_envs=2, finetune_steps=1, store=str(tmp_path / "transitions.sqlite"))
+    actions = np.array([[0.5], [-0.5]], np.float32)
+    found = []
+    for mode in ("async", "sync"):
+        envs = make_envs(replace(config, vectorization_mode=mode))
+        first, _ = envs.reset(seed=0)
+        second, rewards, *_ = envs.step(actions)
+        found.append((first, second, rewards))
+        envs.close()
+    assert isinstance(found[0][2], np.ndarray)
+    for there, here in zip(*found, strict=True):
+        np.testing.assert_array_equal(there, here)

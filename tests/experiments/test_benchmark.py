@@ -98,6 +98,33 @@ def test_same_command_repeats_nothing_and_other_agents_are_added(
     assert run(replace(ran, out=out, data_root=tmp_path), console()) == []  # nothing depends on it
 
 
+MY_MODULE = """
+from stable_baselines3 import PPO
+
+class MyAgent(PPO):
+    def __init__(self, policy, env, seed):
+        super().__init__(policy, env, n_steps=8, batch_size=8, seed=seed, device="cpu")
+"""
+
+
+def test_an_agent_of_your_own_is_ranked_and_verified(
+    ran: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_entrant.py").write_text(MY_MODULE)
+    monkeypatch.chdir(tmp_path)
+    out, shown = tmp_path / "out", console()
+    shutil.copytree(folder_of(ran), out)
+    assert run(replace(ran, out=out, agent=("my_entrant:MyAgent",)), shown) == []
+    table = pd.read_csv(out / "leaderboard.csv").set_index("agent")
+    assert set(table.index) == {*AGENTS, "my_entrant:MyAgent"}
+    mine = table.loc["my_entrant:MyAgent"]
+    assert mine["trials"] == 2 and 0.0 < mine["test_accuracy"] <= 1.0
+    assert "| `my_entrant:MyAgent` |" in text_of(shown)
+    assert verify(benchmark_verify.Config(out), console()) == []
+    assert run(replace(ran, out=out, agent=("my_entrant:MyAgent",)), shown) == []
+    assert "20 of 20 cells were finished before" in text_of(shown)
+
+
 def test_other_agents_are_added_to_what_is_published(ran: Config, tmp_path: Path) -> None:
     out, shown = tmp_path / "out", console()
     out.mkdir()
@@ -172,7 +199,7 @@ def test_leaderboard_is_that_of_the_trials(ran: Config) -> None:
     text = (folder_of(ran) / "leaderboard.md").read_text()
     assert "Nothing better than uniform is known, no score: TinyQuantize-v0." in text
     assert "- TinyPrune-v0: " in text
-    assert text.count("| agent | TinyPrune-v0 | TinyQuantize-v0 |") == 2
+    assert text.count("| agent | TinyPrune-v0 | TinyQuantize-v0 |") == 3
     assert text.count("\n| score 0 | 25.00 | 50.00 |\n| score 1 | 50.00 | 50.00 |\n") == 1
 
 

@@ -213,6 +213,30 @@ def test_tasks_are_as_gymnasium_has_them() -> None:
         assert is_discrete == (name in control_agents.DISCRETE)
 
 
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.package])
+def test_tasks_of_other_packages_can_be_made(name: str) -> None:
+    pytest.importorskip(str(TASKS[name].package))
+    env = make_env(name, n_envs=1, seed=0)
+    observations = env.reset()
+    assert isinstance(observations, np.ndarray) and np.isfinite(observations).all()
+    is_discrete = isinstance(env.action_space, spaces.Discrete)
+    assert is_discrete == (name in control_agents.DISCRETE)
+    for _ in range(3):
+        _, rewards, *_ = env.step(np.array([env.action_space.sample()]))
+        assert np.isfinite(rewards).all()
+    env.close()
+
+
+@pytest.mark.parametrize("name", ["LunarLander-v3", "Hopper-v5"])
+def test_an_agent_learns_tasks_of_other_packages(name: str, tmp_path: Path) -> None:
+    task = TASKS[name]
+    pytest.importorskip(str(task.package))
+    steps = task.n_envs * task.ppo.get("n_steps", 2048)
+    config = replace(SMALL, agent="cim_ppo", task=name, total_timesteps=steps, eval_episodes=1)
+    row = run(replace(config, out=tmp_path / "out"), quiet())
+    assert row["timesteps"] == steps and math.isfinite(row["final_return"])
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control_agents, "find_spec", lambda _: None)
     with pytest.raises(

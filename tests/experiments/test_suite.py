@@ -14,11 +14,13 @@ from experiments.suite import Config, run
 def test_a_row_has_what_is_fixed_and_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECIPES, ("vgg8", "digits16"), Recipe(epochs=1))
     text = StringIO()
-    (row,) = run(Config(("PruneVGG8Digits-v0",), n_random=1), Console(file=text))
+    (row,) = run(Config(("PruneVGG8Digits-v0",), n_random=1, train=True), Console(file=text))
     assert row[:5] == ("PruneVGG8Digits-v0", "vgg8", "digits16", "pruning", "8")
     assert row[8] == "1 epochs"
     assert all(0.0 < float(cell) <= 100.0 for cell in row[9:12])
     assert len(set(row[12].split(" / "))) == 1  # one random episode is its own best and worst
+    assert len(row) == 15 and int(row[14]) >= 0
+    assert text.getvalue().count("s / training") == 1
     assert "| " + " | ".join(row) + " |" in text.getvalue()
 
 
