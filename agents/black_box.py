@@ -283,7 +283,7 @@ class CMAES(EpisodeSearch):
         env: see `EpisodeSearch`.
         sigma0: standard deviation of the first points in every coordinate, above 0; 0.5 is a
             quarter of the width of [-1, 1], as ``cma`` recommends.
-        population_size: episodes in a generation of the first search, at least 2; ``4 + floor(3 ln
+        population_size: episodes in a generation of the first search, at least 3; ``4 + floor(3 ln
             T)`` when None.
         others: see `EpisodeSearch`.
 
@@ -303,8 +303,8 @@ class CMAES(EpisodeSearch):
         """Build the search; the class's docstring lists the arguments."""
         if not 0.0 < sigma0 < np.inf:
             raise ValueError(f"sigma0 must be above 0 and finite, got {sigma0}")
-        if population_size is not None and population_size < 2:
-            raise ValueError(f"population_size must be at least 2, got {population_size}")
+        if population_size is not None and population_size < 3:
+            raise ValueError(f"population_size must be at least 3, got {population_size}")
         self.sigma0 = sigma0
         self.population_size = population_size
         super().__init__(policy, env, **others)

@@ -19,6 +19,9 @@ __all__ = [
     "td_target",
 ]
 
+COEF_RANGE = (1e-6, 1e6)
+"""Bounds of an adapted coefficient."""
+
 
 def clipped_surrogate_loss(
     advantages: th.Tensor,
@@ -35,13 +38,13 @@ def clipped_surrogate_loss(
         advantages: A, any shape, float; no gradient should flow through it.
         log_prob: log-probabilities in nats of the same actions under the policy being trained.
         old_log_prob: those under the prior policy; ``rho = exp(log_prob - old_log_prob)``.
-        clip_range: c, above 0; ``math.inf`` switches the clipping off.
+        clip_range: c, 0 or more; ``math.inf`` switches the clipping off.
 
     Returns:
         A scalar to minimise.
 
     Raises:
-        ValueError: if the shapes differ or ``clip_range`` is not above 0.
+        ValueError: if the shapes differ or ``clip_range`` is below 0.
     """
     _check_same_shape(advantages=advantages, log_prob=log_prob, old_log_prob=old_log_prob)
     _check_clip_range(clip_range)
@@ -76,7 +79,8 @@ def adapted_coef(coef: float, kl: float, target: float) -> float:
     """Return the coefficient of a penalty for the next rollout.
 
     Source: Schulman et al. 2017 (arXiv 1707.06347), section 4: halved below ``target / 1.5``,
-    doubled above ``1.5 target``, otherwise kept.
+    doubled above ``1.5 target``, otherwise kept; not beyond `COEF_RANGE` **(ours)**, so that what
+    has shrunk for long can grow again.
 
     Args:
         coef: the present one, above 0.
@@ -84,8 +88,8 @@ def adapted_coef(coef: float, kl: float, target: float) -> float:
         target: what it should be, above 0.
     """
     if kl < target / 1.5:
-        return coef / 2.0
-    return coef * 2.0 if kl > 1.5 * target else coef
+        return max(coef / 2.0, COEF_RANGE[0])
+    return min(coef * 2.0, COEF_RANGE[1]) if kl > 1.5 * target else coef
 
 
 def parameter_shift(
@@ -141,10 +145,10 @@ def clip_fraction(log_prob: th.Tensor, old_log_prob: th.Tensor, clip_range: floa
     Args:
         log_prob: log-probabilities in nats under the policy being trained, any shape.
         old_log_prob: log-probabilities of the same actions under the prior policy, same shape.
-        clip_range: c, above 0.
+        clip_range: c, 0 or more.
 
     Raises:
-        ValueError: if the shapes differ or ``clip_range`` is not above 0.
+        ValueError: if the shapes differ or ``clip_range`` is below 0.
     """
     _check_same_shape(log_prob=log_prob, old_log_prob=old_log_prob)
     _check_clip_range(clip_range)
@@ -264,5 +268,5 @@ def _check_same_shape(**tensors: th.Tensor) -> None:
 
 
 def _check_clip_range(clip_range: float) -> None:
-    if not clip_range > 0.0:
-        raise ValueError(f"clip_range must be above 0, got {clip_range}")
+    if not clip_range >= 0.0:
+        raise ValueError(f"clip_range must be 0 or more, got {clip_range}")

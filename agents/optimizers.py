@@ -60,7 +60,8 @@ class CovarianceAdaptation:
     def _make_strategy(self, start: Point, popsize: int | None) -> Any:
         import cma
 
-        options: dict[str, Any] = {"bounds": [-1.0, 1.0], "verbose": -9}
+        # Mirrored points, the default of small generations, cannot be asked for one at a time.
+        options: dict[str, Any] = {"bounds": [-1.0, 1.0], "verbose": -9, "CMA_mirrors": 0}
         # `cma` would seed NumPy's global generator.
         randn = self._generator.standard_normal
         options |= {"seed": np.nan, "randn": lambda *shape: randn(shape)}

@@ -78,14 +78,15 @@ class PenaltyPPO(PPO):
         return clipped_surrogate_loss(*batch[:3], self._clip_range)
 
     def _after_training(self, kl_old_new: float) -> None:
-        """Take note of the mean KL(old || new) of the last pass over the rollout."""
+        """Take note of the mean KL(old || new) over the rollout, after the update."""
 
     def train(self) -> None:
         """Train on the rollout; called by `learn`."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         progress = self._current_progress_remaining
-        self._clip_range: float = self.clip_range(progress)  # type: ignore[operator]
+        # Where a schedule ends at 0, the last progress may be a little below it.
+        self._clip_range: float = max(self.clip_range(progress), 0.0)  # type: ignore[operator]
         schedule_vf: Any = self.clip_range_vf
         self._clip_range_vf: float | None = None if schedule_vf is None else schedule_vf(progress)
         self._old_policy = copy.deepcopy(self.policy)
@@ -94,15 +95,40 @@ class PenaltyPPO(PPO):
             epoch: dict[str, list[float]] = {}
             is_over = self._train_epoch(epoch)
             for name, values in epoch.items():
-                # As in PPO, divergences are those of the last pass.
-                before = [] if "kl" in name else logs.get(name, [])
+                # As in PPO, the estimate is that of the last pass.
+                before = [] if name == "approx_kl" else logs.get(name, [])
                 logs[name] = [*before, *values]
             self._n_updates += 1
             if is_over:
                 break
+        kl_old_new, kl_new_old = self._divergences()
         del self._old_policy
-        self._after_training(float(np.mean(logs["kl_old_new"])))
+        self._after_training(kl_old_new)
+        self.logger.record("train/kl_old_new", kl_old_new)
+        self.logger.record("train/kl_new_old", kl_new_old)
         self._log(logs)
+
+    def _divergences(self) -> tuple[float, float]:
+        """Return the means over the rollout of KL(old || new) and KL(new || old), in nats."""
+        buffer = self.rollout_buffer
+        sums = np.zeros(2)
+        for start in range(0, len(buffer.actions), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            with th.no_grad():
+                observations = self._rollout_observations(part)
+                old = self._old_policy.get_distribution(observations)
+                new = self.policy.get_distribution(observations)
+                sums += [_kl(old, new).sum().item(), _kl(new, old).sum().item()]
+        kl_old_new, kl_new_old = (sums / len(buffer.actions)).tolist()
+        return kl_old_new, kl_new_old
+
+    def _rollout_observations(self, part: slice) -> Any:
+        """Return some of the rollout's observations, which training has put in one row."""
+        buffer = self.rollout_buffer
+        stored: Any = buffer.observations
+        if isinstance(stored, dict):
+            return {name: buffer.to_torch(values[part]) for name, values in stored.items()}
+        return buffer.to_torch(stored[part])
 
     def _train_epoch(self, logs: dict[str, list[float]]) -> bool:
         """Pass once over the rollout; return whether the policy has gone too far."""
@@ -144,8 +170,6 @@ class PenaltyPPO(PPO):
                 "entropy_loss": entropy_loss,
                 "loss": loss,
                 "approx_kl": th.mean((th.exp(log_ratio) - 1) - log_ratio),
-                "kl_old_new": _kl(old, new).mean(),
-                "kl_new_old": _kl(new, old).mean(),
             }
         logged = {name: value.item() for name, value in terms.items()}
         logged["clip_fraction"] = clip_fraction(

@@ -387,7 +387,7 @@ class QCriticPPO(PPO):
 
     def _update_actor(self, observations: th.Tensor) -> None:
         assert callable(self.clip_range)  # a schedule since `_setup_model`
-        clip_range = self.clip_range(self._current_progress_remaining)
+        clip_range = max(self.clip_range(self._current_progress_remaining), 0.0)
         prior = self._sample_prior(observations)
         for _ in range(self.n_epochs):
             distribution = self.policy.get_distribution(prior.observations)

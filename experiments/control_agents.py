@@ -62,7 +62,7 @@ CART_POLE_PPO = {
     "gae_lambda": 0.8,
     "gamma": 0.98,
     "n_epochs": 20,
-    # To a hundredth, not to 0, at which there would be no clip range.
+    # To a hundredth, not to 0, at which nothing is learnt.
     "learning_rate": LinearSchedule(1e-3, 1e-5, 1.0),
     "clip_range": LinearSchedule(0.2, 2e-3, 1.0),
 }

@@ -192,6 +192,12 @@ def test_what_an_ended_search_has_asked_for_is_not_told_to_the_next() -> None:
         number += 1
 
 
+@pytest.mark.parametrize("population_size", [3, 5])
+def test_small_generations_are_searched_by(population_size: int) -> None:
+    made = search(CMAES, 40, population_size=population_size)
+    assert len(made.search_state()["history"]) >= 80
+
+
 def test_optuna_keeps_its_verbosity_and_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     before = optuna.logging.get_verbosity()
     optuna.logging.enable_propagation()
@@ -224,7 +230,7 @@ class TestRefusals:
         ("build", "settings", "message"),
         [
             (CMAES, {"sigma0": 0.0}, "sigma0 must be above 0 and finite, got 0.0"),
-            (CMAES, {"population_size": 1}, "population_size must be at least 2, got 1"),
+            (CMAES, {"population_size": 2}, "population_size must be at least 3, got 2"),
             (CMAES, {"n_decisions": 1}, "at least 2 dimensions, got 1"),
             (TPE, {"n_startup_episodes": 0}, "n_startup_episodes must be at least 1, got 0"),
         ],

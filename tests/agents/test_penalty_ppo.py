@@ -80,24 +80,53 @@ def test_divergences_are_of_all_action_dimensions_and_in_their_direction() -> No
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_logged_and_penalised_divergences_are_those_of_their_names(reverse: bool) -> None:
-    """A minibatch whose new policy is known is given to the loss itself."""
+def test_measured_and_penalised_divergences_are_those_of_their_names(reverse: bool) -> None:
+    """The new policy's standard deviation is made twice the old one's everywhere."""
     made = KLPPO("MlpPolicy", "Pendulum-v1", **SETTINGS, reverse=reverse).learn(64)
     made.kl_coef = 10.0  # which learning adapts
     made._old_policy = KLPPO("MlpPolicy", "Pendulum-v1", **SETTINGS).policy
     made._old_policy.load_state_dict(made.policy.state_dict())
     with th.no_grad():
         made.policy.log_std.add_(math.log(2.0))
-    data = next(made.rollout_buffer.get(64))
-    _, terms = made._loss(data)
     old_new = math.log(2.0) + 1 / 8 - 0.5
     new_old = -math.log(2.0) + 4 / 2 - 0.5
-    assert terms["kl_old_new"] == pytest.approx(old_new, rel=1e-5)
-    assert terms["kl_new_old"] == pytest.approx(new_old, rel=1e-5)
+    assert made._divergences() == pytest.approx((old_new, new_old), rel=1e-5)
+    data = next(made.rollout_buffer.get(64))
     free = copy.copy(made)
     free.kl_coef = 0.0
-    penalty = terms["policy_gradient_loss"] - free._loss(data)[1]["policy_gradient_loss"]
-    assert penalty == pytest.approx(10.0 * (new_old if reverse else old_new), rel=1e-4)
+    penalised, plain = (agent._loss(data)[1]["policy_gradient_loss"] for agent in (made, free))
+    assert penalised - plain == pytest.approx(10.0 * (new_old if reverse else old_new), rel=1e-4)
+
+
+@pytest.mark.parametrize("agent", [KLPPO, CIMPPO])
+def test_coefficient_follows_the_divergence_after_the_update(agent: type[PenaltyPPO]) -> None:
+    """A single step of a single pass starts where the policy has not changed yet."""
+    steps = {"n_steps": 32, "batch_size": 32, "n_epochs": 1, "learning_rate": 0.05}
+    made = agent("MlpPolicy", "CartPole-v1", **SETTINGS | steps, kl_target=1e-3)
+    made.learn(32)
+    logged = made.logger.name_to_value
+    assert logged["train/kl_old_new"] > 1.5e-3
+    assert (made.kl_coef if isinstance(made, KLPPO) else made.cim_coef) == 2.0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("agent", [PenaltyPPO, KLPPO, CIMPPO])
+def test_schedules_may_end_at_zero(agent: type[PenaltyPPO]) -> None:
+    settings: dict[str, Any] = {"clip_range": lambda progress: 0.2 * progress}
+    made = agent("MlpPolicy", "CartPole-v1", **SETTINGS, **settings).learn(128)
+    assert made.logger.name_to_value["train/clip_range"] == 0.0
+
+
+def test_dictionaries_are_observed_too() -> None:
+    class Wrapped(gym.ObservationWrapper[Any, Any, Any]):
+        def __init__(self) -> None:
+            super().__init__(gym.make("CartPole-v1"))
+            self.observation_space = spaces.Dict({"x": self.env.observation_space})
+
+        def observation(self, observation: Any) -> Any:
+            return {"x": observation}
+
+    made = KLPPO("MultiInputPolicy", Wrapped(), **SETTINGS).learn(64)
+    assert made.logger.name_to_value["train/kl_old_new"] > 0.0
 
 
 @pytest.mark.parametrize(
@@ -124,6 +153,7 @@ def test_kl_coefficient_follows_the_target() -> None:
     assert adapted_coef(1.0, 0.001, 0.01) == 0.5
     assert adapted_coef(1.0, 0.1, 0.01) == 2.0
     assert adapted_coef(1.0, 0.012, 0.01) == 1.0
+    assert adapted_coef(1e-6, 0.001, 0.01) == 1e-6 and adapted_coef(1e6, 0.1, 0.01) == 1e6
     agent = KLPPO("MlpPolicy", "CartPole-v1", **SETTINGS, kl_target=10.0).learn(128)
     assert agent.kl_coef == 0.25  # far below the target, twice
 
