@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
-from compress_env.envs.options import finetune_config_of
+from compress_env.envs.options import config_of
 from compress_env.models import RECIPES
+from compress_env.task import FinetuneConfig
 
 __all__ = ["SUITE", "SuiteTask", "describe_suite"]
 
@@ -114,7 +115,7 @@ def describe_suite() -> list[dict[str, str]]:
 def _describe(task: SuiteTask) -> dict[str, str]:
     kwargs = _DEFAULTS | gym.spec(task.id).kwargs
     is_pruning = "flops_budget" in kwargs
-    batch_size = finetune_config_of(kwargs.get("finetune_config")).batch_size
+    batch_size = config_of(FinetuneConfig, kwargs.get("finetune_config"), "").batch_size
     budget = kwargs["flops_budget" if is_pruning else "size_budget"]
     return {
         "task": task.id.removeprefix("compress_env/"),

@@ -23,7 +23,7 @@ from compress_env.envs.options import (
     StoreOption,
     TaskOptions,
     check_options,
-    finetune_config_of,
+    config_of,
     fingerprint_of,
     open_store,
 )
@@ -147,7 +147,7 @@ class LayerwiseCompressionEnv(CompressionStage):
             data_root=data_root,
             download=download,
             device=device,
-            config=finetune_config_of(finetune_config),
+            config=config_of(FinetuneConfig, finetune_config, "finetune_config"),
             scorer=scorer,
         )
         self.finetune_steps = finetune_steps

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar
 
 import torch
 
 from compress_env.rewards import Reward
 from compress_env.store import TransitionStore
 from compress_env.task import FinetuneConfig, Scorer
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = [
     "SNAPSHOT_BYTES",
@@ -20,7 +23,7 @@ __all__ = [
     "StoreOption",
     "TaskOptions",
     "check_options",
-    "finetune_config_of",
+    "config_of",
     "fingerprint_of",
     "open_store",
 ]
@@ -28,6 +31,7 @@ __all__ = [
 RewardAt = Literal["layer", "episode"]
 FinetuneAt = Literal["layer", "episode"]
 StoreOption: TypeAlias = TransitionStore | Path | str | None
+Config = TypeVar("Config", bound="DataclassInstance")
 SNAPSHOT_BYTES = 2**28
 
 
@@ -76,27 +80,37 @@ def check_options(
         raise ValueError(f"unknown render_mode {render_mode!r}; valid: None, {valid}")
 
 
-def finetune_config_of(option: FinetuneConfig | Mapping[str, Any] | None) -> FinetuneConfig:
-    """Return the settings of fine-tuning that an option stands for.
+def config_of(kind: type[Config], option: Config | Mapping[str, Any] | None, name: str) -> Config:
+    """Return the settings that an option stands for.
+
+    Args:
+        kind: A dataclass of settings that all have defaults.
+        option: Such settings, or some of them by name; None for the defaults.
+        name: What the option is called.
 
     Raises:
+        TypeError: If it is something else.
         ValueError: If a field is unknown or out of range.
     """
-    if isinstance(option, FinetuneConfig):
+    if isinstance(option, kind):
         return option
-    given, known = dict(option or {}), [field.name for field in fields(FinetuneConfig)]
-    for name in given:
-        if name not in known:
-            raise ValueError(f"unknown finetune_config {name!r}; valid: {', '.join(known)}")
-    return FinetuneConfig(**given)
+    if not isinstance(option, Mapping | None):
+        raise TypeError(f"{name} must be a {kind.__name__} or a mapping, got {option!r}")
+    given, known = dict(option or {}), [field.name for field in fields(kind)]
+    for key in given:
+        if key not in known:
+            raise ValueError(f"unknown {name} {key!r}; valid: {', '.join(known)}")
+    return kind(**given)
 
 
 def fingerprint_of(scorer: Scorer | None) -> str | None:
     """Return the name of what a scorer does, None if it has none.
 
     Raises:
-        TypeError: If the name is not a string.
+        TypeError: If the scorer cannot be called, or the name is not a string.
     """
+    if not (scorer is None or callable(scorer)):
+        raise TypeError(f"scorer must be a function of a network, got {scorer!r}")
     fingerprint = getattr(scorer, "fingerprint", None)
     if not isinstance(fingerprint, str | None):
         raise TypeError(f"the scorer's fingerprint must be a string, got {fingerprint!r}")

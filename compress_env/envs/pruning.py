@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal, Unpack, get_args
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from compress_env.data import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
+from compress_env.envs.options import config_of
 from compress_env.layers import format_minimum, layer_at
 from compress_env.pruning.calibration import Calibration
 from compress_env.pruning.cost import Unit
@@ -113,7 +115,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
     | `channel_round` | 1 | kept channels are a multiple of this |
     | `channel_share` | by method | s: 1 removes channels only, 0 elements only |
     | `macs` | by method | what budget and cost count: `"dense"` or `"sparse"` |
-    | `variational` | None | a `VariationalConfig` |
+    | `variational` | None | a `VariationalConfig`, or some of its fields by name |
     | others | | see `LayerwiseCompressionEnv` |
 
     Without a budget the reward `err` is best served by pruning nothing.
@@ -138,7 +140,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         channel_round: int = 1,
         channel_share: float | None = None,
         macs: MacsKind | None = None,
-        variational: VariationalConfig | None = None,
+        variational: VariationalConfig | Mapping[str, Any] | None = None,
         **options: Unpack[TaskOptions],
     ) -> None:
         """Load the task, find the walk and check that the budget can be met.
@@ -177,11 +179,12 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
             **options,
         )
         _check_arguments(method, max_pruning_rate, channel_round, channel_share, macs)
+        elements = config_of(VariationalConfig, variational, "variational")
         super().__init__(model, data, **options)
         if has_quantizers(self.task.model):
             raise ValueError("the network is quantized: prune it before, or bake it")
         self.method: PruningMethod = method
-        self.variational = variational or VariationalConfig()
+        self.variational = elements
         self._decisions, self.skipped_layers = find_walk(self.task.model, self.task.example_image())
         self._groups = [group for decision in self._decisions for group in decision.groups]
         share = CHANNEL_SHARES[method] if channel_share is None else channel_share

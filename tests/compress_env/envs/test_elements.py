@@ -25,6 +25,13 @@ QUICK: dict[str, Any] = {
 METHODS = ["variational", "channel+variational"]
 
 
+def test_settings_may_be_given_by_name() -> None:
+    env = PruningEnv(seeded(PlainNet), make_data(), variational={"n_steps": 2})
+    assert env.variational == VariationalConfig(n_steps=2)
+    with pytest.raises(ValueError, match="unknown variational 'steps'; valid: n_steps, kl_weight"):
+        PruningEnv(seeded(PlainNet), make_data(), variational={"steps": 2})
+
+
 def act(env: PruningEnv, actions: list[float]) -> list[dict[str, Any]]:
     env.reset()
     return [env.step(np.array([action], np.float32))[-1] for action in actions]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compress_env.envs.base import LayerwiseCompressionEnv
-from compress_env.envs.options import finetune_config_of
+from compress_env.envs.options import config_of
 from compress_env.layers import sparse_macs, sparse_params
 from compress_env.quantization.packing import pack
 from compress_env.seeding import derive_generator
@@ -111,14 +111,19 @@ def test_a_trained_weight_is_fitted_anew() -> None:
 
 def test_configuration_is_an_object_or_some_of_its_fields() -> None:
     config = FinetuneConfig(batch_size=16, batch_norm_batches=3)
-    assert finetune_config_of(config) is config
-    assert finetune_config_of({"batch_size": 16, "batch_norm_batches": 3}) == config
-    assert finetune_config_of(None) == FinetuneConfig()
+    given = {"batch_size": 16, "batch_norm_batches": 3}
+    assert config_of(FinetuneConfig, config, "finetune_config") is config
+    assert config_of(FinetuneConfig, given, "finetune_config") == config
+    assert config_of(FinetuneConfig, None, "finetune_config") == FinetuneConfig()
     assert make(finetune_config={"batch_size": 7}).task.config.batch_size == 7
 
 
 def test_wrong_options_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown finetune_config 'batch'; valid: batch_size, "):
         make(finetune_config={"batch": 7})
+    with pytest.raises(TypeError, match="finetune_config must be a FinetuneConfig or a mapping, "):
+        make(finetune_config=7)
+    with pytest.raises(TypeError, match="scorer must be a function of a network, got 'x'"):
+        make(scorer="x")
     with pytest.raises(ValueError, match="unknown finetune_at 'end'; valid: layer, episode"):
         make(finetune_at="end")
