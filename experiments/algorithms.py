@@ -215,9 +215,12 @@ def make_learner(
         settings: Hyper-parameters in place of stored ones, see `experiments.hyperparameters`.
 
     Raises:
-        ValueError: If the agent does not have one of the settings.
+        ValueError: If the agent does not have one of the settings, or does not take its value.
         ImportError: If it is one of `CONTRIB` and sb3-contrib is not installed.
     """
     given = dict(settings or {})
     check_settings(name, given)
-    return (LEARNERS | CONTRIB)[name](env, n_steps, seed, stored_settings(name) | given)
+    try:
+        return (LEARNERS | CONTRIB)[name](env, n_steps, seed, stored_settings(name) | given)
+    except AssertionError as error:  # as which Stable-Baselines3 refuses some values
+        raise ValueError(f"{name} does not take its settings: {error}") from None

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 
 import gymnasium as gym
@@ -38,7 +39,7 @@ from experiments.benchmark_table import (
     update_best_known,
     write_best_known,
 )
-from experiments.cells import make_cell
+from experiments.cells import Cell, make_cell
 from experiments.checks import check_choices, check_lowest
 from experiments.command import EXPECTED, Interrupted, interruptible, one_line
 from experiments.pools import Outcome
@@ -148,12 +149,29 @@ def run(config: Config, console: Console) -> list[Outcome]:
     folder = SweepFolder(path, rows_suffice=True)
     known = read_best_known(config.best_known)
     cells = with_stored(folder, [make_cell("trial", trial) for trial in config.trials()])
+    _check_alike(config, cells)
     save_networks(cells, folder, console)
     failed = run_trials(cells, folder, console, jobs=config.jobs)
     if len(failed) < len(cells):
         write_best_known(folder.path / KNOWN_COPY, known)
         _write_leaderboard(folder.path, read_runs([folder.path]), known, console)
     return failed
+
+
+def _check_alike(config: Config, cells: Sequence[Cell]) -> None:
+    """Check that a folder holds nothing that a leaderboard could not take.
+
+    Raises:
+        ValueError: If trials have other evaluations, episodes or keywords of the task.
+    """
+    expected = {"n_evaluations": config.n_evaluations, "n_episodes": None, "env_kwargs": "{}"}
+    for cell, (name, value) in product(cells, expected.items()):
+        found = getattr(cell.config, name)
+        if found != value:
+            raise ValueError(
+                f"{str(config.out)!r} holds trials with {name}={found!r}, got {value!r}; "
+                "choose another folder"
+            )
 
 
 def _write_leaderboard(

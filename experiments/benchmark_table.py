@@ -121,12 +121,16 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
 
     Raises:
         ValueError: If a folder holds no trials, a trial is there twice, or trials were allowed
-            different numbers of evaluations.
+            different numbers of evaluations, any number, or a task that is not as registered.
     """
     if not folders:
         raise ValueError("expected at least one run folder, got none")
     trials = pd.concat([read_trials(folder) for folder in folders], ignore_index=True)
+    for row in trials[trials["env_kwargs"] != "{}"].head(1).itertuples():
+        raise ValueError(f"expected {row.task} as it is registered, got it with {row.env_kwargs}")
     limits = trials["limit"].unique().tolist()
+    if trials["limit"].isna().any():
+        raise ValueError("expected trials of a number of evaluations, got one without")
     if len(limits) > 1:
         raise ValueError(f"trials must be allowed the same evaluations, got {sorted(limits)}")
     repeated = trials[trials.duplicated(["agent", "task", "seed"])]

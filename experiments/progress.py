@@ -83,16 +83,11 @@ class SearchProgress:
             text = f"{self._label}: best validation accuracy {accuracy:.4f} at {cost:,.0f}"
             self._console.print(text, soft_wrap=True)
 
-    def restore(self, log: EpisodeLog) -> None:
-        """Show what a resumed search has done already."""
-        if any(episode.accuracy is not None for episode in log.episodes):
-            self._best = best_episode(log.episodes)
-        self._show(len(log.episodes), self._fields(0.0))
-
     def advance(self, episode: Episode, log: EpisodeLog) -> None:
-        """Take note of a finished episode."""
-        if episode.accuracy is not None:
-            self._best = best_episode([e for e in (self._best, episode) if e is not None])
+        """Take note of a finished episode, and at first of those before a resumption."""
+        episodes = log.episodes if self._best is None else [self._best, episode]
+        if any(one.accuracy is not None for one in episodes):
+            self._best = best_episode(episodes)
         fields = self._fields(log.hit_rate())
         self._show(episode.index + 1, fields)
         if self._writer is not None:

@@ -120,7 +120,7 @@ class SweepFolder:
             ValueError: If the folder holds something else, or another grid.
         """
         if not self.marker.exists():
-            if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+            if self.path.exists() and not self._is_bare():
                 raise ValueError(f"output folder {str(self.path)!r} is not empty, and no sweep")
             return
         old: dict[str, dict[str, Any]] = self._read_marker()["cells"]
@@ -139,6 +139,14 @@ class SweepFolder:
                         f"{now!r}"
                     )
 
+    def _is_bare(self) -> bool:
+        """Tell whether the folder is empty, or as one that was stopped before its marker was."""
+        own = {".lock", "cells", "attempts"}
+        return self.path.is_dir() and all(
+            path.name in own and not (path.is_dir() and any(path.iterdir()))
+            for path in self.path.iterdir()
+        )
+
     @contextmanager
     def open(self, cells: Sequence[Cell]) -> Iterator[str]:
         """Make the folder or add cells to it, and keep other sweeps out of it.
@@ -147,12 +155,15 @@ class SweepFolder:
             The identifier of the sweep, the same each time.
 
         Raises:
-            ValueError: If another process runs the sweep, or the folder cannot be made.
+            ValueError: If another process runs the sweep, or has added cells to it since they were
+                checked, or the folder cannot be made.
         """
         try:
             (self.path / "cells").mkdir(parents=True, exist_ok=True)
             (self.path / "attempts").mkdir(exist_ok=True)
             with FileLock(self.path / ".lock", timeout=0):
+                if self.marker.exists():
+                    self.check(cells)
                 sweep_id = self.read_id() or uuid.uuid4().hex
                 content = {"id": sweep_id, "cells": _manifest(cells)} | describe_run()
                 with replacing(self.marker) as path:

@@ -100,7 +100,10 @@ class Config:
                 check_lowest(self, 1, name)
         if self.n_evaluations is None and self.n_episodes is None:
             raise ValueError("expected n_evaluations or n_episodes, got neither")
-        self.options()
+        if self.options().get("transition_noise"):
+            raise ValueError(
+                "a trial cannot have transition_noise: its best network could not be made again"
+            )
         check_settings(self.agent, self.hyperparameters())
 
     def complete(self) -> Config:

@@ -174,8 +174,8 @@ def read_trials(path: Path) -> pd.DataFrame:
 
     Returns:
         One row for each, with `agent`, `task`, `seed`, `cell`, the columns of a trial's table
-        (`NUMBERS` as float64, exactly as written) and `limit`, the evaluations that it was
-        allowed, NaN for no limit.
+        (`NUMBERS` as float64, exactly as written), `limit`, the evaluations that it was allowed,
+        NaN for no limit, and `env_kwargs`, what it has changed in the task, a JSON object.
 
     Raises:
         ValueError: If the folder is not of trials, or none is finished.
@@ -183,11 +183,16 @@ def read_trials(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path / "sweep.csv", dtype=str, keep_default_na=False)
         stored: dict[str, Any] = json.loads((path / "sweep.json").read_text("utf-8"))["cells"]
-        limits = [stored[Path(cell).name]["n_evaluations"] for cell in table["cell"]]
+        cells = [stored[Path(cell).name] for cell in table["cell"]]
+        limits = [cell["n_evaluations"] for cell in cells]
         for name in NUMBERS:
             # Not all versions of pandas read back the very number that was written.
             table[name] = [float(text) if text else float("nan") for text in table[name]]
-        return table.assign(seed=table["seed"].astype(int), limit=pd.Series(limits, dtype=float))
+        return table.assign(
+            seed=table["seed"].astype(int),
+            limit=pd.Series(limits, dtype=float),
+            env_kwargs=[cell["env_kwargs"] for cell in cells],
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{str(path)!r} holds no finished trials: {reason}") from None

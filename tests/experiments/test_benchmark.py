@@ -125,6 +125,17 @@ def test_an_agent_of_your_own_is_ranked_and_verified(
     assert "20 of 20 cells were finished before" in text_of(shown)
 
 
+def test_a_folder_of_other_evaluations_is_refused_before_anything_is_run(
+    ran: Config, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(folder_of(ran), out)
+    before = (out / "sweep.json").read_bytes()
+    with pytest.raises(ValueError, match=r"out' holds trials with n_evaluations=4, got 5; choose"):
+        run(replace(ran, out=out, agent=("greedy",), n_evaluations=5), console())
+    assert (out / "sweep.json").read_bytes() == before
+
+
 def test_other_agents_are_added_to_what_is_published(ran: Config, tmp_path: Path) -> None:
     out, shown = tmp_path / "out", console()
     out.mkdir()

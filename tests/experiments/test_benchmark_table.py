@@ -159,6 +159,12 @@ def test_best_known_grows_only() -> None:
         update_best_known({}, rows(ppo=[0.9]))
 
 
+def test_trials_of_a_changed_task_or_without_a_limit_are_not_ranked() -> None:
+    folder = Path(__file__).parents[2] / "results" / "volatility-digits"
+    with pytest.raises(ValueError, match="PruneLeNet5Digits-v0 as it is registered, got it with"):
+        read_runs([folder])
+
+
 def test_shipped_table_is_readable() -> None:
     assert all(reference.found_by for reference in read_best_known(BEST_KNOWN).values())
 
@@ -166,6 +172,7 @@ def test_shipped_table_is_readable() -> None:
 def test_tasks_come_in_the_order_of_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["another/Task-v0", *(task.id for task in reversed(SUITE)), "another/Task-v0"]
     table = pd.DataFrame({"agent": "random", "task": names, "seed": range(14), "limit": 300.0})
+    table["env_kwargs"] = "{}"
     monkeypatch.setattr(benchmark_table, "read_trials", lambda _: table)
     found = read_runs([Path("anywhere")])
     assert found["task"].tolist() == [*(task.id for task in SUITE), *["another/Task-v0"] * 2]

@@ -53,6 +53,8 @@ def test_settings_of_one_agent_alone_are_its_own_to_replace() -> None:
     log = make_log(reward_at="episode")
     assert build("cim_ppo", log, 30, {}).kl_target == 0.01
     assert build("cim_ppo", log, 30, {"kl_target": 0.5}).kl_target == 0.5
+    with pytest.raises(ValueError, match="sac does not take its settings: The initial value"):
+        build("sac", log, 30, {"ent_coef": "auto_0"})
     with pytest.raises(ValueError, match="unknown setting 'kl_target' of ppo"):
         check_settings("ppo", {"kl_target": 0.5})
 

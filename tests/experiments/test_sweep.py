@@ -271,6 +271,28 @@ def test_sweep_that_is_running_is_refused(tmp_path: Path) -> None:
             run(config, quiet())
 
 
+def test_cells_that_another_process_has_added_meanwhile_are_not_dropped(tmp_path: Path) -> None:
+    mine, other = (Config(experiments=("fake",), seeds=(n,), out=tmp_path / "out") for n in (0, 1))
+    folder = folder_of(mine)
+    folder.check(mine.cells())  # nothing is there yet
+    with folder_of(other).open(other.cells()):
+        pass
+    before = folder.marker.read_bytes()
+    with pytest.raises(ValueError, match="holds the cell fake-well-seed1, which this grid lacks"):
+        with folder.open(mine.cells()):
+            pass
+    assert folder.marker.read_bytes() == before
+
+
+def test_folder_that_was_left_before_anything_was_in_it_is_begun(tmp_path: Path) -> None:
+    config = Config(experiments=("fake",), out=tmp_path / "out", jobs=1)
+    for name in ("cells", "attempts"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+    (tmp_path / "out" / ".lock").touch()
+    assert run(config, quiet()) == []
+    assert (tmp_path / "out" / "sweep.csv").exists()
+
+
 def test_terminal_shows_a_line_for_each_running_cell(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path)
     task = make_task(folder)

@@ -255,9 +255,33 @@ def test_finished_search_is_not_repeated(tmp_path: Path, monkeypatch: pytest.Mon
     assert json.loads((tmp_path / "out" / "config.json").read_text())["task"] == TINY[0]
 
 
+def test_resumed_trial_shows_the_best_of_all_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(tmp_path / "out", n_evaluations=None, n_episodes=8)
+    stopped: list[None] = []
+
+    def interrupted(self: SearchProgress, episode: Any, log: Any) -> None:
+        advance(self, episode, log)
+        if episode.index == 5:
+            stopped.append(None)
+            raise KeyboardInterrupt
+
+    advance = SearchProgress.advance
+    with monkeypatch.context() as patch:
+        patch.setattr(SearchProgress, "advance", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, quiet())
+    shown = StringIO()
+    row = run(Config(resume=tmp_path / "out"), Console(file=shown, width=200))
+    assert stopped and row["n_episodes"] == 8
+    assert f"best validation accuracy {row['validation_accuracy']:.4f}" in shown.getvalue()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"env_kwargs": '{"transition_noise": true}'}, "a trial cannot have transition_noise: "),
         ({"agent": "magic"}, r"unknown agent 'magic'; valid: .*, or my_module:MyAgent"),
         ({"agent": "no_module:A"}, "cannot import agent 'no_module:A': No module named"),
         ({"agent": "json:A"}, "module 'json' has no 'A'"),
