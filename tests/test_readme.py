@@ -305,6 +305,7 @@ def measured_volatility(folder: Path) -> tuple[pd.DataFrame, volatility_report.C
         ("volatility-digits", "digits"),
         ("volatility-mnist", "mnist"),
         ("volatility-slow-actor", "digits"),
+        ("volatility-one-step", "digits"),
     ],
 )
 def test_volatility_is_reported_as_it_was_measured(name: str, dataset: str) -> None:
