@@ -111,24 +111,18 @@ class PenaltyPPO(PPO):
     def _divergences(self) -> tuple[float, float]:
         """Return the means over the rollout of KL(old || new) and KL(new || old), in nats."""
         buffer = self.rollout_buffer
+        n_states = len(buffer.actions)  # in one row, since the first pass
         sums = np.zeros(2)
-        for start in range(0, len(buffer.actions), self.batch_size):
-            part = slice(start, start + self.batch_size)
+        for start in range(0, n_states, self.batch_size):
+            part = np.arange(start, min(start + self.batch_size, n_states))
             with th.no_grad():
-                observations = self._rollout_observations(part)
+                # In order, as `get` would draw one.
+                observations = buffer._get_samples(part).observations
                 old = self._old_policy.get_distribution(observations)
                 new = self.policy.get_distribution(observations)
                 sums += [_kl(old, new).sum().item(), _kl(new, old).sum().item()]
-        kl_old_new, kl_new_old = (sums / len(buffer.actions)).tolist()
+        kl_old_new, kl_new_old = (sums / n_states).tolist()
         return kl_old_new, kl_new_old
-
-    def _rollout_observations(self, part: slice) -> Any:
-        """Return some of the rollout's observations, which training has put in one row."""
-        buffer = self.rollout_buffer
-        stored: Any = buffer.observations
-        if isinstance(stored, dict):
-            return {name: buffer.to_torch(values[part]) for name, values in stored.items()}
-        return buffer.to_torch(stored[part])
 
     def _train_epoch(self, logs: dict[str, list[float]]) -> bool:
         """Pass once over the rollout; return whether the policy has gone too far."""

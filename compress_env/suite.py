@@ -115,7 +115,9 @@ def describe_suite() -> list[dict[str, str]]:
 def _describe(task: SuiteTask) -> dict[str, str]:
     kwargs = _DEFAULTS | gym.spec(task.id).kwargs
     is_pruning = "flops_budget" in kwargs
-    batch_size = config_of(FinetuneConfig, kwargs.get("finetune_config"), "").batch_size
+    batch_size = config_of(
+        FinetuneConfig, kwargs.get("finetune_config"), "finetune_config"
+    ).batch_size
     budget = kwargs["flops_budget" if is_pruning else "size_budget"]
     return {
         "task": task.id.removeprefix("compress_env/"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from experiments.algorithms import SINGLE
 from experiments.benchmark_table import OPPONENTS, Reference
@@ -54,8 +55,8 @@ def _fewer_evaluations(trials: pd.DataFrame) -> str:
     texts = []
     for key, name in OPPONENTS.items():
         mine = trials[trials["agent"] == key]
-        if (mine["n_evaluations"] < mine["limit"]).any():
-            used, limit = mine["n_evaluations"].mean(), mine["limit"].iloc[0]
+        used, limit = mine["n_evaluations"].mean(), mine["limit"].iloc[0]
+        if used < limit:
             texts.append(f" {_capitalize(name)} has used {used:.0f} of {limit:.0f} evaluations.")
     return "".join(texts)
 
@@ -143,7 +144,7 @@ def format_leaderboard(
         _format_tasks(trials, agents, {}, "test_accuracy"),
         "Network evaluations, mean over seeds. A trial also ends after three times the episodes "
         "that would use them all, as agents repeat networks:",
-        _format_evaluations(trials, agents),
+        _format_tasks(trials, agents, {}, "n_evaluations", lambda values: f"{values.mean():.0f}"),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -207,27 +208,24 @@ def _remarks(
     return remarks
 
 
-def _format_evaluations(trials: pd.DataFrame, agents: Sequence[str]) -> str:
-    """Format a table with a line for each agent and a column for each task."""
-    tasks = list(dict.fromkeys(trials["task"]))
-    means = trials.groupby(KEYS)["n_evaluations"].mean()
-    lines = [
-        (f"`{agent}`", *(f"{means[agent, t]:.0f}" if (agent, t) in means else "-" for t in tasks))
-        for agent in agents
-    ]
-    return format_markdown(("agent", *map(short_name, tasks)), lines)
+def _format_percent(values: NDArray[np.float64]) -> str:
+    return format_mean(100.0 * values)
 
 
 def _format_tasks(
-    trials: pd.DataFrame, agents: Sequence[str], known: Mapping[str, Reference], column: str
+    trials: pd.DataFrame,
+    agents: Sequence[str],
+    known: Mapping[str, Reference],
+    column: str,
+    format_cell: Callable[[NDArray[np.float64]], str] = _format_percent,
 ) -> str:
     """Format a table with a line for each agent and a column for each task, then the references."""
     tasks = list(dict.fromkeys(trials["task"]))
-    by_pair = {pair: 100.0 * rows.to_numpy() for pair, rows in trials.groupby(KEYS)[column]}
+    by_pair = {pair: rows.to_numpy() for pair, rows in trials.groupby(KEYS)[column]}
     lines = [
         (
             f"`{agent}`",
-            *(format_mean(by_pair[agent, t]) if (agent, t) in by_pair else "-" for t in tasks),
+            *(format_cell(by_pair[agent, t]) if (agent, t) in by_pair else "-" for t in tasks),
         )
         for agent in agents
     ]

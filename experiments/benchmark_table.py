@@ -120,8 +120,8 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
     Tasks come in the order of the suite, whatever they were run in, and others after them.
 
     Raises:
-        ValueError: If a folder holds no trials, a trial is there twice, or trials were allowed
-            different numbers of evaluations, any number, or a task that is not as registered.
+        ValueError: If a folder holds no trials, a trial is there twice, trials were allowed
+            different numbers of evaluations or had no limit, or a task is not as registered.
     """
     if not folders:
         raise ValueError("expected at least one run folder, got none")

@@ -25,9 +25,10 @@ from compress_env.models import MODELS, build_model
 from compress_env.pruning.surgery import find_walk
 from compress_env.suite import SUITE, describe_suite
 from experiments import benchmark_table, volatility_report
-from experiments.benchmark_report import format_leaderboard
+from experiments.benchmark_report import NOT_LEARNING, beats, format_leaderboard
 from experiments.benchmark_table import (
     BEST_KNOWN,
+    OPPONENTS,
     make_leaderboard,
     read_best_known,
     update_best_known,
@@ -272,6 +273,26 @@ def test_leaderboard_is_that_of_the_stored_trials() -> None:
     blocks = some.split("\n\n")
     shown = [block for block in blocks if re.match(r"\| agent \| score|- |With fewer", block)]
     assert len(shown) == 3 and all(block in PAGES["leaderboard.md"] for block in shown)
+
+
+def test_wins_of_learners_are_counted_as_the_trials_have_them() -> None:
+    trials = benchmark_table.read_runs([ROOT / "results" / "benchmark"])
+    page = " ".join(PAGES["leaderboard.md"].split())
+    n_compared, wins = 0, []
+    for task, rows in trials.groupby("task", sort=False):
+        learners = sorted(set(rows["agent"]) - NOT_LEARNING)
+        if len(learners) < 13:  # not run in full yet
+            continue
+        for agent, opponent in product(learners, OPPONENTS):
+            mean, half = beats(rows, agent, opponent)
+            n_compared += 1
+            if mean > half:
+                wins.append((str(task), agent, opponent))
+    assert "Of 208 comparisons, " in page and n_compared == 208
+    assert "thirteen are in a learner's favour, one of them against CMA-ES" in page
+    assert len(wins) == 13 and sum(opponent == "cma_es" for *_, opponent in wins) == 1
+    vgg8 = [agent for task, agent, _ in wins if task == "compress_env/PruneVGG8Digits-v0"]
+    assert len(vgg8) == 8 and "eight of thirteen learners beat random search" in README
 
 
 def test_what_the_actors_learning_rate_does_is_as_it_was_measured() -> None:

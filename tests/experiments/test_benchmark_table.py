@@ -23,6 +23,7 @@ from experiments.benchmark_table import (
     update_best_known,
 )
 from experiments.intervals import improvement_interval, iqm_interval
+from experiments.trials import read_trials
 from tests.fakes import TINY
 
 KNOWN = {TINY[0]: Reference(0.25, 0.5, "somebody"), TINY[1]: Reference(0.5, 0.5, "uniform")}
@@ -159,9 +160,15 @@ def test_best_known_grows_only() -> None:
         update_best_known({}, rows(ppo=[0.9]))
 
 
-def test_trials_of_a_changed_task_or_without_a_limit_are_not_ranked() -> None:
+def test_trials_of_a_changed_task_or_without_a_limit_are_not_ranked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     folder = Path(__file__).parents[2] / "results" / "volatility-digits"
+    registered = read_trials(folder).query("env_kwargs == '{}'")
     with pytest.raises(ValueError, match="PruneLeNet5Digits-v0 as it is registered, got it with"):
+        read_runs([folder])
+    monkeypatch.setattr(benchmark_table, "read_trials", lambda _: registered)
+    with pytest.raises(ValueError, match="expected trials of a number of evaluations, got one wi"):
         read_runs([folder])
 
 
