@@ -36,9 +36,14 @@ PRELOAD = ["experiments.cells", "torch._dynamo"]  # optimizers import the latter
 STOP_S = 30.0
 """Seconds that a process is given to save its state."""
 CONNECT_S = 10.0
-KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "20000"}
-"""Pruned layers come in ever new shapes, each with kernels of its own, of which oneDNN keeps the
-last 1,024 otherwise."""
+MEMORY = {
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "20000",
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 1024**2),
+    "MALLOC_TRIM_THRESHOLD_": str(1024**3),
+}
+"""What processes keep rather than make anew. Pruned layers come in ever new shapes, each with
+kernels of its own, of which oneDNN keeps the last 1,024 otherwise. And glibc gives the memory of
+every larger tensor back to the system, which clears its pages before they are used again."""
 PATH_VARIABLES = ("COMPRESS_ENV_CACHE", "COMPRESS_ENV_DATA")
 """Environment variables that reach the nodes of a cluster."""
 
@@ -134,7 +139,7 @@ class LocalPool:
 def _inherited(threads: int) -> Iterator[None]:
     """Let a child start with so many threads, and deaf to Ctrl-C until it can handle it."""
     mine = {"OMP_NUM_THREADS": str(threads)}
-    mine |= {name: value for name, value in KERNELS.items() if name not in os.environ}
+    mine |= {name: value for name, value in MEMORY.items() if name not in os.environ}
     before = {name: os.environ.get(name) for name in mine}
     os.environ.update(mine)
     in_main = threading.current_thread() is threading.main_thread()
@@ -276,8 +281,8 @@ def _environment(cpus: int) -> dict[str, str]:
     """Return the environment of the workers: threads, and where data and baselines are."""
     paths = {name: os.environ[name] for name in PATH_VARIABLES if name in os.environ}
     absolute = {name: str(Path(path).absolute()) for name, path in paths.items()}
-    kernels = {name: os.environ.get(name, value) for name, value in KERNELS.items()}
-    return {"OMP_NUM_THREADS": str(cpus)} | kernels | absolute
+    memory = {name: os.environ.get(name, value) for name, value in MEMORY.items()}
+    return {"OMP_NUM_THREADS": str(cpus)} | memory | absolute
 
 
 def _work_on_node(task: Task) -> str | None:

@@ -439,16 +439,21 @@ def test_main_job_is_swept(
 
 
 @pytest.mark.parametrize("mine", [None, "64"], ids=["ours", "of the user"])
-def test_children_have_room_for_kernels_and_leave_the_environment_as_it_was(
-    mine: str | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000"), ("MALLOC_TRIM_THRESHOLD_", "1073741824")],
+)
+def test_children_keep_kernels_and_memory_and_leave_the_environment_as_it_was(
+    name: str, ours: str, mine: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    for variable in pools.MEMORY:
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv(name, mine) if mine else monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     before = dict(os.environ)
     with pools._inherited(3):
         inside = dict(os.environ)
-    assert inside == before | {"OMP_NUM_THREADS": "3", name: mine or "20000"}
+    assert inside == before | pools.MEMORY | {"OMP_NUM_THREADS": "3", name: mine or ours}
     assert dict(os.environ) == before
     assert pools._environment(3)[name] == inside[name]
 
