@@ -22,6 +22,7 @@ __all__ = [
     "checkpoint_bytes",
     "default_data_root",
     "load_checkpoint",
+    "same_weights",
     "save_checkpoint",
     "write_to_cache",
 ]
@@ -65,6 +66,18 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> None:
     content = _serialize(model)
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(content)
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    """Tell whether two safetensors files hold the same weights, to the last bit.
+
+    Raises:
+        ValueError: If a file cannot be read.
+    """
+    if first.samefile(second):
+        return True
+    ours, theirs = _read_safetensors(first), _read_safetensors(second)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
 def checkpoint_bytes(model: nn.Module) -> int:

@@ -18,10 +18,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from compress_env.checkpoints import same_weights
 from compress_env.files import replacing
 from compress_env.suite import SUITE
 from experiments.intervals import Interval, improvement_interval, iqm_interval
-from experiments.trials import read_trials, short_name
+from experiments.trials import network_path, read_trials, short_name
 
 __all__ = [
     "BEST_KNOWN",
@@ -121,11 +122,13 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
 
     Raises:
         ValueError: If a folder holds no trials, a trial is there twice, trials were allowed
-            different numbers of evaluations or had no limit, or a task is not as registered.
+            different numbers of evaluations or had no limit, a task is not as registered, or
+            starts from different networks.
     """
     if not folders:
         raise ValueError("expected at least one run folder, got none")
-    trials = pd.concat([read_trials(folder) for folder in folders], ignore_index=True)
+    by_folder = {folder: read_trials(folder) for folder in folders}
+    trials = pd.concat([by_folder[folder] for folder in folders], ignore_index=True)
     for row in trials[trials["env_kwargs"] != "{}"].head(1).itertuples():
         raise ValueError(f"expected {row.task} as it is registered, got it with {row.env_kwargs}")
     limits = trials["limit"].unique().tolist()
@@ -137,9 +140,22 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
     if not repeated.empty:
         agent, task, seed = repeated.iloc[0][["agent", "task", "seed"]]
         raise ValueError(f"expected each trial once, got {agent} on {task}, seed {seed}, twice")
+    _check_networks(by_folder)
     places = {task.id: place for place, task in enumerate(SUITE)}
     order = trials["task"].map(lambda task: places.get(task, len(places)))
     return trials.iloc[order.argsort(kind="stable")].reset_index(drop=True)
+
+
+def _check_networks(by_folder: Mapping[Path, pd.DataFrame]) -> None:
+    """Check that each task starts from one network in all folders that have it."""
+    first: dict[str, Path] = {}
+    for folder, trials in by_folder.items():
+        for task in trials["task"].unique():
+            path = network_path(folder, task)
+            if path.exists() and not same_weights(first.setdefault(task, path), path):
+                raise ValueError(
+                    f"{task} starts from different networks: {str(first[task])!r} and {str(path)!r}"
+                )
 
 
 def normalize(accuracies: ArrayLike, reference: Reference) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from compress_env.checkpoints import (
     cache_lock,
     load_checkpoint,
+    same_weights,
     save_checkpoint,
     write_to_cache,
 )
@@ -51,6 +52,23 @@ def test_safetensors_round_trip(tmp_path: Path) -> None:
     load_checkpoint(model, tmp_path / "model.safetensors")
     assert _same(model, _network(0))
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_weights_are_compared_to_the_last_bit(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    network = _network(0)
+    for path in (first, second):
+        save_checkpoint(network, path)
+    assert same_weights(first, first) and same_weights(first, second)
+    weight = next(network.parameters()).data
+    weight.view(-1)[-1] = torch.nextafter(weight.view(-1)[-1], torch.tensor(torch.inf))
+    save_checkpoint(network, second)
+    assert not same_weights(first, second)
+    save_checkpoint(nn.Sequential(network), second)
+    assert not same_weights(first, second)
+    second.write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="second is not a readable safetensors file"):
+        same_weights(first, second)
 
 
 @pytest.mark.parametrize(

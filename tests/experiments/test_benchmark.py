@@ -393,6 +393,13 @@ def test_one_table_of_several_runs(ran: Config, tmp_path: Path) -> None:
         make_table(replace(config, runs=(other, other)), console())
     with pytest.raises(ValueError, match="holds no finished trials"):
         make_table(replace(config, runs=(tmp_path,)), console())
+    path = network_path(other, TINY[0])
+    weights = load_file(path)
+    save_file({name: x + 1 for name, x in weights.items()}, path)
+    with pytest.raises(ValueError, match=r"TinyPrune-v0 starts from different networks: .*other"):
+        make_table(config, console())
+    path.unlink()  # then there is nothing to compare
+    make_table(config, console())
 
 
 def test_best_known_is_written_to_another_file(ran: Config, tmp_path: Path) -> None:
