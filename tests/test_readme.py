@@ -266,33 +266,43 @@ def test_leaderboard_is_that_of_the_stored_trials() -> None:
     assert make_leaderboard(trials, known).equals(
         make_leaderboard(trials, update_best_known({}, trials))
     )
-    some = (ROOT / "results" / "leaderboard" / "leaderboard.md").read_text(encoding="utf-8")
-    chosen = [f"compress_env/{name}" for name in re.findall(r"^- (\w+-v0): ", some, re.M)]
-    mine = trials[trials["task"].isin(chosen)]
-    assert format_leaderboard(make_leaderboard(mine, known), mine, known) == some
-    blocks = some.split("\n\n")
+    assert format_leaderboard(make_leaderboard(trials, known), trials, known) == text
+    blocks = text.split("\n\n")
     shown = [block for block in blocks if re.match(r"\| agent \| score|- |With fewer", block)]
     assert len(shown) == 3 and all(block in PAGES["leaderboard.md"] for block in shown)
+    counts = trials.groupby(["task", "agent"]).size()
+    assert set(counts) == {3} and counts.groupby("task").size().tolist() == [20] * 6 + [18] * 6
 
 
 def test_wins_of_learners_are_counted_as_the_trials_have_them() -> None:
     trials = benchmark_table.read_runs([ROOT / "results" / "benchmark"])
     page = " ".join(PAGES["leaderboard.md"].split())
-    n_compared, wins = 0, []
+    n_compared, wins, losses = 0, [], []
     for task, rows in trials.groupby("task", sort=False):
         learners = sorted(set(rows["agent"]) - NOT_LEARNING)
-        if len(learners) < 13:  # not run in full yet
-            continue
+        assert len(learners) == 13
         for agent, opponent in product(learners, OPPONENTS):
             mean, half = beats(rows, agent, opponent)
             n_compared += 1
             if mean > half:
                 wins.append((str(task), agent, opponent))
-    assert "Of 208 comparisons, " in page and n_compared == 208
-    assert "thirteen are in a learner's favour, one of them against CMA-ES" in page
-    assert len(wins) == 13 and sum(opponent == "cma_es" for *_, opponent in wins) == 1
+            if -mean > half:
+                losses.append(opponent)
+    assert "Of 312 comparisons, " in page and n_compared == 312
+    assert "fifteen are in a learner's favour, one of them against CMA-ES" in page
+    assert len(wins) == 15 and sum(opponent == "cma_es" for *_, opponent in wins) == 1
+    assert "CMA-ES beats a learner in 22, random search in 9." in page
+    assert [losses.count(opponent) for opponent in ("cma_es", "random")] == [22, 9]
     vgg8 = [agent for task, agent, _ in wins if task == "compress_env/PruneVGG8Digits-v0"]
-    assert len(vgg8) == 8 and "eight of thirteen learners beat random search" in README
+    readme = " ".join(README.split())
+    assert len(vgg8) == 8 and "eight of thirteen learners beat random search" in readme
+    assert {(task[13:], agent) for task, agent, opponent in wins if opponent == "random"} == {
+        *(("PruneVGG8Digits-v0", agent) for agent in vgg8),
+        *(("QuantizeMobileNetV2Digits-v0", agent) for agent in ("ars", "sac")),
+        ("QuantizeResNet20Digits-v0", "q_critic_ppo"),
+        *(("PruneLeNet5MNIST-v0", agent) for agent in ("ppo", "a2c")),
+        ("PruneLeNet5Digits-v0", "ddpg"),
+    }
 
 
 def test_what_the_actors_learning_rate_does_is_as_it_was_measured() -> None:
