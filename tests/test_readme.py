@@ -25,7 +25,7 @@ from compress_env.models import MODELS, build_model
 from compress_env.pruning.surgery import find_walk
 from compress_env.suite import SUITE, describe_suite
 from experiments import benchmark_table, volatility_report
-from experiments.benchmark_report import NOT_LEARNING, beats, format_leaderboard
+from experiments.benchmark_report import NOT_LEARNING, beats, format_leaderboard, verdicts
 from experiments.benchmark_table import (
     BEST_KNOWN,
     OPPONENTS,
@@ -303,6 +303,21 @@ def test_wins_of_learners_are_counted_as_the_trials_have_them() -> None:
         *(("PruneLeNet5MNIST-v0", agent) for agent in ("ppo", "a2c")),
         ("PruneLeNet5Digits-v0", "ddpg"),
     }
+
+
+def test_further_seeds_of_ars_are_reported_as_they_were_measured() -> None:
+    trials = benchmark_table.read_runs([ROOT / "results" / "benchmark-ars"])
+    earlier = benchmark_table.read_runs([ROOT / "results" / "benchmark"])
+    assert not set(trials["seed"]) & set(earlier["seed"]) and trials["seed"].nunique() == 7
+    page, (verdict,) = PAGES["leaderboard.md"], verdicts(trials)
+    assert "`ars` beats both" in verdict and verdict in page
+    on_test = trials.assign(validation_accuracy=trials["test_accuracy"])
+    texts = ["{:.2f} ± {:.2f}".format(*beats(on_test, "ars", name)) for name in OPPONENTS]
+    assert all(text in page for text in texts)
+    assert "CMA-ES by {:.1f} ± {:.1f} points of validation".format(
+        *beats(trials, "ars", "cma_es")
+    ) in " ".join(README.split())
+    assert "test images 1.2 ± 2.3" in " ".join(README.split())
 
 
 def test_what_the_actors_learning_rate_does_is_as_it_was_measured() -> None:
