@@ -171,7 +171,7 @@ def _format_asymmetry(updates: pd.DataFrame) -> str:
         lines.append((f"{task}, `{agent}`", *kls, f"{mine['share'].median():.3f}", *cells))
     text = (
         "Asymmetry of an update: the difference between KL(old || new) and KL(new || old) of the "
-        "policy before and after it, as logged over the last pass; and the same divided by their "
+        "policy before and after it, as logged; and the same divided by their "
         "sum, which does not grow with the step alone. Improvement of an update **(ours)**: the "
         "mean return of the training episodes that end in the next rollout minus that of the "
         "rollout before, updates without such episodes left out; and the surrogate, mean((rho - 1) "
