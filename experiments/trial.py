@@ -6,7 +6,9 @@ folder: every episode in `episodes.csv`, what a critic promised and what was ear
 that lead to it, its test accuracy, and what the final policy does without exploration. An agent is
 a name, one of sb3-contrib, or `my_module:MyAgent`, looked for in the current directory too: a class
 built as `MyAgent("MlpPolicy", env, seed=SEED)`, where env is a Stable-Baselines3 `VecEnv` of one
-environment, or an object. With a method `learn` it learns; with `predict` alone it acts.
+environment, or an object. With a method `learn` it learns; with `predict` alone it acts. Where
+other work shares the cores, set `OMP_NUM_THREADS=1`: threads that wait for each other take many
+times as long.
 """
 
 from __future__ import annotations
