@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ __all__ = [
     "checkpoint_bytes",
     "default_data_root",
     "load_checkpoint",
+    "read_safetensors",
     "same_weights",
     "save_checkpoint",
     "write_to_cache",
@@ -50,7 +51,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
-    weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    weights = read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if weights and all(name.startswith("module.") for name in weights):
         weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
     _check_fit(model, weights, path)
@@ -68,16 +69,21 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> None:
         temporary.write_bytes(content)
 
 
-def same_weights(first: Path, second: Path) -> bool:
-    """Tell whether two safetensors files hold the same weights, to the last bit.
+def same_weights(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """Tell whether two state dicts hold the same weights, to the last bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read the weights in a safetensors file.
 
     Raises:
-        ValueError: If a file cannot be read.
+        ValueError: If the file cannot be read.
     """
-    if first.samefile(second):
-        return True
-    ours, theirs = _read_safetensors(first), _read_safetensors(second)
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
@@ -145,13 +151,6 @@ def write_to_cache(path: Path, write: Callable[[Path], object]) -> None:
             write(temporary)
     except OSError as error:
         _logger.warning("could not write to the cache: %s", error)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from compress_env.checkpoints import same_weights
+from compress_env.checkpoints import read_safetensors, same_weights
 from compress_env.files import replacing
 from compress_env.suite import SUITE
 from experiments.intervals import Interval, improvement_interval, iqm_interval
@@ -127,8 +127,8 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
     """
     if not folders:
         raise ValueError("expected at least one run folder, got none")
-    by_folder = {folder: read_trials(folder) for folder in folders}
-    trials = pd.concat([by_folder[folder] for folder in folders], ignore_index=True)
+    tables = [read_trials(folder) for folder in folders]
+    trials = pd.concat(tables, ignore_index=True)
     for row in trials[trials["env_kwargs"] != "{}"].head(1).itertuples():
         raise ValueError(f"expected {row.task} as it is registered, got it with {row.env_kwargs}")
     limits = trials["limit"].unique().tolist()
@@ -140,21 +140,24 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
     if not repeated.empty:
         agent, task, seed = repeated.iloc[0][["agent", "task", "seed"]]
         raise ValueError(f"expected each trial once, got {agent} on {task}, seed {seed}, twice")
-    _check_networks(by_folder)
+    _check_networks(folders, tables)
     places = {task.id: place for place, task in enumerate(SUITE)}
     order = trials["task"].map(lambda task: places.get(task, len(places)))
     return trials.iloc[order.argsort(kind="stable")].reset_index(drop=True)
 
 
-def _check_networks(by_folder: Mapping[Path, pd.DataFrame]) -> None:
+def _check_networks(folders: Sequence[Path], tables: Sequence[pd.DataFrame]) -> None:
     """Check that each task starts from one network in all folders that have it."""
-    first: dict[str, Path] = {}
-    for folder, trials in by_folder.items():
+    paths: dict[str, list[Path]] = {}
+    for folder, trials in zip(folders, tables, strict=True):
         for task in trials["task"].unique():
             path = network_path(folder, task)
-            if path.exists() and not same_weights(first.setdefault(task, path), path):
+            paths.setdefault(task, []).extend([path] if path.exists() else [])
+    for task, (first, *others) in ((task, found) for task, found in paths.items() if found):
+        for path in others:
+            if not same_weights(read_safetensors(first), read_safetensors(path)):
                 raise ValueError(
-                    f"{task} starts from different networks: {str(first[task])!r} and {str(path)!r}"
+                    f"{task} starts from different networks: {str(first)!r} and {str(path)!r}"
                 )
 
 

@@ -30,6 +30,7 @@ import torch
 import tyro
 from rich.console import Console
 
+from compress_env.checkpoints import same_weights
 from compress_env.envs.base import LayerwiseCompressionEnv
 from experiments.algorithms import SINGLE
 from experiments.benchmark_report import format_leaderboard
@@ -126,8 +127,7 @@ def _with_data(config: Config, settings: Trial) -> Trial:
 
 def _compare_networks(stored: LayerwiseCompressionEnv, own: LayerwiseCompressionEnv) -> list[str]:
     """Say how a folder's network differs from the one that its recipe makes here."""
-    first, second = (env.task.model.state_dict() for env in (stored, own))
-    if first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first):
+    if same_weights(stored.task.model.state_dict(), own.task.model.state_dict()):
         return []
     accuracies = [
         f"{env.task.accuracy(env.task.model, split):.4f}"

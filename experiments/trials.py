@@ -14,11 +14,10 @@ from typing import Any
 
 import gymnasium as gym
 import pandas as pd
-import torch
 from rich.console import Console
 from torch import nn
 
-from compress_env.checkpoints import load_checkpoint, save_checkpoint
+from compress_env.checkpoints import load_checkpoint, same_weights, save_checkpoint
 from experiments.cells import Cell
 from experiments.cells_work import work_on
 from experiments.command import Interrupted
@@ -155,8 +154,7 @@ def _are_stored(model: nn.Module, path: Path) -> bool:
     """Tell whether a file holds the weights of a network, to the last bit."""
     other = copy.deepcopy(model)
     load_checkpoint(other, path)
-    weights = model.state_dict()
-    return all(torch.equal(weights[name], x) for name, x in other.state_dict().items())
+    return same_weights(model.state_dict(), other.state_dict())
 
 
 def network_path(folder: Path, task: str) -> Path:
