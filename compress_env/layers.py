@@ -1,6 +1,7 @@
 """The layer table and the cost model: what each layer of a network computes and stores.
 
-Shapes: N output channels, C input channels, H x W kernel, R output positions per image.
+Shapes: N output channels, C input channels, H x W kernel, R output positions per image. Positions
+are those of one image, tokens, windows and other copies of it among them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+from compress_env.counting import running_one_image
 
 __all__ = [
     "FLOAT_BYTES",
@@ -124,11 +127,11 @@ def describe_layer(name: str, module: nn.Module, positions: int, n_calls: int = 
 
 
 def layer_table(model: nn.Module, image: Tensor) -> tuple[Layer, ...]:
-    """Run `model` once and list its convolutions and linear layers in execution order.
+    """Run `model` on one image and list its convolutions and linear layers in execution order.
 
     Args:
         model: Any network of images; left in the mode it was in.
-        image: One batch of images, (b, C, H, W) float32, on the model's device.
+        image: A batch of images, (b, C, H, W) float32, on the model's device; the first is run.
 
     Returns:
         One row per layer that the forward pass reaches, in the order of its first call.
@@ -140,20 +143,18 @@ def layer_table(model: nn.Module, image: Tensor) -> tuple[Layer, ...]:
     calls: dict[str, list[int]] = {}
 
     def record(name: str, output: Tensor) -> None:
-        channels = output.shape[1 if isinstance(layers[name], nn.Conv2d) else -1]
-        calls.setdefault(name, []).append(output.numel() // (output.shape[0] * channels))
+        channels = output.shape[-3 if isinstance(layers[name], nn.Conv2d) else -1]
+        calls.setdefault(name, []).append(output.numel() // channels)
 
     layers = compute_layers(model)
     hooks = [
         module.register_forward_hook(lambda _m, _i, out, name=name: record(name, out))
         for name, module in layers.items()
     ]
-    was_training = model.training
     try:
-        with torch.no_grad():
-            model.eval()(image)
+        with running_one_image(model):
+            model(image[:1])
     finally:
-        model.train(was_training)
         for hook in hooks:
             hook.remove()
     return tuple(
@@ -163,7 +164,7 @@ def layer_table(model: nn.Module, image: Tensor) -> tuple[Layer, ...]:
 
 
 def dense_macs(model: nn.Module, positions: Mapping[str, int]) -> int:
-    """Multiply-accumulates per image, every element of every weight tensor counted.
+    """Multiply-accumulates per image of layers, every element of every weight tensor counted.
 
     Args:
         model: The live network.
@@ -174,7 +175,10 @@ def dense_macs(model: nn.Module, positions: Mapping[str, int]) -> int:
 
 
 def sparse_macs(model: nn.Module, positions: Mapping[str, int]) -> int:
-    """Multiply-accumulates per image by non-zero weights; dense kernels do not skip the others."""
+    """Multiply-accumulates per image of layers by non-zero weights.
+
+    Dense kernels do not skip the others.
+    """
     layers = compute_layers(model)
     counts = _count_nonzero(layers[name].weight for name in positions)
     return sum(n * count for n, count in zip(positions.values(), counts, strict=True))

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from compress_env.counting import total_macs
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
-from compress_env.layers import dense_macs, dense_params, sparse_macs, sparse_params
+from compress_env.layers import dense_params, sparse_macs, sparse_params
 from compress_env.models import save_checkpoint
 from compress_env.quantization.fake_quant import bake
 from compress_env.quantization.packing import save
@@ -95,25 +96,32 @@ def score_networks(job: Job, folder: RunFolder, contenders: list[Contender]) -> 
     models = {"baseline": job.task.model}
     models |= {f"network-{c.name}": c.quantization.model for c in contenders}
     exports = _export(job, folder, models)
-    full = job.pruning_env.unpruned
+    env, image = job.pruning_env, job.task.example_image()
+    full = env.unpruned
     full_size = _save_floats(job.task.model, folder.path / "baseline.safetensors")
 
     def measure(file: str, name: str, stages: list[Stage]) -> Row:
-        model, positions = models[file], job.pruning_env.positions
+        model = models[file]
         float_bytes = _save_floats(model, folder.path / f"{file}.safetensors")
         size = save(folder.path / f"{file}.cenv", model) if stages else full_size
+        # Counted anew, on the network that stands there.
+        macs = {
+            "dense": total_macs(model, image),
+            "sparse": sparse_macs(model, env.positions) + env.other_macs,
+        }
+        fits = size <= job.size_budget_bytes and macs[env.macs] <= env.budget
         return Row(
             network=name,
             validation_accuracy=job.task.accuracy(model, "validation"),
             test_error=1.0 - job.task.accuracy(model, "test"),
-            macs=dense_macs(model, positions) / full.macs,
-            sparse_macs=sparse_macs(model, positions) / full.macs,
+            macs=macs["dense"] / full.macs,
+            sparse_macs=macs["sparse"] / full.macs,
             params=dense_params(model) / full.params,
             sparse_params=sparse_params(model) / full.params,
             size_bytes=size,
             size=size / full_size,
             float_bytes=float_bytes,
-            within_budget=not stages or size <= job.size_budget_bytes,
+            within_budget=not stages or fits,
             n_evaluations=sum(s.episodes[-1].n_evaluations for s in stages),
             seconds=sum(e.seconds for s in stages for e in s.episodes),
             **(exports[file]._asdict() if exports else {}),

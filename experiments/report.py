@@ -60,7 +60,7 @@ class Row(NamedTuple):
     float_bytes: int
     """Bytes of a float32 file (safetensors) of the same network."""
     within_budget: bool
-    """Whether the file is within the size budget."""
+    """Whether multiply-accumulates and file are within their budgets."""
     n_evaluations: int
     """Networks evaluated on the validation images, both stages together."""
     seconds: float

@@ -15,6 +15,7 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
+from compress_env.counting import total_macs
 from compress_env.data import DataBundle
 from compress_env.envs.options import (
     SNAPSHOT_BYTES,
@@ -92,6 +93,10 @@ class LayerwiseCompressionEnv(CompressionStage):
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # noqa: RUF012  # gymnasium's own form
+    table: tuple[Layer, ...]
+    """Every convolution and linear layer, in execution order, as they are before compression."""
+    other_macs: int
+    """Multiply-accumulates per image of all other operations, the same whatever is decided."""
     walk: tuple[Layer, ...]
     """The layers to decide, in execution order, as they are before compression."""
     unpruned: RewardInput
@@ -163,8 +168,11 @@ class LayerwiseCompressionEnv(CompressionStage):
         # Nobody else reads an own store in memory.
         self._fingerprint = "" if store == "memory" else None
         self.n_lookups = self.n_hits = 0
-        self.table: tuple[Layer, ...] = layer_table(self.task.model, self.task.example_image())
+        self.table = layer_table(self.task.model, self.task.example_image())
         self.positions = {layer.name: layer.positions for layer in self.table}
+        self.other_macs = total_macs(self.task.model, self.task.example_image()) - sum(
+            layer.macs for layer in self.table
+        )
         self.skipped_layers: dict[str, str] = {}
         self.step_seconds: dict[str, float] = {}
         self._evaluated: set[tuple[int, Prefix]] = set()
@@ -415,7 +423,7 @@ class LayerwiseCompressionEnv(CompressionStage):
 
     def _describe(self, model: nn.Module, executed: Prefix, accuracy: float | None) -> Transition:
         next_layer = self.walk[min(len(executed), len(self.walk) - 1)].name
-        return describe_network(model, self.positions, next_layer, accuracy)
+        return describe_network(model, self.positions, self.other_macs, next_layer, accuracy)
 
     def _fail(
         self, layer: str, value: float, error: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal, Unpack, get_args
@@ -23,6 +22,7 @@ from compress_env.pruning.elements import VariationalConfig, prune_elements
 from compress_env.pruning.plan import PruningPlan
 from compress_env.pruning.reconstruction import reconstruct
 from compress_env.pruning.selection import select_at_random, select_by_lasso, select_by_magnitude
+from compress_env.pruning.sizes import check_costs, sized_model, warn_of_little
 from compress_env.pruning.statistics import LayerStatistics
 from compress_env.pruning.surgery import ChannelGroup, LiveChannels, find_walk
 from compress_env.quantization.activations import has_quantizers
@@ -197,7 +197,10 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
             max_pruning_rate=max_pruning_rate,
             channel_round=channel_round,
             counts_zeros=self.macs == "dense",
+            other_macs=self.other_macs,
         )
+        check_costs(self.task.model, self.task.example_image(), self.plan)
+        warn_of_little(self.plan, len(self.skipped_layers))
         self._full_macs = self.plan.full("macs")
         self._min_macs = self.plan.highest((), "macs")
         self.budget_unit: Unit = "macs" if filters_budget is None else "filters"
@@ -245,13 +248,8 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
 
         Channels go by their number, and nothing is fine-tuned.
         """
-        model = copy.deepcopy(self.task.model)
-        channels = LiveChannels(model)
-        for t, executed in enumerate(self.plan.complete((), self.plan.max_pruning_rate)):
-            groups, kept = self._decisions[t].groups, self.plan.channels(t, executed)
-            for group, n_keep in zip(groups, kept, strict=True):
-                channels.remove(group, np.arange(n_keep, group.n_channels))
-        return model
+        executed = self.plan.complete((), self.plan.max_pruning_rate)
+        return sized_model(self.task.model, self.plan, tuple(executed))
 
     @property
     def _settings(self) -> dict[str, Any]:

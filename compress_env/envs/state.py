@@ -90,9 +90,21 @@ def scale_layer(
 
 
 def describe_network(
-    model: nn.Module, positions: dict[str, int], layer: str, accuracy: float | None
+    model: nn.Module,
+    positions: dict[str, int],
+    other_macs: int,
+    layer: str,
+    accuracy: float | None,
 ) -> Transition:
-    """Measure what a network costs, and the layer to be decided next."""
+    """Measure what a network costs, and the layer to be decided next.
+
+    Args:
+        model: The live network.
+        positions: Output positions per image of each layer, by name.
+        other_macs: Multiply-accumulates per image of all other operations.
+        layer: Name of the layer to be decided next.
+        accuracy: Validation accuracy, None where the network is not scored.
+    """
     layers = compute_layers(model)
     table = {name: describe_layer(name, layers[name], n) for name, n in positions.items()}
     live = table[layer]
@@ -100,9 +112,9 @@ def describe_network(
     weights, others = nonzero_params(layers, parameters)
     return Transition(
         accuracy,
-        sum(row.macs for row in table.values()),
+        other_macs + sum(row.macs for row in table.values()),
         sum(p.numel() for p in parameters),
-        sum(n * weights[name] for name, n in positions.items()),
+        other_macs + sum(n * weights[name] for name, n in positions.items()),
         sum(weights.values()) + others,
         [weights[name] for name in positions],
         live.out_channels,

@@ -22,13 +22,26 @@ class PruningCost:
     """Exact costs of a network for any number of kept channels.
 
     With G groups and L layers, a layer's inputs (outputs) are its unpruned inputs (outputs) less
-    what each group takes away: `inputs = base - (n - kept) @ lost`, `lost` being (G, L).
+    what each group takes away: `inputs = base - (n - kept) @ lost`, `lost` being (G, L). Operations
+    outside of layers cost the same whatever is kept: they read channels that stay.
     """
 
     def __init__(
-        self, table: Sequence[Layer], groups: Sequence[ChannelGroup], model: nn.Module
+        self,
+        table: Sequence[Layer],
+        groups: Sequence[ChannelGroup],
+        model: nn.Module,
+        other_macs: int = 0,
     ) -> None:
-        """Tabulate which group cuts how much from which layer of the unpruned `model`."""
+        """Tabulate which group cuts how much from which layer of the unpruned `model`.
+
+        Args:
+            table: Every layer, in execution order.
+            groups: The channels that can go.
+            model: The unpruned network.
+            other_macs: Multiply-accumulates per image of operations outside of layers.
+        """
+        self._other_macs = other_macs
         self.sizes = np.array([group.n_channels for group in groups], np.int64)
         self._work = np.array(
             [x.positions * x.kernel_height * x.kernel_width for x in table], np.int64
@@ -67,12 +80,12 @@ class PruningCost:
         return self._other_params + int(self._weights(kept).sum()) - lost
 
     def macs(self, kept: Sequence[int] | NDArray[np.int64]) -> int:
-        """Multiply-accumulates per image.
+        """Multiply-accumulates per image, of every operation.
 
         Args:
             kept: (G,) channels that each group keeps.
         """
-        return int(self.macs_by_layer(kept).sum())
+        return self._other_macs + int(self.macs_by_layer(kept).sum())
 
     def macs_by_layer(self, kept: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """Multiply-accumulates per image of each layer of the table, (L,).

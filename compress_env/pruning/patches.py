@@ -7,6 +7,7 @@ a kernel, D = C * k inputs of one output unit, N output channels, L output posit
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 import torch
@@ -73,9 +74,12 @@ class PatchSampler:
 def sample_patches(inputs: Tensor, layer: PrunableLayer, positions: Tensor) -> Tensor:
     """Gather the flattened inputs of the sampled outputs, without unfolding the others.
 
+    An image may come as several maps or rows, such as windows, tokens or flipped copies: their
+    places are numbered on, map by map.
+
     Args:
-        inputs: Input of the layer: (b, C, height, width) for a convolution, (b, ..., D) for a
-            linear layer.
+        inputs: Input of the layer: (m * b, C, height, width) for a convolution of m maps an image,
+            (..., D) for a linear layer, a multiple of b rows.
         layer: A ``Conv2d`` with ``groups=1``, any stride, padding, padding mode and dilation, or
             a ``Linear``.
         positions: Flat output positions, shape (b, p), int64.
@@ -87,23 +91,32 @@ def sample_patches(inputs: Tensor, layer: PrunableLayer, positions: Tensor) -> T
     Raises:
         ValueError: If the convolution is grouped, or the batch sizes disagree.
     """
-    _check_batch(inputs, positions)
     positions = positions.to(inputs.device)
     if isinstance(layer, nn.Linear):
         return _gather_rows(inputs, positions)
     if layer.groups != 1:
         raise ValueError(f"expected a Conv2d with groups=1, got groups={layer.groups}")
+    _check_batch(inputs, positions)
     padded = _pad(inputs, layer)
-    index = _patch_index(layer, positions, padded.shape[-2], padded.shape[-1])
-    return _gather_patches(padded, index)
+    height, width = padded.shape[-2:]
+    n_outputs = math.prod(_output_size(layer, height, width))
+    n_maps = len(inputs) // max(1, len(positions))
+    _check_range(positions, n_maps * n_outputs)
+    if n_maps == 1:
+        return _gather_patches(padded, _patch_index(layer, positions, height, width))
+    # (b, p) -> (b * p, 1): a map and a place on it for each position
+    first = torch.arange(len(positions), device=positions.device)[:, None] * n_maps
+    maps = (first + positions // n_outputs).flatten()
+    places = (positions % n_outputs).reshape(-1, 1)
+    return _gather_patches(padded[maps], _patch_index(layer, places, height, width))
 
 
 def sample_responses(outputs: Tensor, layer: PrunableLayer, positions: Tensor) -> Tensor:
     """Gather the pre-activations without bias at the sampled output positions.
 
     Args:
-        outputs: Output of the layer: (b, N, height, width) for a convolution, (b, ..., N) for a
-            linear layer.
+        outputs: Output of the layer: (m * b, N, height, width) for a convolution, (..., N) for a
+            linear layer, as in :func:`sample_patches`.
         layer: The layer, for its bias and its kind.
         positions: Flat output positions, shape (b, p), int64.
 
@@ -114,19 +127,20 @@ def sample_responses(outputs: Tensor, layer: PrunableLayer, positions: Tensor) -
     Raises:
         ValueError: If the batch sizes disagree.
     """
-    _check_batch(outputs, positions)
     positions = positions.to(outputs.device)
     if isinstance(layer, nn.Conv2d):
-        # (b, N, height, width) -> (b, L, N)
+        # (m * b, N, height, width) -> (m * b, L / m, N)
         outputs = outputs.flatten(2).transpose(1, 2)
     rows = _gather_rows(outputs, positions)
     return rows if layer.bias is None else rows - layer.bias.detach()
 
 
 def _gather_rows(features: Tensor, positions: Tensor) -> Tensor:
-    """Pick rows of (b, ..., F) features at (b, p) flat positions; the result is (b * p, F)."""
-    # (b, ..., F) -> (b, L, F)
-    rows = features.reshape(len(features), -1, features.shape[-1])
+    """Pick rows of (..., F) features, b * L in all, at (b, p) flat positions: (b * p, F)."""
+    _check_batch(features.flatten(0, -2), positions)
+    # (..., F) -> (b, L, F)
+    rows = features.reshape(len(positions), -1, features.shape[-1])
+    _check_range(positions, rows.shape[1])
     image = torch.arange(len(rows), device=rows.device)[:, None]
     # (b, p, F) -> (b * p, F)
     return rows[image, positions].flatten(0, 1)
@@ -148,8 +162,7 @@ def _patch_index(layer: nn.Conv2d, positions: Tensor, height: int, width: int) -
     """Return the flat places, (b, p, k), that each output position reads in the padded input."""
     (kernel_h, kernel_w), (stride_h, stride_w) = layer.kernel_size, layer.stride
     dilation_h, dilation_w = layer.dilation
-    n_rows, n_columns = _output_size(layer, height, width)
-    _check_range(positions, n_rows * n_columns)
+    _, n_columns = _output_size(layer, height, width)
     first = (positions // n_columns) * stride_h * width + (positions % n_columns) * stride_w
     offset_h = torch.arange(kernel_h, device=positions.device) * dilation_h * width
     offset_w = torch.arange(kernel_w, device=positions.device) * dilation_w
@@ -189,10 +202,9 @@ def _padding(layer: nn.Conv2d, axis: int) -> tuple[int, int]:
 
 
 def _check_batch(features: Tensor, positions: Tensor) -> None:
-    if len(features) != len(positions):
-        raise ValueError(
-            f"expected positions for {len(features)} images, got them for {len(positions)}"
-        )
+    n_images = len(positions)
+    if len(features) < n_images or len(features) % max(1, n_images):
+        raise ValueError(f"expected positions for {len(features)} images, got them for {n_images}")
 
 
 def _check_range(positions: Tensor, n_outputs: int) -> None:

@@ -35,6 +35,7 @@ class PruningPlan:
         max_pruning_rate: float,
         channel_round: int,
         counts_zeros: bool,
+        other_macs: int = 0,
     ) -> None:
         """Set up the cost model.
 
@@ -46,6 +47,7 @@ class PruningPlan:
             max_pruning_rate: Highest rate of any layer.
             channel_round: As in `round_channels`.
             counts_zeros: Whether `"macs"` are dense ones, or those of non-zero weights.
+            other_macs: Multiply-accumulates per image of operations outside of layers.
         """
         self.decisions = decisions
         self.channel_share = channel_share
@@ -53,7 +55,8 @@ class PruningPlan:
         self.counts_zeros = counts_zeros
         self._round = channel_round
         groups = [group for decision in decisions for group in decision.groups]
-        self._cost = PruningCost(table, groups, model)
+        self._cost = PruningCost(table, groups, model, other_macs)
+        self._other_macs = other_macs
         self._table = table
         self._positions = np.array([layer.positions for layer in table], np.int64)
         columns = {layer.name: column for column, layer in enumerate(table)}
@@ -87,10 +90,19 @@ class PruningPlan:
 
         Parameters are those stored, zeros among them.
         """
+        return self._count(self.at_rates(rates), unit)
+
+    def at_rates(self, rates: Sequence[float]) -> list[tuple[int, ...]]:
+        """Return the decisions that the given rates come to, one for each."""
         whole: list[tuple[int, ...]] = []
         for rate in rates:
             whole.append(self.decide(tuple(whole), rate))
-        return self._count(whole, unit)
+        return whole
+
+    def macs_by_layer(self, executed: Prefix) -> dict[str, int]:
+        """Return the dense multiply-accumulates per image of each layer after decisions."""
+        macs = self._cost.macs_by_layer(self._kept(tuple(executed)))
+        return dict(zip((layer.name for layer in self._table), macs.tolist(), strict=True))
 
     def channels(self, t: int, executed: Sequence[int]) -> tuple[int, ...]:
         """Return the channels that each group of decision `t` keeps."""
@@ -149,7 +161,7 @@ class PruningPlan:
         for t, column in enumerate(self._columns):
             n_left = nonzeros[column] if t < n_done else whole[t][-1]
             macs[column] = min(macs[column], n_left * self._positions[column])
-        return int(macs.sum())
+        return self._other_macs + int(macs.sum())
 
     def _kept(self, executed: Prefix, last: Sequence[int] = ()) -> list[int]:
         """Return the channels that every group keeps; all of those not yet decided."""

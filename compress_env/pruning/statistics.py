@@ -187,12 +187,12 @@ def collect_responses(
     layers = {name: _layer(model, name) for name in layer_names}
     rows: dict[str, list[Tensor]] = {name: [] for name in layers}
     start = 0
-
-    def take(name: str, output: Tensor) -> Tensor:
-        part = positions[name][start : start + len(output)]
-        return sample_responses(output, layers[name], part)
-
     for batch in batches:
+        images = slice(start, start + len(batch))
+
+        def take(name: str, output: Tensor, images: slice = images) -> Tensor:
+            return sample_responses(output, layers[name], positions[name][images])
+
         for name, responses in _observe(model, layers, batch, take).items():
             rows[name].append(responses)
         start += len(batch)
@@ -342,11 +342,11 @@ def _run_until_input(model: nn.Module, layer: PrunableLayer, name: str, batch: T
     """Return the first input of a layer, ending the pass before the layer computes."""
     seen: dict[str, Tensor] = {}
 
-    def record(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen[name] = args[0]
+    def record(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        [seen[name]] = *args, *kwargs.values()
         raise _AllSeenError
 
-    handle = layer.register_forward_pre_hook(record)
+    handle = layer.register_forward_pre_hook(record, with_kwargs=True)
     try:
         with torch.no_grad(), _evaluation_mode(model):
             model(batch)

@@ -122,3 +122,32 @@ def test_sampler_rejects_empty_draws(n_images: int, n_positions: int) -> None:
         PatchSampler(n_images, n_positions)
     with pytest.raises(ValueError, match="expected n_outputs >= 1"):
         PatchSampler(1, 1).positions(0)
+
+
+@pytest.mark.parametrize("options", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+def test_several_maps_of_an_image_are_numbered_on(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 5, **{"kernel_size": 3, **options})
+    inputs = torch.randn(2 * 4, 3, 9, 7)  # two images, four windows each
+    outputs = layer(inputs).detach()
+    n_outputs = outputs[0, 0].numel()
+    positions = torch.randint(4 * n_outputs, (2, 6))
+    patches = sample_patches(inputs, layer, positions)
+    responses = sample_responses(outputs, layer, positions)
+    torch.testing.assert_close(patches @ layer.weight.detach().flatten(1).T, responses)
+    bias = 0.0 if layer.bias is None else layer.bias.detach()
+    for row, (image, position) in enumerate((i, p) for i in range(2) for p in positions[i]):
+        window = outputs[image * 4 + int(position) // n_outputs].flatten(1)
+        expected = window[:, int(position) % n_outputs] - bias
+        torch.testing.assert_close(responses[row], expected)
+
+
+def test_rows_of_a_linear_layer_are_found_whatever_dimensions_hold_them() -> None:
+    layer = nn.Linear(6, 2)
+    inputs = torch.randn(3 * 4, 5, 6)  # three images, four windows of five tokens each
+    positions = torch.randint(20, (3, 7))
+    expected = inputs.reshape(3, 20, 6).gather(1, positions[..., None].expand(-1, -1, 6))
+    assert torch.equal(sample_patches(inputs, layer, positions), expected.flatten(0, 1))
+    with pytest.raises(ValueError, match=r"positions in 0\.\.19"):
+        sample_patches(inputs, layer, positions + 20)
