@@ -304,7 +304,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         layer = layer_at(network.model, name)
         weight = layer.weight.detach().flatten(1)  # (N, C, H, W) -> (N, D)
         statistics = self._statistics(network, name)
-        alive = network.positions(name, "in")
+        outputs, alive = network.positions(name, "out"), network.positions(name, "in")
         columns = [_columns(alive, group.columns(name), weight.shape[1]) for group in groups]
         stay = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
         pruned_weight = weight.clone()
@@ -321,6 +321,9 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
             with self._timed("reconstruction"):
                 columns_left = stay.nonzero().flatten()
                 fitted = reconstruct(statistics, columns_left, weight[:, columns_left])
+                # A layer that writes what it reads has lost outputs as well.
+                rows_left = np.isin(outputs, network.positions(name, "out"))
+                fitted = fitted[torch.from_numpy(rows_left).to(fitted.device)]
                 layer.weight.data.copy_(fitted.reshape(layer.weight.shape))
 
     def _statistics(self, network: LiveChannels, name: str) -> LayerStatistics | None:
