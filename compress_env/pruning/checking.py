@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from itertools import product
 from textwrap import shorten
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -17,21 +16,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compress_env.layers import compute_layers
-from compress_env.pruning.groups import ChannelGroup, Side
+from compress_env.pruning.groups import ChannelGroup
 from compress_env.pruning.live import LiveChannels, copy_structure
 from compress_env.pruning.probing import probe_network
-from compress_env.pruning.rounds import Counts, equal_rounds, unequal_rounds
+from compress_env.pruning.rounds import equal_rounds, unequal_rounds
 
 __all__ = ["SafetyCheck"]
 
 _N_IMAGES = 2
-_ROUNDS_TO_A_REFERENCE = 4
+_N_WIDTHS = 6  # of its neighbours that a group takes on
+_ROUNDS_TO_A_REFERENCE = 5
 _MAX_MESSAGE = 200  # characters
 _DIFFERS = "removing an input channel is not the same as zeroing it"
 TOLERANCE = 1e-4  # of the largest value that a layer answers, for "pruned equals zeroed"
 _SILENCE = 1e-6  # smaller values than this are taken for rounding
 
-Cuts = list[tuple[ChannelGroup, NDArray[np.int64]]]
+Counts: TypeAlias = Mapping[int, int]
+"""Channels that groups keep, by the number of the group."""
+Cuts: TypeAlias = list[tuple[ChannelGroup, NDArray[np.int64]]]
+"""Groups, and the channels that each loses."""
 
 
 class SafetyCheck:
@@ -71,18 +74,23 @@ class SafetyCheck:
         return unsafe
 
     def _first_failure(self, numbers: list[int]) -> _Failure | None:
-        sizes = [group.n_channels for group in self._groups]
-        left = [sizes[i] if i in numbers else 1 for i in range(len(sizes))]
-        courses = equal_rounds(left, self._fixed_widths(numbers)), unequal_rounds(left)
-        failures = (self._prune(course, numbers) for course in courses)
+        """Prune all groups of `numbers` in every way; return where this went wrong first."""
+        sizes = [self._groups[i].n_channels for i in numbers]
+        widths = [self._widths_near(self._groups[i]) for i in numbers]
+        failures = (
+            self._prune([dict(zip(numbers, counts, strict=True)) for counts in course], numbers)
+            for course in (equal_rounds(sizes, widths), unequal_rounds(sizes))
+        )
         return next((failure for failure in failures if failure), None)
 
-    def _fixed_widths(self, numbers: Collection[int]) -> set[int]:
-        """Return the widths of the sides of layers that the given groups have no part in."""
-        pruned = {(m.module, m.side) for i in numbers for m in self._groups[i].members}
-        live, sides = LiveChannels(self._model), get_args(Side)
-        every = product(compute_layers(self._model), sides)
-        return {len(live.positions(*side)) for side in every if side not in pruned}
+    def _widths_near(self, group: ChannelGroup) -> list[int]:
+        """Return smaller widths than a group's, those of the layers nearest to its producer."""
+        layers = compute_layers(self._model)
+        place = list(layers).index(group.members[0].module)
+        sides = [x.weight.shape[:2] for x in layers.values()]
+        nearest = sorted(range(len(sides)), key=lambda i: abs(i - place))
+        widths = dict.fromkeys(width for i in nearest for width in sides[i])
+        return [x for x in widths if 1 < x < group.n_channels][:_N_WIDTHS]
 
     def _search(self, counts: Counts, numbers: list[int], base: list[int]) -> dict[int, str]:
         """Return those of `numbers` that do harm once the groups of `base` are pruned."""
@@ -101,11 +109,12 @@ class SafetyCheck:
         live = LiveChannels(copy_structure(self._model))
         for start in range(0, len(course), _ROUNDS_TO_A_REFERENCE):
             rounds = course[start : start + _ROUNDS_TO_A_REFERENCE]
-            # What the last round will remove is zeroed in all of them.
-            with _zeroed_inputs(live, self._cuts(rounds[-1], numbers)):
-                wanted = _observe(live, self._noise)
+            # All of them are compared with one pass: what the last one removes is zeroed before.
+            last = self._cuts(rounds[-1], numbers)
+            wanted = _observe(live, self._noise, last)
             for counts in rounds:
-                reason = _remove_and_compare(live, self._cuts(counts, numbers), self._noise, wanted)
+                cuts = self._cuts(counts, numbers)
+                reason = _remove_and_compare(live, cuts, last, self._noise, wanted)
                 if reason and not (reason == _DIFFERS and self._is_rounding(counts, numbers)):
                     return _Failure(counts, reason)
         return None
@@ -118,11 +127,10 @@ class SafetyCheck:
         live = LiveChannels(copy_structure(self._exact_model))
         images, cuts = self._noise.double(), self._cuts(counts, numbers)
         try:
-            with _zeroed_inputs(live, cuts):
-                wanted = _observe(live, images)
+            wanted = _observe(live, images, cuts)
         except RuntimeError:
             return False
-        return _remove_and_compare(live, cuts, images, wanted) is None
+        return _remove_and_compare(live, cuts, cuts, images, wanted) is None
 
     @cached_property
     def _exact_model(self) -> nn.Module:
@@ -143,6 +151,8 @@ class _Answer(NamedTuple):
     """What one call of a layer answers, and which of its unpruned outputs that are."""
 
     layer: str
+    dim: int
+    """Where the outputs lie."""
     positions: NDArray[np.int64]
     values: Tensor
 
@@ -154,26 +164,29 @@ class _Pass(NamedTuple):
     logits: Tensor
 
 
-def _observe(live: LiveChannels, images: Tensor) -> _Pass:
+def _observe(live: LiveChannels, images: Tensor, zeroed: Cuts) -> _Pass:
+    """Run a network in which nobody reads the zeroed channels, whether they are there or not."""
     answers: list[_Answer] = []
 
-    def note(name: str, values: Tensor) -> None:
-        answers.append(_Answer(name, live.positions(name, "out"), values))
+    def note(name: str, layer: nn.Module, values: Any) -> None:
+        if isinstance(values, Tensor):
+            dim = _channel_dim(layer)
+            answers.append(_Answer(name, dim, live.positions(name, "out"), values))
 
-    with ExitStack() as stack, torch.no_grad():
+    with ExitStack() as stack, torch.no_grad(), _zeroed_inputs(live, zeroed):
         for name, layer in compute_layers(live.model).items():
-            hook = layer.register_forward_hook(lambda _m, _i, out, name=name: note(name, out))
+            hook = layer.register_forward_hook(lambda m, _i, out, name=name: note(name, m, out))
             stack.callback(hook.remove)
         return _Pass(answers, live.model(images))
 
 
 def _remove_and_compare(
-    live: LiveChannels, cuts: Cuts, images: Tensor, wanted: _Pass
+    live: LiveChannels, cuts: Cuts, zeroed: Cuts, images: Tensor, wanted: _Pass
 ) -> str | None:
     """Return why channels cannot go; None when the network answers what is wanted."""
     try:
         live.remove_all(cuts)
-        got = _observe(live, images)
+        got = _observe(live, images, zeroed)
     except Exception as error:  # any failure of foreign forward code is the answer itself
         message = next(iter(str(error).splitlines()), "no message")
         return f"removing an input channel breaks the network: {shorten(message, _MAX_MESSAGE)}"
@@ -187,10 +200,13 @@ def _remove_and_compare(
 
 def _agree(got: _Answer, wanted: _Answer) -> bool:
     """Whether a layer answers as wanted in the channels that it has left."""
-    # A convolution's (b, N, height, width), a linear layer's (b, ..., N)
-    dim = -3 if got.values.dim() > 3 else -1
     left = torch.from_numpy(np.searchsorted(wanted.positions, got.positions))
-    return _is_close(got.values, wanted.values.index_select(dim, left))
+    return _is_close(got.values, wanted.values.index_select(got.dim, left))
+
+
+def _channel_dim(layer: nn.Module) -> int:
+    """Return where the channels of a convolution, or the features of a linear layer, lie."""
+    return -3 if isinstance(layer, nn.Conv2d) else -1
 
 
 def _is_close(got: Tensor, wanted: Tensor) -> bool:
@@ -224,7 +240,6 @@ def _zeroing(positions: Tensor) -> Callable[..., tuple[tuple[Any, ...], dict[str
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         [images] = *args, *kwargs.values()
-        dim = -3 if isinstance(module, nn.Conv2d) else -1
-        return (images.index_fill(dim, positions, 0.0),), {}
+        return (images.index_fill(_channel_dim(module), positions, 0.0),), {}
 
     return hook

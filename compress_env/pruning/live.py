@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TypeAlias
 
@@ -52,32 +52,43 @@ class LiveChannels:
             for member in group.members if len(channels) else ():
                 positions = member.positions[np.asarray(channels, np.int64)]
                 gone[member.module, member.side].append(positions.ravel())
-        for (name, side), positions in gone.items():
-            self._cut(name, side, np.concatenate(positions))
+        for (name, side), parts in gone.items():
+            self._cut(name, side, np.concatenate(parts))
 
     def _cut(self, name: str, side: Side, positions: NDArray[np.int64]) -> None:
         """Cut unpruned positions, those that are left of them, out of one side of a module."""
         alive, module = self.positions(name, side), self.model.get_submodule(name)
-        gone = np.isin(alive, positions)
+        stays = np.ones(1 + max(alive[-1], positions.max()), np.bool_)
+        stays[positions] = False
+        left = stays[alive]
+        if left.all():
+            return
         frozen = [key for key, p in module.named_parameters() if not p.requires_grad]
         with torch.no_grad():
-            _cut(module, side, np.flatnonzero(gone).tolist())
+            _cut(module, side, np.flatnonzero(~left).tolist())
         for key in frozen:  # Torch-Pruning makes new parameters
             module.get_parameter(key).requires_grad_(False)
-        self._alive[name, side] = alive[~gone]
+        self._alive[name, side] = alive[left]
 
 
-def copy_structure(model: nn.Module) -> nn.Module:
-    """Return a copy to cut channels from, which shares the tensors of `model` until they are cut.
+def copy_structure(
+    model: nn.Module, parameters: Mapping[nn.Parameter, nn.Parameter] | None = None
+) -> nn.Module:
+    """Return a copy that shares the tensors of `model`, for as long as nobody cuts or replaces one.
 
     Most of what a module holds are empty containers, which `copy.deepcopy` copies slowly: it is
     given the copies of these.
+
+    Args:
+        model: Any network.
+        parameters: What the copy gets instead of its parameters, by these.
     """
     held = [value for module in model.modules() for value in vars(module).values()]
     memo: dict[int, object] = {
         id(x): type(x)() for x in held if type(x) in (dict, OrderedDict, set) and not x
     }
     memo |= {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    memo |= {id(old): new for old, new in (parameters or {}).items()}
     return copy.deepcopy(model, memo)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from compress_env.finetune import reestimate_batch_norm
+from compress_env.pruning.live import copy_structure
 
 __all__ = ["probe_network", "with_audible_paths"]
 
@@ -38,7 +39,6 @@ def _is_finite(model: nn.Module, images: Tensor) -> bool:
         return False
 
 
-@torch.no_grad()
 def with_audible_paths(model: nn.Module) -> nn.Module:
     """Return a copy with other parameters: none is near zero, and signals keep their size.
 
@@ -49,30 +49,29 @@ def with_audible_paths(model: nn.Module) -> nn.Module:
     subtract and divide by nothing.
 
     Args:
-        model: The network, on the CPU; not changed.
+        model: The network, on the CPU; not changed. Other buffers than norm layers' are shared.
     """
-    copied = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(0)
-    size = torch.rand(_PERIOD, generator=generator) + 0.5
-    sign = torch.randint(2, (_PERIOD,), generator=generator) * 2.0 - 1.0
-    for number, (name, parameter) in enumerate(copied.named_parameters()):
-        if not parameter.is_floating_point() or not parameter.numel():
-            continue
-        if parameter.dim() > 1:
-            values = size * sign / math.sqrt(parameter[0].numel())
-        elif name.rpartition(".")[2] == "bias":
-            values = 0.4 * (size - 0.5)
-        else:
-            values = size
-        _fill(parameter, values.roll(-997 * number))
-    for module in copied.modules():
-        if isinstance(module, _NormBase):
-            module.reset_running_stats()
-    return copied
+    size = torch.rand(_PERIOD, generator=torch.Generator().manual_seed(0)) + 0.5
+    others = {
+        parameter: nn.Parameter(_audible(name, parameter, size.roll(-997 * number)), False)
+        for number, (name, parameter) in enumerate(model.named_parameters())
+        if parameter.is_floating_point() and parameter.numel()
+    }
+    probe = copy_structure(model, others)
+    for module in probe.modules():
+        if isinstance(module, _NormBase) and module.running_var is not None:
+            module.running_mean = torch.zeros_like(module.running_var)
+            module.running_var = torch.ones_like(module.running_var)
+    return probe
 
 
-def _fill(parameter: Tensor, values: Tensor) -> None:
-    """Fill a tensor with values, over and over."""
-    times = -(-parameter.numel() // len(values))
+def _audible(name: str, parameter: Tensor, size: Tensor) -> Tensor:
+    """Return values for a parameter, of sizes from 0.5 to 1.5 that are repeated as needed."""
+    if parameter.dim() > 1:
+        sign = torch.where(size.roll(1) < 1.0, -1.0, 1.0)
+        size = size * sign / math.sqrt(parameter[0].numel())
+    elif name.rpartition(".")[2] == "bias":
+        size = 0.4 * (size - 0.5)
+    times = -(-parameter.numel() // len(size))
     # (n,) -> (times * n,) -> the parameter's shape
-    parameter.copy_(values.repeat(times)[: parameter.numel()].view(parameter.shape))
+    return size.repeat(times)[: parameter.numel()].view(parameter.shape).to(parameter.dtype)

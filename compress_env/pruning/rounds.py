@@ -7,38 +7,43 @@ rounds in which no group ever gains a channel, so that one network is pruned fur
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 
-__all__ = ["MAX_LEVELS", "Counts", "equal_rounds", "unequal_rounds"]
-
-MAX_LEVELS = 10
-"""Different common widths that a network is tried on; of more, evenly spaced ones are."""
+__all__ = ["Counts", "equal_rounds", "unequal_rounds"]
 
 Counts: TypeAlias = tuple[int, ...]
 """Channels that each group keeps, at least 1."""
 
 
-def equal_rounds(sizes: Sequence[int], fixed: Collection[int]) -> list[Counts]:
-    """Return a course in which all groups that can get the same width, round by round.
+def equal_rounds(sizes: Sequence[int], widths: Sequence[Sequence[int]]) -> list[Counts]:
+    """Return a course in which groups get the same widths as others, and as what stays.
 
-    First each group loses one channel. The widths after that, falling, are those of the unpruned
-    network, so that each meets what has it for good, and 1.
+    First each group loses one channel. Then it takes on its widths, falling, the smallest ones of
+    all groups in the same round, so that those with common widths have them together. At the end
+    one channel of each is left.
 
     Args:
         sizes: Channels of each group.
-        fixed: Widths of what stays as it is.
+        widths: For each group those that it should take on; only smaller ones than its size count.
     """
-    largest = max(sizes)
-    levels = _thin(sorted(x for x in set(fixed) if 1 < x < largest), MAX_LEVELS)
-    others = sorted(x for x in {*sizes} - {*levels} if 1 < x < largest)
-    levels += _thin(others, MAX_LEVELS - len(levels))
+    falling = [
+        sorted({x for x in own if 1 < x < n}, reverse=True)
+        for n, own in zip(sizes, widths, strict=True)
+    ]
+    n_rounds = max(map(len, falling))
     course = [tuple(max(1, n - 1) for n in sizes)]
-    for level in (*sorted(levels, reverse=True), 1):
-        course.append(tuple(min(n, level) for n in course[-1]))
-    return list(dict.fromkeys(course))
+    for round_ in range(n_rounds):
+        late = (round_ - n_rounds + len(own) for own in falling)
+        course.append(
+            tuple(
+                own[place] if place >= 0 else before
+                for own, place, before in zip(falling, late, course[-1], strict=True)
+            )
+        )
+    return list(dict.fromkeys([*course, (1,) * len(sizes)]))
 
 
 def unequal_rounds(sizes: Sequence[int], seed: int = 0) -> list[Counts]:
@@ -60,9 +65,3 @@ def unequal_rounds(sizes: Sequence[int], seed: int = 0) -> list[Counts]:
 
 def _between(low: float, high: float, share: float) -> int:
     return max(1, int(low + (high - low) * share))
-
-
-def _thin(values: Sequence[int], most: int) -> list[int]:
-    """Return at most so many of the values, evenly spaced."""
-    places = np.unique(np.linspace(0, len(values) - 1, min(len(values), most)).astype(int))
-    return [values[i] for i in places]
