@@ -7,8 +7,9 @@ in that network and `LiveChannels` knows where it is now.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,10 @@ __all__ = [
     "find_walk",
     "zero_channels",
 ]
+
+
+N_NAMED = 3  # layers in a message
+MAX_REASON = 160  # characters of each reason there
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,18 @@ def find_walk(model: nn.Module, image: Tensor) -> Walk:
     skipped = _explain(table, trace, safe, refused)
     decisions = tuple(_decide(table, safe))
     if not decisions:
-        reasons = "; ".join(f"{name}: {why}" for name, why in skipped.items())
-        raise ValueError(f"model has no prunable layer ({reasons or 'no hidden channels'})")
+        raise ValueError(f"model has no prunable layer ({_summarize(skipped)})")
     return Walk(decisions, skipped)
+
+
+def _summarize(skipped: Mapping[str, str]) -> str:
+    """Name the first layers that are left out, with the reasons, in a line of moderate length."""
+    if not skipped:
+        return "no hidden channels"
+    names = list(skipped)[:N_NAMED]
+    reasons = "; ".join(f"{name}: {shorten(skipped[name], MAX_REASON)}" for name in names)
+    n_others = len(skipped) - len(names)
+    return f"{reasons}; and {n_others} more" if n_others else reasons
 
 
 def _decide(table: Sequence[Layer], groups: Sequence[ChannelGroup]) -> Iterator[Decision]:

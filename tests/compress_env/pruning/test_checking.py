@@ -82,6 +82,6 @@ def test_a_network_without_culprits_goes_through_each_round_once(
 
     monkeypatch.setattr(BranchedNet, "forward", counted)
     find_walk(seeded(BranchedNet), IMAGE)
-    sizes = [8, 6, 5, 4, 7]
-    n_rounds = len(equal_rounds(sizes, [sizes] * 5)) + len(unequal_rounds(sizes))
+    sizes, widths = [8, 6, 5, 4, 7], [9, 8, 7, 6, 5, 4, 3]
+    n_rounds = len(equal_rounds(sizes, [widths] * 5)) + len(unequal_rounds(sizes))
     assert n_runs == 3 + n_rounds + 3  # followed, tabulated, probed; pruned; zeroed
