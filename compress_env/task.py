@@ -25,6 +25,7 @@ from compress_env.finetune import (
 )
 from compress_env.layers import check_network
 from compress_env.models import load_baseline, load_checkpoint
+from compress_env.rehearsal import rehearse_training
 from compress_env.seeding import global_seed
 
 __all__ = ["CompressionTask", "FinetuneConfig", "Scorer", "select_device"]
@@ -122,6 +123,7 @@ class CompressionTask:
         data: The four image sets, on `device`.
         device: Where everything runs.
         config: How networks are fine-tuned.
+        training_only: Modules with parameters that run in training mode only, by dotted name.
     """
 
     def __init__(
@@ -151,7 +153,8 @@ class CompressionTask:
 
         Raises:
             TypeError: If `model` or `data` is something else.
-            ValueError: Unknown names, a network that does not fit the data, a bad checkpoint.
+            ValueError: Unknown names, a bad checkpoint, a network that does not fit the data or
+                cannot be trained on it (a step of training is tried on a copy).
             FileNotFoundError: Missing data or checkpoint.
         """
         if not isinstance(model, str | nn.Module):
@@ -176,6 +179,7 @@ class CompressionTask:
         self._scores_channels_last = self.config.channels_last
         self.prepare(self.model)
         self._check_logits()
+        self.training_only = self._rehearse()
         if self.device.type == "cpu":
             self._scores_channels_last = self._takes_channels_last()
 
@@ -190,24 +194,52 @@ class CompressionTask:
         return copy.deepcopy(self.model, empty)
 
     def _check_logits(self) -> None:
-        expected = (1, self.data.num_classes)
+        """Check that images of the data lead to logits, a single one, too."""
+        reason = self._why_no_logits(1)
+        if reason is not None and self._why_no_logits(2) is None:
+            raise ValueError(
+                f"{reason}, but two images are fine: something drops the dimension of a batch of "
+                "one image, as squeeze() does; use flatten(1) instead"
+            )
+        if reason is not None:
+            hint = "make_data_bundle(num_classes=) tells of classes without images"
+            raise ValueError(f"{reason}; {hint}" if "must return logits" in reason else reason)
+
+    def _why_no_logits(self, n_images: int) -> str | None:
+        """Return why a batch of images does not lead to logits; None when it does."""
+        expected = (n_images, self.data.num_classes)
         try:
-            logits = self._example_logits(channels_last=self.config.channels_last)
+            logits = self._example_logits(n_images, channels_last=self.config.channels_last)
         except (RuntimeError, TypeError, ValueError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            shape = self.data.image_shape
-            raise ValueError(f"model cannot take images of shape {shape}: {reason}") from None
-        if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(
-                f"model must return logits of shape {expected}, got {got}; "
-                "make_data_bundle(num_classes=) tells of classes without images"
+            return f"model cannot take images of shape {self.data.image_shape}: {reason}"
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        return (
+            None if got == expected else f"model must return logits of shape {expected}, got {got}"
+        )
+
+    def _rehearse(self) -> frozenset[str]:
+        """Try a step of training where there is something to train."""
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            return frozenset()
+        n_images = min(2, self.config.batch_size, len(self.data.train))
+        with torch.inference_mode(False), global_seed(0, self.device):  # dropout draws from there
+            return rehearse_training(
+                self.copy_model(),
+                self._example_images(n_images),
+                self.data.num_classes,
+                bf16=self.config.bf16,
+                channels_last=self.config.channels_last,
             )
 
+    def _example_images(self, n_images: int) -> Tensor:
+        """Return the example image, over and over, (n_images, C, H, W)."""
+        return self.example_image().repeat(n_images, 1, 1, 1)
+
     @torch.no_grad()
-    def _example_logits(self, *, channels_last: bool) -> Tensor:
-        image, bf16 = self.example_image(), self.config.bf16
-        return compute_logits(self.model, image, bf16=bf16, channels_last=channels_last)
+    def _example_logits(self, n_images: int, *, channels_last: bool) -> Tensor:
+        images, bf16 = self._example_images(n_images), self.config.bf16
+        return compute_logits(self.model, images, bf16=bf16, channels_last=channels_last)
 
     def _takes_channels_last(self) -> bool:
         """Whether the network answers the same to images that lie channels last in memory.
@@ -215,10 +247,10 @@ class CompressionTask:
         `view` cannot flatten such features, `flatten` and `reshape` can.
         """
         try:
-            logits = self._example_logits(channels_last=True)
+            logits = self._example_logits(1, channels_last=True)
         except RuntimeError:
             return False
-        expected = self._example_logits(channels_last=False)
+        expected = self._example_logits(1, channels_last=False)
         return torch.allclose(logits, expected, rtol=1e-2, atol=1e-2, equal_nan=True)
 
     def prepare(self, model: nn.Module) -> None:

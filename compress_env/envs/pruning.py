@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, Unpack, get_args
 
@@ -183,6 +183,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         super().__init__(model, data, **options)
         if has_quantizers(self.task.model):
             raise ValueError("the network is quantized: prune it before, or bake it")
+        _check_training_only(sorted(self.task.training_only))
         self.method: PruningMethod = method
         self.variational = elements
         self._decisions, self.skipped_layers = find_walk(self.task.model, self.task.example_image())
@@ -302,7 +303,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         layer = layer_at(network.model, name)
         weight = layer.weight.detach().flatten(1)  # (N, C, H, W) -> (N, D)
         statistics = self._statistics(network, name)
-        alive = network.positions(name, "in")
+        outputs, alive = network.positions(name, "out"), network.positions(name, "in")
         columns = [_columns(alive, group.columns(name), weight.shape[1]) for group in groups]
         stay = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
         pruned_weight = weight.clone()
@@ -319,6 +320,9 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
             with self._timed("reconstruction"):
                 columns_left = stay.nonzero().flatten()
                 fitted = reconstruct(statistics, columns_left, weight[:, columns_left])
+                # A layer that writes what it reads has lost outputs as well.
+                rows_left = np.isin(outputs, network.positions(name, "out"))
+                fitted = fitted[torch.from_numpy(rows_left).to(fitted.device)]
                 layer.weight.data.copy_(fitted.reshape(layer.weight.shape))
 
     def _statistics(self, network: LiveChannels, name: str) -> LayerStatistics | None:
@@ -353,6 +357,16 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
     def _cost(self, result: Transition, executed: Prefix) -> tuple[float, float, float]:
         macs = result.dense_macs if self.macs == "dense" else result.sparse_macs
         return macs, self._min_macs, self._full_macs
+
+
+def _check_training_only(modules: Sequence[str]) -> None:
+    """Refuse what an evaluated network does not show: nobody would cut its channels."""
+    if modules:
+        names = ", ".join(map(repr, modules[:3])) + (", ..." if len(modules) > 3 else "")
+        raise ValueError(
+            f"modules {names} run in training mode only, so that pruning cannot follow their "
+            "channels: remove them before, if they are auxiliary heads for example"
+        )
 
 
 def _columns(alive: NDArray[np.int64], positions: NDArray[np.int64], n_columns: int) -> Tensor:

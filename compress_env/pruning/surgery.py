@@ -7,20 +7,20 @@ in that network and `LiveChannels` knows where it is now.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch_pruning as tp
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compress_env.layers import Layer, check_network, compute_layers, layer_table
 from compress_env.pruning.checking import SafetyCheck
 from compress_env.pruning.groups import ChannelGroup, Member, Side, group_channels
-from compress_env.pruning.tracing import ChannelTrace, is_depthwise, trace_channels
+from compress_env.pruning.live import LiveChannels
+from compress_env.pruning.tracing import ChannelTrace, trace_channels
 
 __all__ = [
     "ChannelGroup",
@@ -32,6 +32,10 @@ __all__ = [
     "find_walk",
     "zero_channels",
 ]
+
+
+N_NAMED = 3  # layers in a message
+MAX_REASON = 160  # characters of each reason there
 
 
 @dataclass(frozen=True)
@@ -52,67 +56,6 @@ class Walk(NamedTuple):
 
     decisions: tuple[Decision, ...]
     skipped: dict[str, str]
-
-
-class LiveChannels:
-    """Removes channels, named by their number in the unpruned network, from a live network."""
-
-    def __init__(self, model: nn.Module) -> None:
-        """Start from the unpruned `model`, which later calls of `remove` change in place."""
-        self.model = model
-        self._alive: dict[tuple[str, Side], NDArray[np.int64]] = {}
-
-    def alive(self, member: Member) -> NDArray[np.int64]:
-        """Unpruned positions that are left along the member's side, (n,) int64."""
-        return self.positions(member.module, member.side)
-
-    def positions(self, layer: str, side: Side) -> NDArray[np.int64]:
-        """Unpruned positions that are left along one side of a module, (n,) int64."""
-        if (layer, side) not in self._alive:
-            self._alive[layer, side] = np.arange(_width(self.model.get_submodule(layer), side))
-        return self._alive[layer, side]
-
-    def remove(self, group: ChannelGroup, channels: Sequence[int] | NDArray[np.int64]) -> None:
-        """Cut the given channels (numbers within the group) out of every member, in place."""
-        if len(channels) == 0:
-            return
-        for member in group.members:
-            alive = self.alive(member)
-            gone = np.isin(alive, member.positions[np.asarray(channels, np.int64)])
-            module = self.model.get_submodule(member.module)
-            frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
-            with torch.no_grad():
-                _cut(module, member.side, np.flatnonzero(gone).tolist())
-            for name in frozen:  # Torch-Pruning makes new parameters
-                module.get_parameter(name).requires_grad_(False)
-            self._alive[member.module, member.side] = alive[~gone]
-
-
-def _cut(module: nn.Module, side: Side, positions: list[int]) -> None:
-    """Cut positions out of one side of a module, in place."""
-    if isinstance(module, nn.Linear):
-        cutter = tp.prune_linear_in_channels if side == "in" else tp.prune_linear_out_channels
-    elif is_depthwise(module):
-        cutter = tp.prune_depthwise_conv_out_channels
-    elif isinstance(module, nn.Conv2d):
-        cutter = tp.prune_conv_in_channels if side == "in" else tp.prune_conv_out_channels
-    elif isinstance(module, nn.PReLU):
-        cutter = tp.prune_prelu_out_channels
-    else:
-        cutter = tp.prune_batchnorm_out_channels
-    cutter(module, positions)
-
-
-def _width(module: nn.Module, side: Side) -> int:
-    if isinstance(module, nn.Conv2d):
-        return module.in_channels if side == "in" else module.out_channels
-    if isinstance(module, nn.Linear):
-        return module.in_features if side == "in" else module.out_features
-    if isinstance(module, nn.PReLU):
-        return module.num_parameters
-    width = module.num_features
-    assert isinstance(width, int)
-    return width
 
 
 def find_walk(model: nn.Module, image: Tensor) -> Walk:
@@ -140,21 +83,24 @@ def find_walk(model: nn.Module, image: Tensor) -> Walk:
     table = layer_table(scratch, image)
     groups = group_channels(trace.sides, trace.stays)
     groups = [group for group in groups if group.consumers]
-    unsafe = SafetyCheck(scratch, image, _remove_one_each).find_unsafe(groups)
+    unsafe = SafetyCheck(scratch, image, groups).find_unsafe()
     safe = [group for i, group in enumerate(groups) if i not in unsafe]
     refused = [(groups[i], reason) for i, reason in unsafe.items()]
     skipped = _explain(table, trace, safe, refused)
     decisions = tuple(_decide(table, safe))
     if not decisions:
-        reasons = "; ".join(f"{name}: {why}" for name, why in skipped.items())
-        raise ValueError(f"model has no prunable layer ({reasons or 'no hidden channels'})")
+        raise ValueError(f"model has no prunable layer ({_summarize(skipped)})")
     return Walk(decisions, skipped)
 
 
-def _remove_one_each(model: nn.Module, channels: Sequence[tuple[ChannelGroup, int]]) -> None:
-    live = LiveChannels(model)
-    for group, channel in channels:
-        live.remove(group, [channel])
+def _summarize(skipped: Mapping[str, str]) -> str:
+    """Name the first layers that are left out, with the reasons, in a line of moderate length."""
+    if not skipped:
+        return "no hidden channels"
+    names = list(skipped)[:N_NAMED]
+    reasons = "; ".join(f"{name}: {shorten(skipped[name], MAX_REASON)}" for name in names)
+    n_others = len(skipped) - len(names)
+    return f"{reasons}; and {n_others} more" if n_others else reasons
 
 
 def _decide(table: Sequence[Layer], groups: Sequence[ChannelGroup]) -> Iterator[Decision]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compress_env.pruning.rounds import equal_rounds, unequal_rounds
 from compress_env.pruning.surgery import find_walk
 from tests.fakes import BranchedNet, PlainNet, seeded
 
@@ -22,10 +23,10 @@ class CountingNet(PlainNet):
 
 
 class PairNet(PlainNet):
-    """Can do without a channel of either convolution, but not of both."""
+    """Can do without all channels but one of either convolution, but not of both."""
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.conv1.out_channels + self.conv2.out_channels < 9:
+        if self.conv1.out_channels + self.conv2.out_channels < 5:
             raise RuntimeError("too narrow")
         return super().forward(images)
 
@@ -69,7 +70,9 @@ def test_culprits_are_found_and_the_others_stay_prunable(
     assert {"conv2", "fc1", "fc2"} - {d.layer.name for d in walk.decisions} == skipped.keys()
 
 
-def test_a_network_without_culprits_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_without_culprits_goes_through_each_round_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     n_runs, forward = 0, BranchedNet.forward
 
     def counted(self: BranchedNet, images: Tensor) -> Tensor:
@@ -79,4 +82,6 @@ def test_a_network_without_culprits_is_compared_once(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(BranchedNet, "forward", counted)
     find_walk(seeded(BranchedNet), IMAGE)
-    assert n_runs == 5  # followed, tabulated, normalized, pruned, zeroed
+    sizes, widths = [8, 6, 5, 4, 7], [9, 8, 7, 6, 5, 4, 3]
+    n_rounds = len(equal_rounds(sizes, [widths] * 5)) + len(unequal_rounds(sizes))
+    assert n_runs == 3 + n_rounds + 3  # followed, tabulated, probed; pruned; zeroed
