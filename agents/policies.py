@@ -23,6 +23,8 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from agents.spaces import check_spaces
+
 __all__ = ["GaussianActor", "MlpPolicy", "QCriticPolicy", "check_spaces"]
 
 _HIDDEN_UNITS = 64
@@ -72,8 +74,9 @@ class GaussianActor(BaseModel):
         self.net = nn.Sequential(*create_mlp(features_dim, action_dim, net_arch, activation_fn))
         self.log_std = nn.Parameter(th.full((action_dim,), float(log_std_init)))
         # action_space.shape -> (D,)
-        self.register_buffer("low", th.as_tensor(action_space.low.reshape(-1)).float())
-        self.register_buffer("high", th.as_tensor(action_space.high.reshape(-1)).float())
+        # Copies: a state that is loaded later must not be written into the environment's bounds.
+        self.register_buffer("low", th.tensor(action_space.low.reshape(-1), dtype=th.float32))
+        self.register_buffer("high", th.tensor(action_space.high.reshape(-1), dtype=th.float32))
         self.register_buffer("half_width", (self.high - self.low) / 2.0)
 
     def forward(self, obs: PyTorchObs) -> th.Tensor:
@@ -261,26 +264,3 @@ class QCriticPolicy(ActorCriticPolicy):
 
 
 MlpPolicy = QCriticPolicy
-
-
-def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-    """Raise unless observations are arrays and a bounded mean can be mapped onto the actions.
-
-    Args:
-        observation_space: anything but a Dict.
-        action_space: a Box whose bounds are finite, low below high in every dimension.
-
-    Raises:
-        ValueError: if either space is something else.
-    """
-    if isinstance(observation_space, spaces.Dict):
-        raise ValueError(
-            "Dict observations are not supported, flatten them with "
-            f"gymnasium.wrappers.FlattenObservation; got {observation_space}"
-        )
-    if not isinstance(action_space, spaces.Box):
-        raise ValueError(f"action_space must be a Box with finite bounds, got {action_space}")
-    if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
-        raise ValueError(f"the bounds of action_space must be finite, got {action_space}")
-    if not (action_space.low < action_space.high).all():
-        raise ValueError(f"action_space needs low < high in every dimension, got {action_space}")
