@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, ClassVar
 
+import gymnasium as gym
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from agents.arguments import SEED, Range, check_device, checked, checked_all, in_a_line
@@ -46,9 +49,9 @@ class CheckedAlgorithm(BaseAlgorithm):
         settings |= checked_all(settings, self.ranges)
         self._check_policy(policy)
         if env is not None:
-            verbose = settings.get("verbose", 0)
-            env = self._wrap_env(maybe_make_env(env, verbose), verbose)
-            self._check_spaces(env.observation_space, env.action_space)
+            env = maybe_make_env(env, settings.get("verbose", 0))
+            if isinstance(env, gym.Env | VecEnv):  # what it is otherwise, the next class says
+                self._check_spaces(env.observation_space, env.action_space)
         super().__init__(policy, env, **settings)
 
     def _check_settings(self) -> None:
@@ -122,18 +125,37 @@ class CheckedAlgorithm(BaseAlgorithm):
         exact_match: bool = True,
         device: th.device | str = "auto",
     ) -> None:
-        """Take the parameters of a file, or a copy of given ones.
-
-        Optimizers keep the tensors that they are given, and change them.
+        """Take the parameters of a file, or a copy of given ones: optimizers change what they get.
 
         Args:
             load_path_or_dict: a file that `save` has written, or what `get_parameters` returns.
-            exact_match: refuse it if a parameter is missing.
+            exact_match: refuse it if a parameter is missing or unknown.
             device: where a file is read to.
+
+        Raises:
+            ValueError: if a parameter does not fit; then none is taken.
         """
         if isinstance(load_path_or_dict, dict):
-            load_path_or_dict = deepcopy(load_path_or_dict)
-        super().set_parameters(load_path_or_dict, exact_match, device)
+            parameters: Any = deepcopy(load_path_or_dict)
+        else:
+            _, parameters, _ = load_from_zip_file(load_path_or_dict, load_data=False, device=device)
+        for name in set(parameters) & set(self._get_torch_save_params()[0]):
+            module = recursive_getattr(self, name)
+            if isinstance(module, nn.Module):
+                self._check_state(name, module.state_dict(), parameters[name], exact_match)
+        super().set_parameters(parameters, exact_match, device)
+
+    def _check_state(
+        self, name: str, own: TensorDict, given: TensorDict, exact_match: bool
+    ) -> None:
+        """Raise unless a module's given state has the names and shapes of its own."""
+        if exact_match and own.keys() != given.keys():
+            different = in_a_line(sorted(own.keys() ^ given.keys()))
+            raise ValueError(f"expected the parameters of {name}, others are {different}")
+        for key in own.keys() & given.keys():
+            expected, got = tuple(own[key].shape), tuple(given[key].shape)
+            if expected != got:
+                raise ValueError(f"expected {name}.{key} of shape {expected}, got {got}")
 
     def _setup_learn(
         self,

@@ -23,6 +23,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from agents.arguments import Range, checked, in_a_line
 from agents.spaces import check_spaces
 
 __all__ = ["GaussianActor", "MlpPolicy", "QCriticPolicy", "check_spaces"]
@@ -132,6 +133,7 @@ class QCriticPolicy(ActorCriticPolicy):
     ) -> None:
         """Build all four networks; the class's docstring lists the arguments."""
         check_spaces(observation_space, action_space)
+        _check_net_arch(net_arch)
         if use_sde:
             raise ValueError("use_sde must be False: the actor's noise is a plain Gaussian")
         super().__init__(
@@ -264,3 +266,16 @@ class QCriticPolicy(ActorCriticPolicy):
 
 
 MlpPolicy = QCriticPolicy
+
+
+def _check_net_arch(net_arch: Any) -> None:
+    """Raise unless hidden layers are told as one list of whole numbers, or one for each network."""
+    is_pair = isinstance(net_arch, dict) and net_arch.keys() == {"pi", "qf"}
+    for layers in net_arch.values() if is_pair else [net_arch or []]:
+        if not isinstance(layers, list | tuple):
+            raise ValueError(
+                "net_arch must be a list of units or {'pi': a list, 'qf': a list}, got "
+                f"{in_a_line(repr(net_arch))}"
+            )
+        for n_units in layers:
+            checked("net_arch", n_units, Range(1, is_whole=True))

@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import (
     MaybeCallback,
     ReplayBufferSamples,
     Schedule,
+    TensorDict,
 )
 from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
 from torch import nn
@@ -243,6 +244,18 @@ class QCriticPPO(ReplayPPO):
         self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
     ) -> None:
         check_spaces(observation_space, action_space)
+
+    def _check_state(
+        self, name: str, own: TensorDict, given: TensorDict, exact_match: bool
+    ) -> None:
+        super()._check_state(name, own, given, exact_match)
+        for key in {"actor.low", "actor.high"} & given.keys():
+            if not th.equal(own[key], given[key].to(own[key])):
+                bound = key.removeprefix("actor.")
+                raise ValueError(
+                    f"expected an actor whose actions' {bound} is {own[key].tolist()}, got "
+                    f"{given[key].tolist()}"
+                )
 
     def _setup_model(self) -> None:
         self._check_settings()
