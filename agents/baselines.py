@@ -167,7 +167,9 @@ def place_in_walk(index: NDArray[Any], n_decisions: int) -> NDArray[np.int64]:
     """
     scaled = np.asarray(index, np.float64) * (n_decisions - 1)
     places = np.rint(scaled)
-    is_known = (np.abs(scaled - places) < 0.01) & (places >= 0) & (places < n_decisions)
+    is_known = (
+        np.isclose(scaled, places, rtol=0.0, atol=0.01) & (places >= 0) & (places < n_decisions)
+    )
     if not is_known.all():
         raise ValueError(
             f"expected the observations of a walk of {n_decisions} decisions, not normalised, got "

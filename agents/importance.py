@@ -7,6 +7,7 @@ leads to. Which channels of a layer go is up to the environment (`method`).
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -16,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import nn
 
-from agents.arguments import in_a_line
+from agents.arguments import SEED, checked, in_a_line
 from agents.baselines import actions_for, place_in_walk
 from compress_env.envs.base import LayerState
 from compress_env.envs.pruning import PruningEnv
@@ -158,6 +159,7 @@ class SBPF(GivenRates):
     ) -> None:
         """Damage the layers, score the network and allocate the rates."""
         start = perf_counter()
+        seed = checked("seed", seed, replace(SEED, may_be_none=False))
         pruning = _pruning_env(env)
         target, unit = _target_of(pruning, target, unit)
         layers = list(dict.fromkeys(name for each in pruning.plan.producers for name in each))

@@ -69,7 +69,7 @@ def learnt_by(agent: Any) -> list[float]:
     if isinstance(agent, CMAES | TPE):
         return [value for _, value in agent.search_state()["history"] if value is not None]
     weights = th.nn.utils.parameters_to_vector(agent.policy.parameters())
-    return weights.tolist()  # type: ignore[no-any-return]
+    return weights.tolist()
 
 
 class TestFiles:
@@ -364,7 +364,7 @@ class TestSpaces:
         self, agent: Any, space: spaces.Space[Any]
     ) -> None:
         env = TargetEnv(N_STEPS)
-        env.action_space = space  # type: ignore[assignment]
+        env.action_space = space
         with pytest.raises(ValueError, match=r"^[^\n]*, got [^\n]*$"):
             make(agent, env)
 
@@ -378,7 +378,7 @@ class TestSpaces:
         self, agent: Any, space: spaces.Space[Any]
     ) -> None:
         env = TargetEnv(N_STEPS)
-        env.observation_space = space  # type: ignore[assignment]
+        env.observation_space = space
         with pytest.raises(ValueError, match=r"^[^\n]*$"):
             make(agent, env)
 
