@@ -8,7 +8,13 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.utils import is_vectorized_observation
 
-__all__ = ["Random", "Uniform", "actions_for"]
+from agents.arguments import SEED, Range, checked, in_a_line
+
+__all__ = ["Random", "Uniform", "actions_for", "is_batch", "place_in_walk"]
+
+_INDEX = Range(0, is_whole=True)
+# How far bounds that are equal may lie apart in float32.
+_TOLERANCE = 1e-6
 
 
 class Random:
@@ -18,6 +24,9 @@ class Random:
         observation_space: only tells one observation from a batch of them.
         action_space: sampled from; copied, so that the environment's own generator is untouched.
         seed: of the generator; None draws one from the operating system.
+
+    Raises:
+        ValueError: if the seed is none.
     """
 
     def __init__(
@@ -29,7 +38,7 @@ class Random:
         """Copy the action space and seed the copy; the class's docstring lists the arguments."""
         self.observation_space = observation_space
         self.action_space = deepcopy(action_space)
-        self.action_space.seed(seed)
+        self.action_space.seed(checked("seed", seed, SEED))
 
     def predict(
         self,
@@ -52,10 +61,9 @@ class Random:
         Raises:
             ValueError: if the observation has neither shape, or is a dict.
         """
-        array = _as_array(observation)
-        if not is_vectorized_observation(array, self.observation_space):
+        if not is_batch(observation, self.observation_space):
             return np.asarray(self.action_space.sample()), state
-        return np.stack([self.action_space.sample() for _ in array]), state
+        return np.stack([self.action_space.sample() for _ in observation]), state
 
 
 class Uniform:
@@ -76,13 +84,9 @@ class Uniform:
 
     def __init__(self, value: float, low_index: int = 6, high_index: int = 7) -> None:
         """Check and keep the arguments, which the class's docstring lists."""
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"value must be in [0, 1], got {value}")
-        if low_index < 0 or high_index < 0:
-            raise ValueError(f"indices must be at least 0, got {low_index} and {high_index}")
-        self.value = value
-        self.low_index = low_index
-        self.high_index = high_index
+        self.value = checked("value", value, Range(0, 1))
+        self.low_index = checked("indices", low_index, _INDEX)
+        self.high_index = checked("indices", high_index, _INDEX)
 
     def predict(
         self,
@@ -126,7 +130,8 @@ def actions_for(
         Actions in [-1, 1], (1,) or (n, 1).
 
     Raises:
-        ValueError: if the observation has another shape or too few entries, or is a dict.
+        ValueError: if the observation has another shape or too few entries, is a dict, or what it
+            holds is no interval, as where it has been normalised.
     """
     array = _as_array(observation)
     n_needed = max(low_index, high_index) + 1
@@ -138,6 +143,11 @@ def actions_for(
     # (n, n_entries) -> (n, 1), or (n_entries,) -> (1,)
     low = array[..., low_index, None].astype(np.float64)
     width = array[..., high_index, None].astype(np.float64) - low
+    if not (width >= -_TOLERANCE).all() or not np.isfinite(width).all():
+        raise ValueError(
+            f"expected observations of intervals, not normalised, got {in_a_line(low)} as low and "
+            f"{in_a_line(low + width)} as high"
+        )
     is_point = width == 0.0
     # () -> (1,), or (n,) -> (n, 1)
     fraction = (np.asarray(value, np.float64)[..., None] - low) / np.where(is_point, 1.0, width)
@@ -145,7 +155,39 @@ def actions_for(
     return actions.astype(np.float32)
 
 
+def place_in_walk(index: NDArray[Any], n_decisions: int) -> NDArray[np.int64]:
+    """Return the places, 0 to ``n_decisions - 1``, that scaled indices stand for, integers.
+
+    Args:
+        index: `LayerState.index` of observations, in [0, 1], any shape.
+        n_decisions: T, of the walk.
+
+    Raises:
+        ValueError: if an index is none of a walk of so many decisions.
+    """
+    scaled = np.asarray(index, np.float64) * (n_decisions - 1)
+    places = np.rint(scaled)
+    is_known = (
+        np.isclose(scaled, places, rtol=0.0, atol=0.01) & (places >= 0) & (places < n_decisions)
+    )
+    if not is_known.all():
+        raise ValueError(
+            f"expected the observations of a walk of {n_decisions} decisions, not normalised, got "
+            f"the index {in_a_line(index)}"
+        )
+    return places.astype(np.int64)
+
+
+def is_batch(observation: NDArray[Any] | dict[str, NDArray[Any]], space: spaces.Space[Any]) -> bool:
+    """Return whether it is a batch of observations, not one.
+
+    Raises:
+        ValueError: if it has the shape of neither, or is a dict.
+    """
+    return is_vectorized_observation(_as_array(observation), space)
+
+
 def _as_array(observation: NDArray[Any] | dict[str, NDArray[Any]]) -> NDArray[Any]:
     if isinstance(observation, dict):
         raise ValueError(f"Dict observations are not supported, got entries {list(observation)}")
-    return observation
+    return np.asarray(observation)

@@ -7,25 +7,28 @@ value is the episode's return. Shape legend: T decisions in an episode, n enviro
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from agents.arguments import SEED, Range, checked, in_a_line
+from agents.baselines import is_batch, place_in_walk
+from agents.checked_algorithm import CheckedAlgorithm
 from agents.optimizers import CovarianceAdaptation, Optimizer, ParzenEstimator
+from agents.spaces import check_bounds, check_observations
 
 __all__ = ["CMAES", "TPE", "EpisodeSearch"]
 
-Self = TypeVar("Self", bound="EpisodeSearch")
 
-
-class EpisodeSearch(BaseAlgorithm):
+class EpisodeSearch(CheckedAlgorithm):
     """Searches for the sequence of actions with the highest return; subclasses say how.
 
     Every episode plays one sequence; of environments side by side each plays one of its own. An
@@ -34,18 +37,23 @@ class EpisodeSearch(BaseAlgorithm):
     Args:
         policy: not used; there so that a search is built as a learner is.
         env: an environment with a ``Box`` of actions, of bounded episodes.
-        n_decisions: T; the length of the environment's ``walk`` when None.
+        n_decisions: T; the length of the environment's ``walk``, which may be left out.
         seed: of the search; drawn when None.
         verbose: 1 logs to the standard output.
         device: not used; there so that a saved search can be loaded.
         tensorboard_log: where TensorBoard's files go, if anywhere.
 
     Raises:
-        ValueError: if the actions are no ``Box``, or it is not known how many decisions there are.
+        ValueError: if the actions are no ``Box`` of floats between finite bounds, observations are
+            dictionaries, or it is not known how many decisions there are.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": ActorCriticPolicy}
-    best_actions: NDArray[np.float32] | None
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "n_decisions": Range(1, is_whole=True, may_be_none=True),
+        "seed": SEED,
+    }
+    best_actions: NDArray[np.floating[Any]] | None
     """The sequence with the highest return so far, (T, *action shape)."""
     best_return: float
     """Its return; minus infinity before the first episode has ended."""
@@ -74,6 +82,7 @@ class EpisodeSearch(BaseAlgorithm):
             support_multi_env=True,
         )
         self.n_decisions = n_decisions
+        self._observation_tells_place = False
         self._history: list[tuple[int, float | None]] = []
         self._playing: list[int] = []
         self._places: list[int] = []
@@ -87,15 +96,15 @@ class EpisodeSearch(BaseAlgorithm):
 
     def _setup_model(self) -> None:
         """Build the optimizer, and have it live through the history again."""
+        self._check_settings()
         if self.seed is None:
             self.seed = int(np.random.default_rng().integers(1, 2**31))
-        if not isinstance(self.action_space, spaces.Box):
-            raise ValueError(f"expected a Box of actions, got {self.action_space}")
-        if self.n_decisions is None:
-            self.n_decisions = self._walk_length()
+        if self.env is not None:
+            self._look_at(self.env)
+        assert isinstance(self.action_space, spaces.Box) and self.n_decisions is not None
         n_dimensions = self.n_decisions * int(np.prod(self.action_space.shape))
         self._optimizer = self._make_optimizer(n_dimensions, self.seed)
-        self._pending: dict[int, NDArray[np.float32]] = {}
+        self._pending: dict[int, NDArray[np.floating[Any]]] = {}
         self.best_actions, self.best_return = None, -np.inf
         history, self._history = self._history, []
         for number, value in history:
@@ -104,10 +113,32 @@ class EpisodeSearch(BaseAlgorithm):
             else:
                 self._tell(number, value)
 
-    def _walk_length(self) -> int:
-        if self.env is None or not self.env.has_attr("walk"):
-            raise ValueError("expected n_decisions, as the environment has no walk, got None")
-        return len(self.env.get_attr("walk")[0])
+    def _look_at(self, env: VecEnv) -> None:
+        """Take the number of decisions from the environment's walk, if it has one."""
+        has_walk = env.has_attr("walk")
+        lengths = sorted({len(walk) for walk in env.get_attr("walk")}) if has_walk else []
+        if self.n_decisions is None:
+            if not lengths:
+                raise ValueError("expected n_decisions, as the environment has no walk, got None")
+            self.n_decisions = lengths[0]
+        if has_walk and lengths != [self.n_decisions]:
+            raise ValueError(f"expected walks of n_decisions={self.n_decisions}, got {lengths}")
+        normalizer = unwrap_vec_normalize(env)
+        self._observation_tells_place = has_walk and not (normalizer and normalizer.norm_obs)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Replace the environment by another with the same spaces and as many decisions."""
+        env = self._wrap_env(env, self.verbose)
+        self._look_at(env)
+        super().set_env(env, force_reset)
+
+    def _check_spaces(
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+    ) -> None:
+        check_observations(observation_space)
+        if not isinstance(action_space, spaces.Box):
+            raise ValueError(f"expected a Box of actions, got {in_a_line(action_space)}")
+        check_bounds(action_space)
 
     def _ask(self) -> int:
         """Ask for a sequence; return its number."""
@@ -117,7 +148,7 @@ class EpisodeSearch(BaseAlgorithm):
         # (T * size,) -> (T, *action shape)
         point = self._optimizer.ask().reshape(self.n_decisions, *self.action_space.shape)
         actions = np.clip(low + (point + 1.0) / 2.0 * (high - low), low, high)
-        self._pending[number] = actions.astype(np.float32)
+        self._pending[number] = actions.astype(self.action_space.dtype)
         self._history.append((number, None))
         return number
 
@@ -130,7 +161,7 @@ class EpisodeSearch(BaseAlgorithm):
             self.best_actions, self.best_return = actions, value
 
     def learn(
-        self: Self,
+        self,
         total_timesteps: int,
         callback: MaybeCallback = None,
         log_interval: int = 1,
@@ -152,8 +183,9 @@ class EpisodeSearch(BaseAlgorithm):
             The search itself.
 
         Raises:
-            ValueError: if an episode is longer than ``n_decisions``.
+            ValueError: if an episode is longer than ``n_decisions``, or an argument out of range.
         """
+        log_interval = checked("log_interval", log_interval, Range(1, is_whole=True))
         is_fresh = reset_num_timesteps or self._last_obs is None
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
@@ -183,6 +215,8 @@ class EpisodeSearch(BaseAlgorithm):
         pairs = zip(self._playing, self._places, strict=True)
         actions = np.stack([self._pending[number][place] for number, place in pairs])
         self._last_obs, rewards, dones, infos = self.env.step(actions)  # type: ignore[assignment]
+        if self._vec_normalize_env is not None:
+            rewards = self._vec_normalize_env.get_original_reward()
         self._last_episode_starts = dones
         self.num_timesteps += self.n_envs
         self._update_info_buffer(infos, dones)
@@ -229,20 +263,25 @@ class EpisodeSearch(BaseAlgorithm):
 
         Raises:
             RuntimeError: if no episode has ended yet.
+            ValueError: if an argument has another shape.
         """
         if self.best_actions is None:
             raise RuntimeError("expected a search of at least one episode: call learn first")
-        is_batch = _is_batch(observation, self.observation_space)
-        n = len(np.asarray(observation)) if is_batch else 1
-        places = np.zeros(n, np.int64) if state is None else np.array(state[0])
-        if state is None and self.env is not None and self.env.has_attr("walk"):
-            # (9,) or (n, 9) -> (1,) or (n,); the first entry is LayerState.index
-            index = np.atleast_2d(np.asarray(observation))[:, 0]
-            places = np.rint(index * (len(self.best_actions) - 1)).astype(np.int64)
+        has_rows = is_batch(observation, self.observation_space)
+        n = len(np.asarray(observation)) if has_rows else 1
+        places = self._places_of(np.asarray(observation), n) if state is None else state[0]
+        places = _of_length(n, "state", places).astype(np.int64)
         if episode_start is not None:
-            places[np.asarray(episode_start, bool)] = 0
-        actions = self.best_actions[np.minimum(places, len(self.best_actions) - 1)]
-        return actions if is_batch else actions[0], (places + 1,)
+            places[_of_length(n, "episode_start", episode_start).astype(bool)] = 0
+        actions = self.best_actions[np.clip(places, 0, len(self.best_actions) - 1)]
+        return actions if has_rows else actions[0], (places + 1,)
+
+    def _places_of(self, observation: NDArray[Any], n: int) -> NDArray[np.int64]:
+        """Return the places in the sequence that observations tell, or else the first, (n,)."""
+        if not self._observation_tells_place or self.best_actions is None:
+            return np.zeros(n, np.int64)
+        # (9,) or (n, 9) -> (1,) or (n,); the first entry is LayerState.index
+        return place_in_walk(np.atleast_2d(observation)[:, 0], len(self.best_actions))
 
     def search_state(self) -> dict[str, Any]:
         """Return what `restore_search` needs to go on from here, in plain Python values."""
@@ -291,6 +330,12 @@ class CMAES(EpisodeSearch):
         ValueError: as `EpisodeSearch`, or if an argument is out of range, or T is 1.
     """
 
+    ranges: ClassVar[Mapping[str, Range]] = {
+        **EpisodeSearch.ranges,
+        "sigma0": Range(0, is_open=True),
+        "population_size": Range(3, is_whole=True, may_be_none=True),
+    }
+
     def __init__(
         self,
         policy: str | type[BasePolicy],
@@ -301,10 +346,6 @@ class CMAES(EpisodeSearch):
         **others: Any,
     ) -> None:
         """Build the search; the class's docstring lists the arguments."""
-        if not 0.0 < sigma0 < np.inf:
-            raise ValueError(f"sigma0 must be above 0 and finite, got {sigma0}")
-        if population_size is not None and population_size < 3:
-            raise ValueError(f"population_size must be at least 3, got {population_size}")
         self.sigma0 = sigma0
         self.population_size = population_size
         super().__init__(policy, env, **others)
@@ -330,6 +371,11 @@ class TPE(EpisodeSearch):
         ImportError: if ``optuna`` is not installed.
     """
 
+    ranges: ClassVar[Mapping[str, Range]] = {
+        **EpisodeSearch.ranges,
+        "n_startup_episodes": Range(1, is_whole=True),
+    }
+
     def __init__(
         self,
         policy: str | type[BasePolicy],
@@ -339,8 +385,6 @@ class TPE(EpisodeSearch):
         **others: Any,
     ) -> None:
         """Build the search; the class's docstring lists the arguments."""
-        if n_startup_episodes < 1:
-            raise ValueError(f"n_startup_episodes must be at least 1, got {n_startup_episodes}")
         self.n_startup_episodes = n_startup_episodes
         super().__init__(policy, env, **others)
 
@@ -348,9 +392,9 @@ class TPE(EpisodeSearch):
         return ParzenEstimator(n_dimensions, seed, self.n_startup_episodes)
 
 
-def _is_batch(
-    observation: NDArray[Any] | dict[str, NDArray[Any]], space: spaces.Space[Any]
-) -> bool:
-    if isinstance(observation, dict):
-        raise ValueError(f"Dict observations are not supported, got entries {list(observation)}")
-    return np.ndim(observation) > len(space.shape or ())
+def _of_length(n: int, name: str, values: Any) -> NDArray[Any]:
+    """Return a copy of (n,) values."""
+    array = np.array(values)
+    if array.shape != (n,):
+        raise ValueError(f"expected {name} of shape ({n},), got {array.shape}")
+    return array

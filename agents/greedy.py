@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.arguments import Range, checked
 from agents.importance import GivenRates
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
@@ -56,8 +57,7 @@ class Greedy(GivenRates):
     def __init__(self, env: gym.Env[Any, Any], *, n_levels: int = 10) -> None:
         """Measure the profile and choose the values."""
         start = perf_counter()
-        if n_levels < 2:
-            raise ValueError(f"n_levels must be at least 2, got {n_levels}")
+        n_levels = checked("n_levels", n_levels, Range(2, is_whole=True))
         stage = env.unwrapped
         self.levels, cost, budget = _stage_of(stage, n_levels)
         assert isinstance(stage, LayerwiseCompressionEnv)

@@ -7,6 +7,7 @@ leads to. Which channels of a layer go is up to the environment (`method`).
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -16,7 +17,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import nn
 
-from agents.baselines import actions_for
+from agents.arguments import SEED, checked, in_a_line
+from agents.baselines import actions_for, place_in_walk
 from compress_env.envs.base import LayerState
 from compress_env.envs.pruning import PruningEnv
 from compress_env.importance import afie, allocate, allocate_in_rounds, sensitivity
@@ -42,9 +44,10 @@ class GivenRates:
 
     def __init__(self, rates: NDArray[np.float64]) -> None:
         """Check and keep the rates."""
-        if len(rates) == 0 or not all(0.0 <= rate <= 1.0 for rate in rates):
-            raise ValueError(f"expected rates in [0, 1], at least one, got {list(rates)}")
-        self.rates = np.asarray(rates, np.float64)
+        self.rates = np.array(rates, np.float64)
+        is_valid = (self.rates >= 0.0) & (self.rates <= 1.0)
+        if self.rates.ndim != 1 or self.rates.size == 0 or not is_valid.all():
+            raise ValueError(f"expected rates in [0, 1], at least one, got {in_a_line(rates)}")
 
     def predict(
         self,
@@ -65,11 +68,10 @@ class GivenRates:
             Actions in [-1, 1], float32, (1,) or (n, 1), and ``state``.
 
         Raises:
-            ValueError: if the observation has another shape, or is a dict.
+            ValueError: if the observation has another shape, is a dict, or is none of this walk.
         """
-        if isinstance(observation, dict) or observation.ndim not in (1, 2):
-            return actions_for(0.0, observation, LOW, HIGH), state  # which says what is wrong
-        place = np.rint(observation[..., INDEX] * (len(self.rates) - 1)).astype(np.int64)
+        actions_for(0.0, observation, LOW, HIGH)  # which says what is wrong
+        place = place_in_walk(np.asarray(observation)[..., INDEX], len(self.rates))
         return actions_for(self.rates[place], observation, LOW, HIGH), state
 
 
@@ -157,6 +159,7 @@ class SBPF(GivenRates):
     ) -> None:
         """Damage the layers, score the network and allocate the rates."""
         start = perf_counter()
+        seed = checked("seed", seed, replace(SEED, may_be_none=False))
         pruning = _pruning_env(env)
         target, unit = _target_of(pruning, target, unit)
         layers = list(dict.fromkeys(name for each in pruning.plan.producers for name in each))

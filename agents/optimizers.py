@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,9 +63,8 @@ class CovarianceAdaptation:
 
         # Mirrored points, the default of small generations, cannot be asked for one at a time.
         options: dict[str, Any] = {"bounds": [-1.0, 1.0], "verbose": -9, "CMA_mirrors": 0}
-        # `cma` would seed NumPy's global generator.
-        randn = self._generator.standard_normal
-        options |= {"seed": np.nan, "randn": lambda *shape: randn(shape)}
+        # `cma` would seed NumPy's global generator. A partial's arguments are copied with it.
+        options |= {"seed": np.nan, "randn": partial(_standard_normal, self._generator)}
         if popsize is not None:
             options["popsize"] = popsize
         return cma.CMAEvolutionStrategy(start.tolist(), self._sigma0, options)
@@ -91,6 +91,10 @@ class CovarianceAdaptation:
         start = self._generator.uniform(-1.0, 1.0, self._strategy.N)
         self._strategy = self._make_strategy(start, 2 * self._strategy.popsize)
         self.n_restarts += 1
+
+
+def _standard_normal(generator: np.random.Generator, *shape: int) -> Point:
+    return generator.standard_normal(shape)
 
 
 class ParzenEstimator:

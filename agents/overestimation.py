@@ -12,6 +12,8 @@ from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from agents.arguments import Range, checked
+
 __all__ = ["OverestimationCallback", "OverestimationRecord", "discounted_returns"]
 
 Values = NDArray[np.float64]
@@ -81,10 +83,8 @@ class OverestimationCallback(BaseCallback):
 
     def __init__(self, max_tail: float = 0.01) -> None:
         """Check the argument."""
-        if not 0.0 <= max_tail <= 1.0:
-            raise ValueError(f"max_tail must be in [0, 1], got {max_tail}")
         super().__init__()
-        self.max_tail = max_tail
+        self.max_tail = checked("max_tail", max_tail, Range(0, 1))
         self.records = []
         self._running: list[list[_Step]] = []
         self._next_obs: Any = None
@@ -102,6 +102,10 @@ class OverestimationCallback(BaseCallback):
         self.records = [OverestimationRecord(*record) for record in state["records"]]
         self._running = [[_Step(*step) for step in steps] for steps in state["running"]]
         self._is_restored = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the variables of a step, among them modules, which cannot be copied."""
+        return vars(self) | {"locals": {}, "globals": {}}
 
     def _init_callback(self) -> None:
         if not isinstance(self.model, OnPolicyAlgorithm | TD3 | SAC):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from inspect import Parameter, signature
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch as th
@@ -11,10 +13,14 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
+from torch import nn
 from torch.nn import functional as F
 
+from agents.arguments import PPO_RANGES, Range, in_a_line
+from agents.checked_algorithm import CheckedAlgorithm
 from agents.losses import (
     adapted_coef,
     cim_penalty,
@@ -23,6 +29,8 @@ from agents.losses import (
     parameter_shift,
     surrogate_loss,
 )
+from agents.policies import QCriticPolicy
+from agents.spaces import check_bounds, check_observations
 
 __all__ = ["CIMPPO", "KLPPO", "PenaltyPPO", "PolicyBatch"]
 
@@ -42,7 +50,7 @@ class PolicyBatch(NamedTuple):
     """Those of the policy that has acted, without gradient."""
 
 
-class PenaltyPPO(PPO):
+class PenaltyPPO(CheckedAlgorithm, PPO):
     """`stable_baselines3.PPO` with a hook for the policy's loss, and both KL divergences logged.
 
     With the clipped loss, as it is here, it does exactly what PPO does (a test compares the
@@ -62,16 +70,57 @@ class PenaltyPPO(PPO):
         ValueError: If the action space is another one, or with `use_sde`.
     """
 
-    def __init__(self, policy: Any, env: Any, **kwargs: Any) -> None:
+    ranges: ClassVar[Mapping[str, Range]] = PPO_RANGES
+    policy_base: ClassVar[type[nn.Module]] = ActorCriticPolicy
+
+    def __init__(
+        self,
+        policy: Any,
+        env: Any,
+        *,
+        normalize_advantage: bool = True,
+        _init_setup_model: bool = True,
+        **kwargs: Any,
+    ) -> None:
         """Check that the policy's change can be measured."""
-        super().__init__(policy, env, **kwargs)
+        # What PPO asserts where it normalises is checked when the model is set up, also by `load`.
+        super().__init__(policy, env, normalize_advantage=False, _init_setup_model=False, **kwargs)
+        self.normalize_advantage = normalize_advantage
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        self._check_settings()
+        super()._setup_model()
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
         if self.use_sde:
             raise ValueError("use_sde is not supported: its noise is no simple distribution")
-        known = self.action_space is None or isinstance(
-            self.action_space, spaces.Box | spaces.Discrete
+        counts = {"batch_size": self.batch_size, "n_steps * n_envs": self.n_steps * self.n_envs}
+        for name, count in counts.items():
+            if self.normalize_advantage and count < 2:
+                raise ValueError(f"{name} must be at least 2 to normalize_advantage, got {count}")
+
+    @classmethod
+    def _accepts(cls, policy: Any) -> bool:
+        """Return whether it is built as SB3's are and needs nothing but observations to act."""
+        return (
+            super()._accepts(policy)
+            and not issubclass(policy, QCriticPolicy)
+            and _n_required(policy.forward) == _n_required(ActorCriticPolicy.forward)
         )
-        if not known:
-            raise ValueError(f"expected Box or Discrete actions, got {self.action_space}")
+
+    def _check_spaces(
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+    ) -> None:
+        check_observations(observation_space, allows_dict=True)
+        if isinstance(action_space, spaces.Box):
+            check_bounds(action_space)
+        elif not isinstance(action_space, spaces.Discrete):
+            raise ValueError(f"expected Box or Discrete actions, got {in_a_line(action_space)}")
+        elif action_space.start != 0:
+            raise ValueError(f"expected Discrete actions from 0 on, got {action_space}")
 
     def _policy_loss(self, batch: PolicyBatch) -> th.Tensor:
         """Return what the actor minimises, a scalar; here the clipped surrogate."""
@@ -226,6 +275,12 @@ class KLPPO(PenaltyPPO):
         ValueError: If a setting is out of range; see `PenaltyPPO`.
     """
 
+    ranges: ClassVar[Mapping[str, Range]] = {
+        **PPO_RANGES,
+        "kl_coef": Range(0, is_open=True),
+        "kl_target": Range(0, is_open=True),
+    }
+
     def __init__(
         self,
         policy: Any,
@@ -236,8 +291,7 @@ class KLPPO(PenaltyPPO):
         reverse: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Check the settings."""
-        _check_positive(kl_coef=kl_coef, kl_target=kl_target)
+        """Keep the settings, which are checked with all others."""
         self.kl_coef = kl_coef
         self.kl_target = kl_target
         self.reverse = reverse
@@ -278,6 +332,13 @@ class CIMPPO(PenaltyPPO):
         ValueError: If a setting is out of range; see `PenaltyPPO`.
     """
 
+    ranges: ClassVar[Mapping[str, Range]] = {
+        **PPO_RANGES,
+        "cim_coef": Range(0, is_open=True),
+        "width": Range(0, is_open=True),
+        "kl_target": Range(0, is_open=True, may_be_none=True),
+    }
+
     def __init__(
         self,
         policy: Any,
@@ -288,10 +349,7 @@ class CIMPPO(PenaltyPPO):
         kl_target: float | None = None,
         **kwargs: Any,
     ) -> None:
-        """Check the settings."""
-        _check_positive(cim_coef=cim_coef, width=width)
-        if kl_target is not None:
-            _check_positive(kl_target=kl_target)
+        """Keep the settings, which are checked with all others."""
         self.cim_coef = cim_coef
         self.width = width
         self.kl_target = kl_target
@@ -322,7 +380,8 @@ def _torch_distribution(distribution: Distribution) -> th.distributions.Distribu
     return inside
 
 
-def _check_positive(**settings: float) -> None:
-    for name, value in settings.items():
-        if not value > 0.0:
-            raise ValueError(f"{name} must be above 0, got {value}")
+def _n_required(function: Callable[..., Any]) -> int:
+    """Return the number of arguments that a function cannot do without."""
+    parameters = signature(function).parameters.values()
+    optional = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    return sum(p.default is Parameter.empty and p.kind not in optional for p in parameters)

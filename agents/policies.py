@@ -23,6 +23,9 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from agents.arguments import Range, checked, in_a_line
+from agents.spaces import check_spaces
+
 __all__ = ["GaussianActor", "MlpPolicy", "QCriticPolicy", "check_spaces"]
 
 _HIDDEN_UNITS = 64
@@ -72,8 +75,9 @@ class GaussianActor(BaseModel):
         self.net = nn.Sequential(*create_mlp(features_dim, action_dim, net_arch, activation_fn))
         self.log_std = nn.Parameter(th.full((action_dim,), float(log_std_init)))
         # action_space.shape -> (D,)
-        self.register_buffer("low", th.as_tensor(action_space.low.reshape(-1)).float())
-        self.register_buffer("high", th.as_tensor(action_space.high.reshape(-1)).float())
+        # Copies: a state that is loaded later must not be written into the environment's bounds.
+        self.register_buffer("low", th.tensor(action_space.low.reshape(-1), dtype=th.float32))
+        self.register_buffer("high", th.tensor(action_space.high.reshape(-1), dtype=th.float32))
         self.register_buffer("half_width", (self.high - self.low) / 2.0)
 
     def forward(self, obs: PyTorchObs) -> th.Tensor:
@@ -129,6 +133,7 @@ class QCriticPolicy(ActorCriticPolicy):
     ) -> None:
         """Build all four networks; the class's docstring lists the arguments."""
         check_spaces(observation_space, action_space)
+        _check_net_arch(net_arch)
         if use_sde:
             raise ValueError("use_sde must be False: the actor's noise is a plain Gaussian")
         super().__init__(
@@ -263,24 +268,14 @@ class QCriticPolicy(ActorCriticPolicy):
 MlpPolicy = QCriticPolicy
 
 
-def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-    """Raise unless observations are arrays and a bounded mean can be mapped onto the actions.
-
-    Args:
-        observation_space: anything but a Dict.
-        action_space: a Box whose bounds are finite, low below high in every dimension.
-
-    Raises:
-        ValueError: if either space is something else.
-    """
-    if isinstance(observation_space, spaces.Dict):
-        raise ValueError(
-            "Dict observations are not supported, flatten them with "
-            f"gymnasium.wrappers.FlattenObservation; got {observation_space}"
-        )
-    if not isinstance(action_space, spaces.Box):
-        raise ValueError(f"action_space must be a Box with finite bounds, got {action_space}")
-    if not (np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()):
-        raise ValueError(f"the bounds of action_space must be finite, got {action_space}")
-    if not (action_space.low < action_space.high).all():
-        raise ValueError(f"action_space needs low < high in every dimension, got {action_space}")
+def _check_net_arch(net_arch: Any) -> None:
+    """Raise unless hidden layers are told as one list of whole numbers, or one for each network."""
+    is_pair = isinstance(net_arch, dict) and net_arch.keys() == {"pi", "qf"}
+    for layers in net_arch.values() if is_pair else [net_arch or []]:
+        if not isinstance(layers, list | tuple):
+            raise ValueError(
+                "net_arch must be a list of units or {'pi': a list, 'qf': a list}, got "
+                f"{in_a_line(repr(net_arch))}"
+            )
+        for n_units in layers:
+            checked("net_arch", n_units, Range(1, is_whole=True))

@@ -3,28 +3,25 @@
 Shapes: B states of a minibatch, K actions sampled per state, D action dimensions.
 """
 
-import io
-import pathlib
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, cast, get_args
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, get_args
 
-import numpy as np
 import torch as th
-from stable_baselines3 import PPO
-from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.buffers import NStepReplayBuffer, RolloutBuffer
+from gymnasium import spaces
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.policies import BaseModel, BasePolicy
-from stable_baselines3.common.save_util import save_to_pkl
 from stable_baselines3.common.type_aliases import (
     GymEnv,
     MaybeCallback,
     ReplayBufferSamples,
     Schedule,
+    TensorDict,
 )
 from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
-from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from agents.arguments import PPO_RANGES, Range
 from agents.losses import (
     clip_fraction,
     clipped_surrogate_loss,
@@ -34,27 +31,13 @@ from agents.losses import (
     td_target,
 )
 from agents.overestimation import OverestimationCallback
-from agents.policies import MlpPolicy, QCriticPolicy, check_spaces
-from agents.replay import load_buffer, truncate_last_episode
+from agents.policies import MlpPolicy, QCriticPolicy
+from agents.replay import ReplayPPO
+from agents.spaces import check_spaces
 
 __all__ = ["Advantage", "QCriticPPO"]
 
 Advantage: TypeAlias = Literal["q", "q_baseline"]
-
-_LOWEST = {
-    "n_steps": 1,
-    "buffer_size": 1,
-    "batch_size": 1,
-    "n_epochs": 1,
-    "n_action_samples": 1,
-    "target_steps": 1,
-    "learning_starts": 0,
-    "gradient_steps": 0,
-    "ent_coef": 0,
-    "target_policy_noise": 0,
-    "target_noise_clip": 0,
-}
-"""Smallest value of each argument that is only bounded from below."""
 
 
 class _PriorActions(NamedTuple):
@@ -70,7 +53,7 @@ class _PriorActions(NamedTuple):
     """(M,)"""
 
 
-class QCriticPPO(PPO):
+class QCriticPPO(ReplayPPO):
     """Proximal policy optimisation whose advantages come from Q(s, a), not from returns.
 
     Source: Zhan, Lin & Cao 2021 (arXiv 1912.02254). Its four points:
@@ -168,7 +151,19 @@ class QCriticPPO(PPO):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": MlpPolicy}
-    policy: QCriticPolicy
+    policy_base: ClassVar[type[nn.Module]] = QCriticPolicy
+    ranges: ClassVar[Mapping[str, Range]] = {
+        **PPO_RANGES,
+        "buffer_size": Range(1, is_whole=True),
+        "learning_starts": Range(0, is_whole=True),
+        "gradient_steps": Range(0, is_whole=True),
+        "n_action_samples": Range(1, is_whole=True),
+        "target_steps": Range(1, is_whole=True),
+        "actor_learning_rate": Range(0, may_be_none=True, may_be_schedule=True),
+        "tau": Range(0, 1, is_open=True),
+        "target_policy_noise": Range(0),
+        "target_noise_clip": Range(0, may_be_infinite=True),
+    }
 
     def __init__(
         self,
@@ -202,9 +197,6 @@ class QCriticPPO(PPO):
         _init_setup_model: bool = True,
     ) -> None:
         """Check the arguments, which the class's docstring lists, and build the networks."""
-        if env is not None:  # `load` passes None
-            env = maybe_make_env(env, verbose)
-            check_spaces(env.observation_space, env.action_space)
         super().__init__(
             policy,
             env,
@@ -239,27 +231,34 @@ class QCriticPPO(PPO):
         self.target_noise_clip = target_noise_clip
         self.replay_buffer: NStepReplayBuffer | None = None
         self.overestimation = OverestimationCallback()
-        self._check_arguments()
         if _init_setup_model:
             self._setup_model()
 
-    def _check_arguments(self) -> None:
+    def _check_settings(self) -> None:
+        super()._check_settings()
         names = get_args(Advantage)
         if self.advantage not in names:
             raise ValueError(f"advantage must be one of {names}, got {self.advantage!r}")
-        for name, lowest in _LOWEST.items():
-            if not getattr(self, name) >= lowest:
-                raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
-        if not 0.0 < self.tau <= 1.0:
-            raise ValueError(f"tau must be in (0, 1], got {self.tau}")
-        if not 0.0 <= self.gamma <= 1.0:
-            raise ValueError(f"gamma must be in [0, 1], got {self.gamma}")
-        if not self.max_grad_norm > 0.0:
-            raise ValueError(f"max_grad_norm must be above 0, got {self.max_grad_norm}")
-        if isinstance(self.clip_range, float | int) and not self.clip_range > 0.0:
-            raise ValueError(f"clip_range must be above 0, got {self.clip_range}")
+
+    def _check_spaces(
+        self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
+    ) -> None:
+        check_spaces(observation_space, action_space)
+
+    def _check_state(
+        self, name: str, own: TensorDict, given: TensorDict, exact_match: bool
+    ) -> None:
+        super()._check_state(name, own, given, exact_match)
+        for key in {"actor.low", "actor.high"} & given.keys():
+            if not th.equal(own[key], given[key].to(own[key])):
+                bound = key.removeprefix("actor.")
+                raise ValueError(
+                    f"expected an actor whose actions' {bound} is {own[key].tolist()}, got "
+                    f"{given[key].tolist()}"
+                )
 
     def _setup_model(self) -> None:
+        self._check_settings()
         super()._setup_model()
         rate = self.actor_learning_rate
         self.actor_lr_schedule = self.lr_schedule if rate is None else FloatSchedule(rate)
@@ -273,75 +272,6 @@ class QCriticPPO(PPO):
                 n_steps=self.target_steps,
                 gamma=self.gamma,
             )
-
-    def collect_rollouts(
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        rollout_buffer: RolloutBuffer,
-        n_rollout_steps: int,
-    ) -> bool:
-        """Step the environments and store each transition, also one at which a callback stops.
-
-        Args:
-            env: the training environments.
-            callback: called after each step, and before and after the rollout.
-            rollout_buffer: not used; a parameter of the parent class.
-            n_rollout_steps: steps in each environment.
-
-        Returns:
-            False if a callback asked to stop.
-        """
-        self.policy.set_training_mode(False)
-        callback.on_rollout_start()
-        for _ in range(n_rollout_steps):
-            actions = self._sample_actions(env.num_envs)
-            assert isinstance(self._last_obs, np.ndarray)
-            values = self.policy.predict_q_values(self._last_obs, actions)  # for callbacks
-            new_obs, rewards, dones, infos = env.step(actions)
-            assert isinstance(new_obs, np.ndarray)  # Dict observations are rejected at construction
-            self.num_timesteps += env.num_envs
-            self._store_transition(actions, new_obs, rewards, dones, infos)
-            self._update_info_buffer(infos, dones)
-            callback.update_locals(locals())
-            if not callback.on_step():
-                return False
-        callback.on_rollout_end()
-        return True
-
-    def _sample_actions(self, n_envs: int) -> np.ndarray:
-        """Return the actions to execute, inside the bounds, (n_envs, *action shape)."""
-        if self.num_timesteps < self.learning_starts:
-            return np.stack([self.action_space.sample() for _ in range(n_envs)])
-        assert self._last_obs is not None
-        actions, _ = self.policy.predict(self._last_obs, deterministic=False)
-        return actions
-
-    def _store_transition(
-        self,
-        actions: np.ndarray,
-        new_obs: np.ndarray,
-        rewards: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        """Add one unnormalised transition per environment and advance the last observation."""
-        assert self.replay_buffer is not None
-        normalizer = self._vec_normalize_env
-        obs, raw_obs, raw_rewards = self._last_obs, new_obs, rewards
-        if normalizer is not None:
-            obs = self._last_original_obs
-            raw_obs = cast(np.ndarray, normalizer.get_original_obs())
-            raw_rewards = normalizer.get_original_reward()
-        assert isinstance(obs, np.ndarray)
-        next_obs = raw_obs.copy()
-        # A vectorised environment has already reset: what it returns is the next episode's start.
-        for i in np.flatnonzero(dones):
-            terminal = infos[i]["terminal_observation"]
-            next_obs[i] = terminal if normalizer is None else normalizer.unnormalize_obs(terminal)
-        self.replay_buffer.add(obs, next_obs, actions, raw_rewards, dones, infos)
-        self._last_obs, self._last_original_obs = new_obs, raw_obs
-        self._last_episode_starts = dones
 
     def train(self) -> None:
         """Run ``gradient_steps`` rounds of critic, actor and target updates."""
@@ -456,41 +386,12 @@ class QCriticPPO(PPO):
             total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
         )
 
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        if reset_num_timesteps or self._last_obs is None:  # the environments will be reset
-            assert self.replay_buffer is not None
-            truncate_last_episode(self.replay_buffer)
-        return super()._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
-        )
-
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         given = super()._init_callback(callback, progress_bar)
         self.overestimation.init_callback(self)
         both = CallbackList([self.overestimation, given])
         both.model = self  # its `init_callback` would call the given one's a second time
         return both
-
-    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
-        """Save the replay buffer, which `save` leaves out, as a pickle file at ``path``."""
-        assert self.replay_buffer is not None
-        save_to_pkl(path, self.replay_buffer, self.verbose)
-
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
-        """Replace the replay buffer by a saved one. Unpickling runs code: trust the file.
-
-        Raises:
-            ValueError: if the file does not fit, see `agents.replay.load_buffer`.
-        """
-        assert self.replay_buffer is not None
-        self.replay_buffer = load_buffer(path, self.replay_buffer, self.verbose)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "overestimation"]

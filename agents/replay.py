@@ -1,15 +1,131 @@
-"""The replay buffer's file, and the ends of the episodes in it."""
+"""PPO that collects into a replay buffer, the buffer's file, and the ends of the episodes in it."""
 
 from __future__ import annotations
 
 import io
 import pathlib
+from typing import Any, cast
 
 import numpy as np
-from stable_baselines3.common.buffers import NStepReplayBuffer
-from stable_baselines3.common.save_util import load_from_pkl
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import NStepReplayBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv
 
-__all__ = ["load_buffer", "truncate_last_episode"]
+from agents.arguments import in_a_line
+from agents.checked_algorithm import CheckedAlgorithm
+from agents.policies import QCriticPolicy
+
+__all__ = ["ReplayPPO", "load_buffer", "truncate_last_episode"]
+
+
+class ReplayPPO(CheckedAlgorithm, PPO):
+    """What an actor does in its environments: it acts, and stores every transition."""
+
+    policy: QCriticPolicy
+    replay_buffer: NStepReplayBuffer | None = None
+    learning_starts: int
+    """Steps with uniformly random actions, over all environments."""
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """Step the environments and store each transition, also one at which a callback stops.
+
+        Args:
+            env: the training environments.
+            callback: called after each step, and before and after the rollout.
+            rollout_buffer: not used; a parameter of the parent class.
+            n_rollout_steps: steps in each environment.
+
+        Returns:
+            False if a callback asked to stop.
+        """
+        self.policy.set_training_mode(False)
+        callback.on_rollout_start()
+        for _ in range(n_rollout_steps):
+            actions = self._sample_actions(env.num_envs)
+            assert isinstance(self._last_obs, np.ndarray)
+            values = self.policy.predict_q_values(self._last_obs, actions)  # for callbacks
+            new_obs, rewards, dones, infos = env.step(actions)
+            assert isinstance(new_obs, np.ndarray)  # Dict observations are rejected at construction
+            self.num_timesteps += env.num_envs
+            self._store_transition(actions, new_obs, rewards, dones, infos)
+            self._update_info_buffer(infos, dones)
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+        callback.on_rollout_end()
+        return True
+
+    def _sample_actions(self, n_envs: int) -> np.ndarray:
+        """Return the actions to execute, inside the bounds, (n_envs, *action shape)."""
+        if self.num_timesteps < self.learning_starts:
+            return np.stack([self.action_space.sample() for _ in range(n_envs)])
+        assert self._last_obs is not None
+        actions, _ = self.policy.predict(self._last_obs, deterministic=False)
+        return actions
+
+    def _store_transition(
+        self,
+        actions: np.ndarray,
+        new_obs: np.ndarray,
+        rewards: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """Add one unnormalised transition per environment and advance the last observation."""
+        assert self.replay_buffer is not None
+        normalizer = self._vec_normalize_env
+        obs, raw_obs, raw_rewards = self._last_obs, new_obs, rewards
+        if normalizer is not None:
+            obs = self._last_original_obs
+            raw_obs = cast(np.ndarray, normalizer.get_original_obs())
+            raw_rewards = normalizer.get_original_reward()
+        assert isinstance(obs, np.ndarray)
+        next_obs = raw_obs.copy()
+        # A vectorised environment has already reset: what it returns is the next episode's start.
+        for i in np.flatnonzero(dones):
+            terminal = infos[i]["terminal_observation"]
+            next_obs[i] = terminal if normalizer is None else normalizer.unnormalize_obs(terminal)
+        self.replay_buffer.add(obs, next_obs, actions, raw_rewards, dones, infos)
+        self._last_obs, self._last_original_obs = new_obs, raw_obs
+        self._last_episode_starts = dones
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps or self._last_obs is None:  # the environments will be reset
+            assert self.replay_buffer is not None
+            truncate_last_episode(self.replay_buffer)
+        return super()._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """Save the replay buffer, which `save` leaves out, as a pickle file at ``path``."""
+        assert self.replay_buffer is not None
+        save_to_pkl(path, self.replay_buffer, self.verbose)
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """Replace the replay buffer by a saved one. Unpickling runs code: trust the file.
+
+        Raises:
+            ValueError: if the file does not fit, see `agents.replay.load_buffer`.
+        """
+        assert self.replay_buffer is not None
+        self.replay_buffer = load_buffer(path, self.replay_buffer, self.verbose)
 
 
 def load_buffer(
@@ -24,13 +140,19 @@ def load_buffer(
 
     Raises:
         ValueError: if the file holds something else, or was saved with another number of
-            environments.
+            environments or with other spaces.
     """
     loaded = load_from_pkl(path, verbose)
     if not isinstance(loaded, NStepReplayBuffer):
         raise ValueError(f"expected an NStepReplayBuffer, got {type(loaded).__name__}")
     if loaded.n_envs != present.n_envs:
         raise ValueError(f"expected a buffer of {present.n_envs} envs, got {loaded.n_envs}")
+    for name in ("observation_space", "action_space"):
+        theirs, ours = getattr(loaded, name), getattr(present, name)
+        if theirs != ours:
+            raise ValueError(
+                f"expected a buffer whose {name} is {in_a_line(ours)}, got {in_a_line(theirs)}"
+            )
     for name in ("device", "n_steps", "gamma"):
         setattr(loaded, name, getattr(present, name))
     truncate_last_episode(loaded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -28,15 +28,18 @@ from compress_env.quantization.fake_quant import (
     MAX_BITS,
     attach,
     bake,
-    fit_scale,
     float_weight,
     is_computed,
 )
 from compress_env.quantization.packing import pack
+from compress_env.quantization.scales import fit_scale, rounded_scale
 from compress_env.snapshots import Network
 from compress_env.store import Executed, Prefix, Transition, flatten
 
 __all__ = ["QuantizationEnv"]
+
+SCALES = {"best": fit_scale, "rounded": rounded_scale}
+"""How the scales of a layer's channels are found, by name."""
 
 
 @dataclass
@@ -102,6 +105,7 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
     | `size_budget` | None | highest size allowed, a fraction of the float32 safetensors file |
     | `min_bits` | 1 | fewest bits of any layer |
     | `activation_bits` | None | 8: inputs of decided layers are rounded to 256 levels |
+    | `scales` | `"best"` | `"rounded"`: the best clip's scale, rounded |
     | others | | see `LayerwiseCompressionEnv` |
 
     Without a budget the reward `err` is best served by 8 bits everywhere. With one, what counts is
@@ -110,7 +114,7 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
 
     ## Version history
 
-    v0: first version.
+    v0: first version; every id of it has `scales="rounded"`.
     """
 
     value_name = "bits"
@@ -124,6 +128,7 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
         size_budget: float | None = None,
         min_bits: int = 1,
         activation_bits: int | None = None,
+        scales: Literal["best", "rounded"] = "best",
         **options: Unpack[TaskOptions],
     ) -> None:
         """Load the task and check that the budget can be met.
@@ -135,6 +140,8 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
                 safetensors; in (0, 1].
             min_bits: Fewest bits of any layer, 1..8.
             activation_bits: Bits of the inputs of decided layers: 8, or None for float32.
+            scales: How the scale of a channel is found: `fit_scale` or `rounded_scale` of
+                `compress_env.quantization.scales`.
             options: See `LayerwiseCompressionEnv`.
 
         Raises:
@@ -148,6 +155,7 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
             size_budget=size_budget,
             min_bits=min_bits,
             activation_bits=activation_bits,
+            scales=scales,
             **options,
         )
         if not 1 <= min_bits <= MAX_BITS:
@@ -156,12 +164,15 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
             raise ValueError(
                 f"activation_bits must be None or {ACTIVATION_BITS}, got {activation_bits}"
             )
+        if scales not in SCALES:
+            raise ValueError(f"scales must be one of {', '.join(SCALES)}, got {scales!r}")
         super().__init__(model, data, **options)
         if not self.table:
             raise ValueError("model has no Conv2d or Linear layer to quantize")
         _check_weights(self.task.model)
         self.min_bits = min_bits
         self.activation_bits = activation_bits
+        self.scales = scales
         self.runs_network = activation_bits is not None
         self._names = [layer.name for layer in self.table]
         self._sizes = size_bounds(self.task.model, self._names, inputs=activation_bits is not None)
@@ -201,7 +212,7 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
 
     @property
     def _settings(self) -> dict[str, Any]:
-        return {"activation_bits": self.activation_bits}
+        return {"activation_bits": self.activation_bits, "scales": self.scales}
 
     def _fresh(self) -> Network:
         return _Quantized(self.task.copy_model())
@@ -229,11 +240,12 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
     def _attach(self, layer: nn.Conv2d | nn.Linear, t: int, bits: int) -> None:
         """Quantize layer `t`; what fits its weight before compression is found once."""
         before = layer_at(self.task.model, self.table[t].name)
+        fit = SCALES[self.scales]
         if not torch.equal(float_weight(layer), float_weight(before)):
-            attach(layer, bits)
+            attach(layer, bits, fit(float_weight(layer), bits))
             return
         if (t, bits) not in self._fitted:
-            self._fitted[t, bits] = fit_scale(float_weight(before), bits)
+            self._fitted[t, bits] = fit(float_weight(before), bits)
         attach(layer, bits, self._fitted[t, bits].clone())
 
     def _describe(self, model: nn.Module, executed: Prefix, accuracy: float | None) -> Transition:

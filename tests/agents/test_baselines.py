@@ -1,12 +1,17 @@
 """Baselines behind Stable-Baselines3's predict."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents import Random, Uniform
+from agents.baselines import place_in_walk
 from tests.agents.fakes import TargetEnv
 
 OBSERVATIONS = spaces.Box(0.0, 1.0, (9,), np.float32)
@@ -118,3 +123,36 @@ def test_baselines_run_under_evaluate_policy() -> None:
 def test_dict_observations_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"Dict observations are not supported.*\['x'\]"):
         Uniform(0.5).predict({"x": np.zeros(9)})
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "1"])
+def test_random_rejects_what_is_no_seed(seed: Any) -> None:
+    with pytest.raises(ValueError, match=r"^seed must be [^\n]*$"):
+        Random(OBSERVATIONS, ACTIONS, seed=seed)
+
+
+def test_random_takes_a_seed_of_numpy() -> None:
+    seeds: list[Any] = [np.int64(3), 3]
+    agents = [Random(OBSERVATIONS, ACTIONS, seed=seed) for seed in seeds]
+    assert agents[0].predict(layer(0, 1))[0] == agents[1].predict(layer(0, 1))[0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.9, 0.1), (np.nan, 1.0), (0.0, np.inf)], ids=["swapped", "nan", "infinite"]
+)
+def test_what_is_no_interval_is_rejected(low: float, high: float) -> None:
+    """As under VecNormalize."""
+    with pytest.raises(ValueError, match=r"^expected observations of intervals, not normalised"):
+        Uniform(0.5).predict(np.stack([layer(0.0, 1.0), layer(low, high)]))
+
+
+@given(n_decisions=st.integers(1, 200))
+def test_every_place_of_a_walk_is_found(n_decisions: int) -> None:
+    index = np.arange(n_decisions, dtype=np.float32) / np.float32(max(n_decisions - 1, 1))
+    np.testing.assert_array_equal(place_in_walk(index, n_decisions), np.arange(n_decisions))
+
+
+@pytest.mark.parametrize("index", [-0.25, 1.25, 0.3, np.nan, np.inf])
+def test_places_of_other_walks_are_rejected(index: float) -> None:
+    with pytest.raises(ValueError, match="expected the observations of a walk of 5 decisions"):
+        place_in_walk(np.array([0.25, index]), 5)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from agents import CMAES, TPE, EpisodeSearch
 from agents.optimizers import CovarianceAdaptation, ParzenEstimator
@@ -206,6 +208,87 @@ def test_optuna_keeps_its_verbosity_and_says_nothing(caplog: pytest.LogCaptureFi
     optuna.logging.disable_propagation()
     assert optuna.logging.get_verbosity() == before
     assert caplog.records == []
+
+
+class WalkEnv(TargetEnv):
+    """Tells its walk, and the place in it as `LayerState` does."""
+
+    def __init__(self, n_steps: int = N_STEPS) -> None:
+        super().__init__(n_steps)
+        self.walk = list(range(n_steps))
+
+    def _get_obs(self) -> NDArray[np.float32]:
+        observation = super()._get_obs()
+        observation[0] = min(len(self.errors) / (self.n_steps - 1), 1.0)
+        return observation
+
+
+class TestPlaces:
+    def test_a_loaded_search_still_knows_that_observations_tell_them(self, tmp_path: Path) -> None:
+        made = CMAES("MlpPolicy", WalkEnv(), seed=0).learn(6 * N_STEPS)
+        made.save(tmp_path / "search")
+        observations = np.zeros((N_STEPS, 2), np.float32)
+        observations[:, 0] = np.arange(N_STEPS) / (N_STEPS - 1)
+        for search in (made, CMAES.load(tmp_path / "search")):
+            actions, _ = search.predict(observations)
+            np.testing.assert_array_equal(actions, made.best_actions)
+            with pytest.raises(ValueError, match="of a walk of 5 decisions, not normalised"):
+                search.predict(observations * 0.7)
+
+    def test_normalised_observations_do_not_tell_them(self) -> None:
+        env = VecNormalize(DummyVecEnv([WalkEnv]))
+        made = CMAES("MlpPolicy", env, seed=0).learn(6 * N_STEPS)
+        observation: Any = env.reset()
+        state, actions = None, []
+        for _ in range(N_STEPS):
+            action, state = made.predict(observation, state)
+            observation = env.step(action)[0]
+            actions.append(action[0])
+        assert made.best_actions is not None
+        np.testing.assert_array_equal(actions, made.best_actions)
+
+    def test_walks_of_another_length_are_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"expected walks of n_decisions=4, got \[5\]"):
+            CMAES("MlpPolicy", WalkEnv(), n_decisions=4)
+        made = CMAES("MlpPolicy", WalkEnv(), seed=0)
+        with pytest.raises(ValueError, match=r"expected walks of n_decisions=5, got \[3\]"):
+            made.set_env(WalkEnv(3))
+        both = DummyVecEnv([WalkEnv, lambda: WalkEnv(3)])
+        with pytest.raises(ValueError, match=r"expected walks of n_decisions=3, got \[3, 5\]"):
+            TPE("MlpPolicy", both)
+
+    def test_states_and_starts_are_one_for_each_observation(self) -> None:
+        made = search(CMAES, 4)
+        batch = np.zeros((2, 2), np.float32)
+        _, state = made.predict(batch, (np.array([3, 1]),), np.array([True, False]))
+        assert state[0].tolist() == [1, 2]
+        with pytest.raises(ValueError, match=r"expected state of shape \(2,\), got \(1,\)"):
+            made.predict(batch, (np.array([3]),))
+        with pytest.raises(ValueError, match=r"expected episode_start of shape \(2,\), got \(3,\)"):
+            made.predict(batch, None, np.zeros(3, bool))
+        with pytest.raises(ValueError, match="Unexpected observation shape"):
+            made.predict(np.zeros(3, np.float32))
+
+
+def test_the_best_is_so_by_rewards_as_they_are() -> None:
+    """Those of VecNormalize depend on the episodes before."""
+    env = VecNormalize(DummyVecEnv([lambda: TargetEnv(N_STEPS)]))
+    found = [
+        search.best_return
+        for search in (
+            CMAES("MlpPolicy", each, n_decisions=N_STEPS, seed=0).learn(20 * N_STEPS)
+            for each in (env, TargetEnv(N_STEPS))
+        )
+    ]
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_a_copied_optimizer_draws_on_its_own() -> None:
+    """Of two copies each gives the points that the other gives."""
+    one = CovarianceAdaptation(3, 0, 0.5, None)
+    two, three = copy.deepcopy(one), pickle.loads(pickle.dumps(one))
+    points = [[optimizer.ask().tolist() for _ in range(4)] for optimizer in (one, two, three)]
+    assert points[0] == points[1] == points[2]
 
 
 class TestRefusals:

@@ -160,3 +160,41 @@ def test_agents_run_under_evaluate_policy() -> None:
     for agent in (AFIE(env), SBPF(env, n_trials=1)):
         mean, _ = evaluate_policy(agent, env, n_eval_episodes=2, warn=False)
         assert isinstance(mean, float) and -3.0 <= mean <= 0.0
+
+
+def test_given_rates_are_copied() -> None:
+    rates = np.array([0.1, 0.2])
+    agent = GivenRates(rates)
+    rates[:] = 5.0
+    assert agent.rates.tolist() == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("rates", [[], [0.1, 1.5], [np.nan], [[0.1, 0.2]]])
+def test_what_are_no_rates_is_refused(rates: Any) -> None:
+    with pytest.raises(ValueError, match=r"^expected rates in \[0, 1\], at least one, got "):
+        GivenRates(np.array(rates))
+
+
+def test_layers_of_another_walk_are_refused() -> None:
+    """A negative index would count from the end."""
+    agent = GivenRates(np.array([0.0, 0.5, 1.0]))
+    observations = np.zeros((3, 9), np.float32)
+    observations[:, 0], observations[:, 7] = [0.0, 0.5, 1.0], 1.0
+    assert agent.predict(observations)[0].ravel().tolist() == [-1.0, 0.0, 1.0]
+    for index in (-0.5, 1.5, 0.33):
+        observations[1, 0] = index
+        with pytest.raises(ValueError, match="expected the observations of a walk of 3 decisions"):
+            agent.predict(observations)
+
+
+@pytest.mark.parametrize("seed", [np.int64(4), np.uint8(4)])
+def test_a_seed_may_be_numpys(seed: Any) -> None:
+    env = make(method="magnitude", filters_budget=0.5)
+    same = [SBPF(env, n_trials=2, seed=each).rates.tolist() for each in (seed, 4)]
+    assert same[0] == same[1]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 0.5])
+def test_what_is_no_seed_is_refused(seed: Any) -> None:
+    with pytest.raises(ValueError, match=r"^seed must be [^\n]*$"):
+        SBPF(make(method="magnitude", filters_budget=0.5), seed=seed)

@@ -356,6 +356,9 @@ def test_replay_buffer_has_its_own_file(tmp_path: Path) -> None:
     two_envs = make_agent(vectorized(2))
     with pytest.raises(ValueError, match="expected a buffer of 2 envs, got 1"):
         two_envs.load_replay_buffer(tmp_path / "buffer.pkl")
+    wider = make_agent(TargetEnv(high=(2.0,)))
+    with pytest.raises(ValueError, match=r"^expected a buffer whose action_space is Box\(-1.0, 2"):
+        wider.load_replay_buffer(tmp_path / "buffer.pkl")
 
 
 def test_learning_continues_where_it_stopped() -> None:
