@@ -43,8 +43,9 @@ from compress_env.envs.state import (
     scales_of,
     timed,
 )
-from compress_env.fingerprint import task_fingerprint
+from compress_env.fingerprint import describe_task, name_in_process
 from compress_env.layers import Layer, layer_table
+from compress_env.process import describe_process
 from compress_env.rewards import Reward, RewardInput, get_reward, lower_bound
 from compress_env.seeding import derive_generator
 from compress_env.snapshots import Network, PrefixNetworks
@@ -161,7 +162,8 @@ class LayerwiseCompressionEnv(CompressionStage):
         self.store = open_store(store, scorer)
         self._own_store = None if isinstance(store, TransitionStore) else self.store
         # Nobody else reads an own store in memory.
-        self._fingerprint = "" if store == "memory" else None
+        self._described = "" if store == "memory" else None
+        self._process = describe_process(self.task.device)
         self.n_lookups = self.n_hits = 0
         self.table: tuple[Layer, ...] = layer_table(self.task.model, self.task.example_image())
         self.positions = {layer.name: layer.positions for layer in self.table}
@@ -395,14 +397,28 @@ class LayerwiseCompressionEnv(CompressionStage):
     def _network_after(self, executed: Prefix) -> Network:
         """Return the network after `executed`, computed now if a store has spared that so far."""
         networks, seed = self._networks, self._noise_seed
-        return networks.follow(seed, executed) if self._lent else networks.at(seed, executed)
+        if self._lent:
+            return networks.follow(seed, executed)
+        self._heed_process()
+        return networks.at(seed, executed)
+
+    def _heed_process(self) -> None:
+        """Start afresh where this process computes in another way than before."""
+        now = describe_process(self.task.device)
+        if now != self._process:
+            self._process = now
+            self._forget_computed()
+
+    def _forget_computed(self) -> None:
+        """Let go of what was computed while the process computed in another way."""
+        self._networks.forget()
 
     def _is_scored(self, n_done: int) -> bool:
         return self.reward_at == "layer" or n_done == len(self.walk)
 
     def _task_name(self) -> str:
-        """Return this task's name in the store."""
-        if self._fingerprint is None:
+        """Return this task's name in the store, which follows what the process is set to now."""
+        if self._described is None:
             settings = {
                 "finetune_steps": self.finetune_steps,
                 "finetune_at": self.finetune_at,
@@ -410,8 +426,9 @@ class LayerwiseCompressionEnv(CompressionStage):
                 "seed": self.task_seed,
                 "scorer": self._scorer_fingerprint,
             }
-            self._fingerprint = task_fingerprint(self.task, type(self), settings | self._settings)
-        return self._fingerprint
+            self._described = describe_task(self.task, type(self), settings | self._settings)
+        self._heed_process()
+        return name_in_process(self._described, self.task, self._process)
 
     def _describe(self, model: nn.Module, executed: Prefix, accuracy: float | None) -> Transition:
         next_layer = self.walk[min(len(executed), len(self.walk) - 1)].name
