@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -37,6 +38,7 @@ from compress_env.envs.state import (
     describe_failure,
     describe_network,
     failed_transition,
+    is_within,
     live_layer,
     reward_input,
     scale_layer,
@@ -341,7 +343,7 @@ class LayerwiseCompressionEnv(CompressionStage):
             return self._compute(executed)[0]
         task, key = self._task_name(), (self._noise_seed, *executed)
         with self._timed("store"):
-            known = store.get(task, key)
+            known = store.get(task, key, partial(self._can_be, len(executed)))
         self.n_lookups += 1
         self.n_hits += known is not None
         if known is not None:
@@ -351,6 +353,12 @@ class LayerwiseCompressionEnv(CompressionStage):
             with self._timed("store"):
                 store.put(task, key, result)
         return result
+
+    def _can_be(self, n_done: int, found: Transition) -> bool:
+        """Return whether so many decisions can have led to what a store says."""
+        widest = {name: self._scales[name] for name in ("out_channels", "in_channels")}
+        bound = self._uncompressed._replace(**widest)
+        return is_within(found, bound, self._is_scored(n_done))
 
     def _compute(self, executed: Prefix) -> tuple[Transition, bool]:
         """Return what the network is after `executed`, and whether it would be so again."""

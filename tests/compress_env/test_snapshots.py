@@ -281,7 +281,7 @@ class TestWhatIsWorthACopy:
         assert recorder.n_copies == 0
 
     def test_from_a_snapshot_only_what_follows_it_is_saved(self) -> None:
-        cached, recorder = networks(10**6, copy_s=4.0, n_layers=12)
+        cached, _ = networks(10**6, copy_s=4.0, n_layers=12)
         walk(cached, (0,) * 12)
         walk(cached, (0,) * 5 + (1,) * 7, n_known=5)
         assert len(cached.snapshots) == 1

@@ -284,8 +284,8 @@ class TestFaultsWhileInUse:
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         make_file(tmp_path / "store")
-        make_foreign(tmp_path / "store", "DROP TABLE transitions")
         with closing(TransitionStore(tmp_path / "store")) as store:
+            make_foreign(tmp_path / "store", "DROP TABLE transitions")
             assert len(store) == 0
             check_goes_on(store, caplog, "no such table")
 
