@@ -30,7 +30,6 @@ _SWITCHES = (
     "is_anomaly_enabled",
     "is_anomaly_check_nan_enabled",
     "is_autocast_cache_enabled",
-    "nn.modules.module._global_is_full_backward_hook",
     "_C._get_float32_matmul_precision",
     "_C._get_nnpack_enabled",
     "_C._get_cpu_allow_fp16_reduced_precision_reduction",
@@ -186,7 +185,7 @@ def _hooks() -> Iterator[Any]:
     """Yield what is called in every module and optimizer, or changes every operation."""
     for name, registry in _REGISTRIES:
         if registry:
-            yield [name, list(registry.values())]
+            yield [name, list(registry.values()), modules._global_is_full_backward_hook]
     yield from torch.overrides._get_current_function_mode_stack()
     yield from _get_current_dispatch_mode_stack()
     saved = torch._C._autograd._top_saved_tensors_default_hooks(True)

@@ -65,9 +65,9 @@ CHANGES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "flush": lambda: switched(torch.set_flush_denormal, True, False),
     "deterministic": lambda: switched(torch.use_deterministic_algorithms, True, False),
     "precision": lambda: switched(torch.set_float32_matmul_precision, "medium", "highest"),
-    "mkldnn precision": lambda: switched(set_matmul, "bf16", "none"),
+    "mkldnn precision": lambda: switched(set_matmul, "bf16", "ieee"),
     "dtype": lambda: switched(torch.set_default_dtype, torch.float64, torch.float32),
-    "mkldnn": lambda: torch.backends.mkldnn.flags(enabled=False),
+    "mkldnn": lambda: switched(torch.backends.mkldnn.set_flags, False, True),
     "nnpack": lambda: torch.backends.nnpack.flags(enabled=False),
     "autocast": lambda: torch.autocast("cpu"),
     "autocast to": lambda: torch.autocast("cpu", torch.float16),
@@ -86,6 +86,14 @@ CHANGES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "operations": DispatchMode,
     "saved tensors": lambda: torch.autograd.graph.saved_tensors_hooks(nn.Identity(), nn.Identity()),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settled() -> None:
+    """Leave behind what PyTorch does not take back: a precision once set is never unset."""
+    for name in ("precision", "mkldnn precision", "mkldnn"):
+        with CHANGES[name]():
+            pass
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")

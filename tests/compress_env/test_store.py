@@ -429,9 +429,7 @@ class TestFilesOfStrangers:
             assert store.get("task", KEY) is None
             check_goes_on(store, caplog, "interrupted")
 
-    def test_a_huge_row_is_not_read(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_a_huge_row_is_not_read(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         path = tmp_path / "store"
         make_file(path)
         make_foreign(path, "UPDATE transitions SET record = hex(zeroblob(2000000))")
@@ -508,9 +506,7 @@ class TestFilesOfStrangers:
     ) -> None:
         self.check_not_believed(record, tmp_path / "store", caplog)
 
-    def check_not_believed(
-        self, record: str, path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def check_not_believed(self, record: str, path: Path, caplog: pytest.LogCaptureFixture) -> None:
         """Put a record with a right checksum into a file, and expect a miss."""
         make_file(path)
         key = json.dumps(KEY)
