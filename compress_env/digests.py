@@ -26,13 +26,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Code", "digest", "file_stamps"]
+__all__ = ["Code", "digest", "file_stamps", "identify"]
 
 # Names through which code reaches what its own text does not show.
 _OPAQUE_NAMES = {"__import__", "eval", "exec", "globals", "input", "locals", "open", "vars"}
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE, which every class made by Python code has
 # An instance of more bytes than these has slots or a part in C that its dict does not show.
 _PLAIN_SIZE = object.__basicsize__ + 16
+# What has no identity that matters: others are told apart from their equals.
+_VALUES = (
+    bool, int, float, complex, str, bytes, tuple, frozenset, type(None), type(Ellipsis), enum.Enum,
+    torch.dtype, torch.device, np.generic, np.dtype, types.CodeType, types.MethodType,
+    types.BuiltinFunctionType, types.MappingProxyType, property, staticmethod, classmethod,
+)  # fmt: skip
 # What a class's namespace holds beside its own code and constants.
 _BOOKKEEPING = {
     "__abstractmethods__", "__annotations__", "__dataclass_fields__", "__dataclass_params__",
@@ -63,7 +69,7 @@ def digest(*parts: Any) -> str:
     for part in parts:
         encoder.write("part", b"")
         if isinstance(part, Code):
-            encoder.write("code", _code_digest(part.value).encode())
+            encoder.write("code", (identify(part.value) or uuid.uuid4().hex).encode())
         else:
             encoder.feed(part)
     return encoder.hash.hexdigest()
@@ -79,12 +85,13 @@ def file_stamps(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[str, int,
     return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in files]
 
 
-def _code_digest(value: Any) -> str:
+def identify(value: Any) -> str | None:
+    """Return the digest of a value that may hold code, None where it cannot be identified."""
     encoder = _Encoder()
     try:
         encoder.feed(value)
-    except (TypeError, RecursionError):
-        return uuid.uuid4().hex
+    except Exception:  # a value is asked for its parts, whose code may do anything
+        return None
     return encoder.hash.hexdigest()
 
 
@@ -93,7 +100,8 @@ class _Encoder:
 
     def __init__(self) -> None:
         self.hash = hashlib.sha256()
-        self._open: list[Any] = []  # the values around the current one; they may refer to it
+        # What has been fed, which may be met again, also within itself; kept, as its id is.
+        self._fed: dict[int, tuple[int, Any]] = {}
 
     def write(self, kind: str, content: Any) -> None:
         """Feed bytes or a contiguous array."""
@@ -106,15 +114,13 @@ class _Encoder:
         Raises:
             TypeError: If it cannot be identified.
         """
-        depth = next((i for i, outer in enumerate(self._open) if outer is value), None)
-        if depth is not None and not isinstance(value, str | bytes | int | float):
-            return self.write("again", str(depth).encode())
-        self._open.append(value)
-        try:
-            if not (self._feed_plain(value) or self._feed_array(value) or self._feed_code(value)):
-                self._feed_object(value)
-        finally:
-            self._open.pop()
+        number, _ = self._fed.get(id(value), (None, None))
+        if number is not None:
+            return self.write("again", str(number).encode())
+        if not isinstance(value, _VALUES):
+            self._fed[id(value)] = (len(self._fed), value)
+        if not (self._feed_plain(value) or self._feed_array(value) or self._feed_code(value)):
+            self._feed_object(value)
 
     def _feed_plain(self, value: Any) -> bool:
         """Feed a constant or a container; return whether it was one."""
@@ -192,7 +198,7 @@ class _Encoder:
         if version is not None:
             self.write("version", version.encode())
         else:
-            self._feed_all("body", [function.__code__])
+            self._feed_all("body", [function.__code__, vars(function)])
             self._feed_globals(function)
 
     def _feed_globals(self, function: types.FunctionType) -> None:
@@ -216,7 +222,7 @@ class _Encoder:
         version = _version(kind.__module__)
         if version is not None:
             self.write("version", version.encode())
-            return
+            return self._feed_all("patches", _patches(kind))
         if not kind.__flags__ & _HEAP_TYPE:
             raise TypeError(f"{kind.__qualname__} is not made by Python code")
         for name, value in sorted(vars(kind).items()):
@@ -231,6 +237,17 @@ class _Encoder:
         if not (by_python and kind.__basicsize__ <= _PLAIN_SIZE and hasattr(value, "__dict__")):
             raise TypeError(f"a {kind.__qualname__} cannot be identified")
         self._feed_all("object", [kind, dict(value.__dict__)])
+
+
+def _patches(kind: type) -> list[Any]:
+    """Return the functions that other code has put into a class of an installed package."""
+    root = kind.__module__.partition(".")[0]
+    return [
+        [name, value]
+        for name, value in sorted(vars(kind).items())
+        if isinstance(value, types.FunctionType) and _version(value.__module__ or "") is None
+        if (value.__module__ or "").partition(".")[0] != root
+    ]
 
 
 def _value_digest(value: Any) -> str:

@@ -1,17 +1,21 @@
-"""Networks by the decisions that led to them, so that none of these is ever carried out twice."""
+"""Networks by the decisions that led to them, kept where a copy costs less than what it saves."""
 
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
+from time import perf_counter
 from typing import Generic, Protocol, TypeVar
 
 from torch import nn
 
 from compress_env.store import Executed, Prefix
 
-__all__ = ["PrefixNetworks", "SnapshotCache"]
+__all__ = ["COPYING_SHARE", "PrefixNetworks", "SnapshotCache"]
+
+COPYING_SHARE = 0.03
+"""Part of the time of decisions that copies nobody may ever ask for are allowed to take."""
 
 Key = tuple[int, Prefix]
 
@@ -73,7 +77,13 @@ class SnapshotCache(Generic[N]):
 class PrefixNetworks(Generic[N]):
     """The network that any sequence of decisions leads to, from the nearest one at hand.
 
-    At hand are the network asked for last, the snapshots, and the uncompressed network.
+    At hand are the network asked for last, the snapshots, and the uncompressed network. Two kinds
+    of networks are kept as snapshots:
+
+    - Where several decisions at once are missing, somebody has been at the network before the last
+      one already, and has gone on another way. It is kept if making it took longer than a copy.
+    - Any other may be of use too, or never. Copies of these take up to `COPYING_SHARE` of the time
+      of decisions: all networks are kept where decisions take long, few where they are quick.
     """
 
     def __init__(
@@ -82,6 +92,7 @@ class PrefixNetworks(Generic[N]):
         advance: Callable[[N, int, int, Executed], None],
         n_layers: int,
         max_bytes: int,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         """Start without any network.
 
@@ -90,16 +101,27 @@ class PrefixNetworks(Generic[N]):
             advance: Carries out the decision of layer t in place: (network, seed, t, executed).
             n_layers: Length of the walk. A finished network is not kept: nothing follows from it.
             max_bytes: Bound of the snapshots.
+            clock: Tells the time in seconds.
         """
         self._fresh = fresh
         self._advance = advance
         self._n_layers = n_layers
+        self._clock = clock
         self.snapshots: SnapshotCache[N] = SnapshotCache(max_bytes)
         self._last: tuple[Key, N] | None = None
+        self.copying_share = COPYING_SHARE
+        self._copy_s = 0.0  # what the last copy took
+        self._copying_s = 0.0  # what copies have taken that nobody has asked for
+        self._advancing_s = 0.0
 
     def forget_last(self) -> None:
         """Let go of the network asked for last, which the caller may have changed."""
         self._last = None
+
+    def forget(self) -> None:
+        """Let go of every network."""
+        self._last = None
+        self.snapshots.clear()
 
     def at(self, seed: int, prefix: Prefix) -> N:
         """Return the network after `prefix`, changing the one returned last.
@@ -113,10 +135,12 @@ class PrefixNetworks(Generic[N]):
         """
         n_done, network = self._nearest(seed, prefix)
         self._last = None  # should a decision fail, the network is of no use
+        since_nearest_s = 0.0
         for t in range(n_done, len(prefix)):
-            self._advance(network, seed, t, prefix[t])
+            since_nearest_s += self._take(network, seed, t, prefix[t])
             if t + 1 < self._n_layers:
-                self.snapshots.put((seed, prefix[: t + 1]), network)
+                saves_s = since_nearest_s if t + 2 == len(prefix) else 0.0
+                self._consider((seed, prefix[: t + 1]), network, saves_s)
         self._last = (seed, prefix), network
         return network
 
@@ -138,7 +162,36 @@ class PrefixNetworks(Generic[N]):
                 return n_done, self._last[1]
             if key in self.snapshots:
                 return n_done, self.snapshots.copy_of(key)
-        return 0, self._fresh()
+        start = self._clock()
+        network = self._fresh()
+        self._copy_s = self._clock() - start
+        return 0, network
+
+    def _take(self, network: N, seed: int, t: int, executed: Executed) -> float:
+        """Carry out a decision, and return the seconds that it took."""
+        start = self._clock()
+        self._advance(network, seed, t, executed)
+        seconds = self._clock() - start
+        self._advancing_s += seconds
+        return seconds
+
+    def _consider(self, key: Key, network: N, saves_s: float) -> None:
+        """Keep a copy of a network, if that is worth its time.
+
+        Args:
+            key: The network's key.
+            network: The network.
+            saves_s: Seconds that the copy will save whoever comes here again; 0 if nobody has come
+                twice.
+        """
+        is_wanted = saves_s > self._copy_s
+        allowed_s = self.copying_share * self._advancing_s
+        if not is_wanted and self._copying_s + self._copy_s > allowed_s:
+            return
+        start = self._clock()
+        self.snapshots.put(key, network)
+        if not is_wanted:
+            self._copying_s += self._clock() - start
 
 
 def _count_bytes(model: nn.Module) -> int:

@@ -3,6 +3,12 @@
 One row per (task fingerprint, executed values so far), in SQLite: in memory for one environment, in
 a file in WAL mode for the processes and runs of one machine. Rows are JSON with a checksum; nothing
 in a file is ever executed.
+
+Whom to trust with a file: whoever can write to it says what steps led to. A file of a stranger's can
+neither run code, nor hang a process, nor raise an error; of what it holds only what a network could
+have come to is believed (`Transition`). But that can be wrong all the same, such as an accuracy of
+0.97 that is 0.1: the checksum tells of damage, not of lies. Take files from those alone whose results
+you would publish as your own.
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from filelock import FileLock
@@ -29,7 +36,26 @@ _T = TypeVar("_T")
 
 _APPLICATION_ID = 0x434E5645  # SQLite's own mark of whose file it is
 _SCHEMA = 1
+_TABLE = """CREATE TABLE transitions (
+    task TEXT, executed TEXT, record TEXT NOT NULL, checksum BLOB NOT NULL,
+    PRIMARY KEY (task, executed)
+) WITHOUT ROWID"""
 _TIMEOUT_S = 10.0
+_MAX_FILE_BYTES = 2**36
+_MAX_ROW_BYTES = 2**20
+_MAX_ERROR_LENGTH = 2**16
+_MAX_COUNT = 2**63
+_STEPS_BETWEEN_CHECKS = 10_000  # of SQLite's virtual machine, a fraction of a millisecond
+_LIMITS = {
+    sqlite3.SQLITE_LIMIT_LENGTH: _MAX_ROW_BYTES,
+    sqlite3.SQLITE_LIMIT_SQL_LENGTH: 10_000,
+    sqlite3.SQLITE_LIMIT_COLUMN: 16,
+    sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 16,
+    sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 1,
+    sqlite3.SQLITE_LIMIT_ATTACHED: 0,
+    sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH: 1,
+}
+_COMPANIONS = ("-wal", "-shm", "-journal", ".lock")  # files that belong to a store's
 _FAULTS = (sqlite3.Error, OSError, ValueError)
 _logger = logging.getLogger(__name__)
 
@@ -64,6 +90,27 @@ class Transition(NamedTuple):
     size_bytes: int = 0
     """Bytes of the network as a packed file; 0 where only pruning is decided, or not scored."""
 
+    def is_possible(self) -> bool:
+        """Whether some network can have come to this: all types and ranges are right."""
+        counts = [x for name, x in self._asdict().items() if name not in _NO_COUNTS]
+        return (
+            isinstance(self.nonzeros, list | tuple)
+            and all(type(n) is int and 0 <= n < _MAX_COUNT for n in (*counts, *self.nonzeros))
+            and (self.accuracy is None or _is_fraction(self.accuracy))
+            and (self.error is None or _is_message(self.error))
+        )
+
+
+_NO_COUNTS = ("accuracy", "nonzeros", "error")
+
+
+def _is_fraction(value: Any) -> bool:
+    return type(value) in (int, float) and 0.0 <= value <= 1.0
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= _MAX_ERROR_LENGTH and value.isprintable()
+
 
 class TransitionStore:
     """A map from (task fingerprint, executed values) to a `Transition`.
@@ -71,6 +118,9 @@ class TransitionStore:
     A file that is corrupt, locked, full, or not a transition store is reported once, left as it
     is, and replaced by a store in memory, so that the run goes on. Several processes may use one
     file at the same time, on one machine: WAL mode does not work over network file systems.
+
+    A file that a stranger has made does no harm but one: it can hold plausible results that are
+    wrong. Only share files with those whom you believe.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
@@ -94,19 +144,36 @@ class TransitionStore:
         """Pickle as the path; a store in memory arrives empty."""
         return type(self), (self.path,)
 
-    def get(self, task: str, executed: Prefix) -> Transition | None:
-        """Return what the values led to in a task, or None if nobody has tried them."""
+    def get(
+        self,
+        task: str,
+        executed: Prefix,
+        fits: Callable[[Transition], bool] = Transition.is_possible,
+    ) -> Transition | None:
+        """Return what the values led to in a task, or None if nobody has tried them.
+
+        Args:
+            task: The task's fingerprint.
+            executed: The values.
+            fits: Whether they can have led to a transition, asked of one that is possible; if not,
+                the file is not believed.
+        """
 
         def read() -> Transition | None:
             query = "SELECT record, checksum FROM transitions WHERE task = ? AND executed = ?"
             key = json.dumps(executed)
             row = self._connection.execute(query, (task, key)).fetchone()
-            return None if row is None else _parse(task, key, *row)
+            found = None if row is None else _parse(task, key, *row)
+            if not (found is None or fits(found)):
+                raise ValueError("a row says what cannot be")
+            return found
 
         return self._guard(read, lambda: None)
 
     def put(self, task: str, executed: Prefix, transition: Transition) -> None:
-        """Keep what the values led to in a task."""
+        """Keep what the values led to in a task, unless no network can have come to that."""
+        if not transition.is_possible():
+            return
         key, record = json.dumps(executed), json.dumps(transition)
         row = (task, key, record, _checksum(task, key, record))
 
@@ -117,7 +184,8 @@ class TransitionStore:
 
     def __len__(self) -> int:
         """Return the number of transitions, of all tasks."""
-        query = "SELECT COUNT(*) FROM transitions"
+        # Unlike COUNT(*), a sum can be interrupted.
+        query = "SELECT COALESCE(SUM(1), 0) FROM transitions"
         return self._guard(lambda: int(self._connection.execute(query).fetchone()[0]), lambda: 0)
 
     def close(self) -> None:
@@ -129,7 +197,8 @@ class TransitionStore:
         """Run an action on the file; if that fails, go on in memory and do something else."""
         try:
             self._check_process()
-            return action()
+            with _in_time(self._connection):
+                return action()
         except sqlite3.ProgrammingError:
             raise  # a mistake of the caller, such as a closed store
         except _FAULTS as fault:
@@ -155,12 +224,11 @@ def _connect(path: Path | None) -> sqlite3.Connection:
         connection = _open(":memory:")
         _create(connection)
         return connection
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no directory {str(path.parent)!r}")
+    _check_files(path)
     # Two processes that turn on WAL mode at once would find the file locked.
     with FileLock(f"{path}.lock", timeout=_TIMEOUT_S):
         connection = _open(str(path))
-        with _closing_on_error(connection):
+        with _closing_on_error(connection), _in_time(connection):
             if _is_new(connection):
                 _create(connection)
             connection.execute("PRAGMA journal_mode = WAL")
@@ -168,9 +236,39 @@ def _connect(path: Path | None) -> sqlite3.Connection:
     return connection
 
 
+def _check_files(path: Path) -> None:
+    """Check that there is nothing beside files, none of them too large.
+
+    Raises:
+        OSError: If there is, or no directory.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no directory {str(path.parent)!r}")
+    for file in (path, *(Path(f"{path}{ending}") for ending in _COMPANIONS)):
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise OSError(f"{file.name!r} is not a file")
+        if file.is_file() and file.stat().st_size > _MAX_FILE_BYTES:
+            raise OSError(f"{file.name!r} is larger than {_MAX_FILE_BYTES >> 30} GiB")
+
+
 def _open(name: str) -> sqlite3.Connection:
     # Each statement is a transaction of its own; SQLite itself is safe to call from any thread.
-    return sqlite3.connect(name, _TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(name, _TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    for limit, value in _LIMITS.items():
+        connection.setlimit(limit, value)
+    connection.execute("PRAGMA trusted_schema = OFF")
+    return connection
+
+
+@contextmanager
+def _in_time(connection: sqlite3.Connection) -> Iterator[None]:
+    """Interrupt statements that have been computing for too long."""
+    end = monotonic() + _TIMEOUT_S
+    connection.set_progress_handler(lambda: monotonic() > end, _STEPS_BETWEEN_CHECKS)
+    try:
+        yield
+    finally:
+        connection.set_progress_handler(None, 0)
 
 
 @contextmanager
@@ -198,17 +296,31 @@ def _is_new(connection: sqlite3.Connection) -> bool:
         raise ValueError("it is a database, but not a transition store")
     if schema != _SCHEMA:
         raise ValueError(f"its format is {schema}, expected {_SCHEMA}")
+    _check_table(connection)
     return False
+
+
+def _check_table(connection: sqlite3.Connection) -> None:
+    """Check that a file holds the one table that `_create` makes, and nothing that computes.
+
+    Raises:
+        ValueError: If it holds another, a view, a trigger or an index.
+    """
+    rows = connection.execute("SELECT type, name, sql FROM sqlite_schema LIMIT 2").fetchall()
+    found = [(kind, name, _squeeze(sql)) for kind, name, sql in rows]
+    if found != [("table", "transitions", _squeeze(_TABLE))]:
+        raise ValueError("its tables are not those of a transition store")
+
+
+def _squeeze(sql: Any) -> str:
+    return " ".join(str(sql).split()).replace("( ", "(").replace(" )", ")")
 
 
 def _create(connection: sqlite3.Connection) -> None:
     connection.executescript(
         f"""
         BEGIN;
-        CREATE TABLE transitions (
-            task TEXT, executed TEXT, record TEXT NOT NULL, checksum BLOB NOT NULL,
-            PRIMARY KEY (task, executed)
-        ) WITHOUT ROWID;
+        {_TABLE};
         PRAGMA application_id = {_APPLICATION_ID};
         PRAGMA user_version = {_SCHEMA};
         COMMIT;
@@ -219,7 +331,13 @@ def _create(connection: sqlite3.Connection) -> None:
 def _parse(task: str, key: str, record: Any, checksum: Any) -> Transition:
     if not isinstance(record, str) or checksum != _checksum(task, key, record):
         raise ValueError("a row is corrupt")
-    return Transition(*json.loads(record))
+    try:
+        found = Transition(*json.loads(record))
+        if found.is_possible():
+            return found
+    except (TypeError, ValueError, RecursionError):
+        pass
+    raise ValueError("a row is not a transition")
 
 
 def _checksum(*parts: str) -> bytes:

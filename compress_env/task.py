@@ -115,6 +115,20 @@ def _gpu_of_this_process() -> torch.device:
     return torch.device("cuda", number % n_gpus)
 
 
+def _check_gradient_hooks(model: nn.Module) -> None:
+    """Check that no parameter calls anything, which a copy of it would not do.
+
+    Raises:
+        ValueError: If one does.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise ValueError(
+                f"the parameter {name!r} has a hook, which copies of the network would lose: "
+                "remove it, or put a hook on the module that owns the parameter"
+            )
+
+
 class CompressionTask:
     """What is compressed and how the result is judged; knows nothing of layers or agents.
 
@@ -170,6 +184,7 @@ class CompressionTask:
             model = load_baseline(model, self.data, checkpoint=checkpoint, device=self.device)
         else:
             check_network(model)
+            _check_gradient_hooks(model)
             model = copy.deepcopy(model)
             if checkpoint is not None:
                 load_checkpoint(model, checkpoint)
@@ -365,6 +380,11 @@ class CompressionTask:
             self._scoring_size = size // 2
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    @property
+    def scoring_batch_size(self) -> int:
+        """Images per batch when scoring, halved whenever so many did not fit into memory."""
+        return self._scoring_size
 
     @property
     def _scoring(self) -> ForwardOptions:

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -38,14 +39,16 @@ from compress_env.envs.state import (
     describe_failure,
     describe_network,
     failed_transition,
+    is_within,
     live_layer,
     reward_input,
     scale_layer,
     scales_of,
     timed,
 )
-from compress_env.fingerprint import task_fingerprint
+from compress_env.fingerprint import describe_task, name_in_process
 from compress_env.layers import Layer, layer_table
+from compress_env.process import describe_process
 from compress_env.rewards import Reward, RewardInput, get_reward, lower_bound
 from compress_env.seeding import derive_generator
 from compress_env.snapshots import Network, PrefixNetworks
@@ -166,7 +169,8 @@ class LayerwiseCompressionEnv(CompressionStage):
         self.store = open_store(store, scorer)
         self._own_store = None if isinstance(store, TransitionStore) else self.store
         # Nobody else reads an own store in memory.
-        self._fingerprint = "" if store == "memory" else None
+        self._described = "" if store == "memory" else None
+        self._process = describe_process(self.task.device)
         self.n_lookups = self.n_hits = 0
         self.table = layer_table(self.task.model, self.task.example_image())
         self.positions = {layer.name: layer.positions for layer in self.table}
@@ -347,7 +351,7 @@ class LayerwiseCompressionEnv(CompressionStage):
             return self._compute(executed)[0]
         task, key = self._task_name(), (self._noise_seed, *executed)
         with self._timed("store"):
-            known = store.get(task, key)
+            known = store.get(task, key, partial(self._can_be, len(executed)))
         self.n_lookups += 1
         self.n_hits += known is not None
         if known is not None:
@@ -357,6 +361,12 @@ class LayerwiseCompressionEnv(CompressionStage):
             with self._timed("store"):
                 store.put(task, key, result)
         return result
+
+    def _can_be(self, n_done: int, found: Transition) -> bool:
+        """Return whether so many decisions can have led to what a store says."""
+        widest = {name: self._scales[name] for name in ("out_channels", "in_channels")}
+        bound = self._uncompressed._replace(**widest)
+        return is_within(found, bound, self._is_scored(n_done))
 
     def _compute(self, executed: Prefix) -> tuple[Transition, bool]:
         """Return what the network is after `executed`, and whether it would be so again."""
@@ -403,14 +413,28 @@ class LayerwiseCompressionEnv(CompressionStage):
     def _network_after(self, executed: Prefix) -> Network:
         """Return the network after `executed`, computed now if a store has spared that so far."""
         networks, seed = self._networks, self._noise_seed
-        return networks.follow(seed, executed) if self._lent else networks.at(seed, executed)
+        if self._lent:
+            return networks.follow(seed, executed)
+        self._heed_process()
+        return networks.at(seed, executed)
+
+    def _heed_process(self) -> None:
+        """Start afresh where this process computes in another way than before."""
+        now = describe_process(self.task.device)
+        if now != self._process:
+            self._process = now
+            self._forget_computed()
+
+    def _forget_computed(self) -> None:
+        """Let go of what was computed while the process computed in another way."""
+        self._networks.forget()
 
     def _is_scored(self, n_done: int) -> bool:
         return self.reward_at == "layer" or n_done == len(self.walk)
 
     def _task_name(self) -> str:
-        """Return this task's name in the store."""
-        if self._fingerprint is None:
+        """Return this task's name in the store, which follows what the process is set to now."""
+        if self._described is None:
             settings = {
                 "finetune_steps": self.finetune_steps,
                 "finetune_at": self.finetune_at,
@@ -418,8 +442,9 @@ class LayerwiseCompressionEnv(CompressionStage):
                 "seed": self.task_seed,
                 "scorer": self._scorer_fingerprint,
             }
-            self._fingerprint = task_fingerprint(self.task, type(self), settings | self._settings)
-        return self._fingerprint
+            self._described = describe_task(self.task, type(self), settings | self._settings)
+        self._heed_process()
+        return name_in_process(self._described, self.task, self._process)
 
     def _describe(self, model: nn.Module, executed: Prefix, accuracy: float | None) -> Transition:
         next_layer = self.walk[min(len(executed), len(self.walk) - 1)].name

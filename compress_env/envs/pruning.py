@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from compress_env.data import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.options import config_of
-from compress_env.layers import format_minimum, layer_at
+from compress_env.layers import Layer, format_minimum, layer_at
 from compress_env.pruning.calibration import Calibration
 from compress_env.pruning.cost import Unit
 from compress_env.pruning.elements import VariationalConfig, prune_elements
@@ -208,9 +208,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
         self.budget = self._budget(flops_budget, filters_budget)
         walk = [decision.layer for decision in self._decisions]
         self.runs_network = method not in ("magnitude", "random")
-        self._calibration = (
-            Calibration(self.task, walk, self.task_seed) if self.runs_network else None
-        )
+        self._calibration = self._calibrate(walk)
         self._start(walk)
 
     def _budget(self, flops_budget: float | None, filters_budget: float | None) -> float:
@@ -255,6 +253,13 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
     @property
     def _settings(self) -> dict[str, Any]:
         return {"method": self.method, "variational": asdict(self.variational)}
+
+    def _calibrate(self, walk: Sequence[Layer]) -> Calibration | None:
+        return Calibration(self.task, walk, self.task_seed) if self.runs_network else None
+
+    def _forget_computed(self) -> None:
+        super()._forget_computed()
+        self._calibration = self._calibrate(self.walk)
 
     def _fresh(self) -> LiveChannels:
         return LiveChannels(self.task.copy_model())

@@ -214,6 +214,10 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
     def _settings(self) -> dict[str, Any]:
         return {"activation_bits": self.activation_bits, "scales": self.scales}
 
+    def _forget_computed(self) -> None:
+        super()._forget_computed()
+        self._fitted.clear()
+
     def _fresh(self) -> Network:
         return _Quantized(self.task.copy_model())
 

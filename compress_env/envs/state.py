@@ -28,6 +28,7 @@ __all__ = [
     "describe_failure",
     "describe_network",
     "failed_transition",
+    "is_within",
     "live_layer",
     "replace_weight",
     "reward_input",
@@ -160,6 +161,32 @@ def reward_input(now: Transition, cost: tuple[float, float, float]) -> RewardInp
         cost: The live cost, and the lowest and highest cost there is.
     """
     return RewardInput(now.accuracy or 0.0, *cost, now.dense_macs, now.dense_params)
+
+
+def is_within(found: Transition, bound: Transition, is_scored: bool) -> bool:
+    """Return whether a network of this task can have come to what a store says.
+
+    Args:
+        found: What it says, each field possible by itself.
+        bound: The uncompressed network, at the widest layer of its walk.
+        is_scored: Whether the step is scored.
+    """
+    if found.error is not None:
+        return found.accuracy is None
+    most = max(bound.dense_params, bound.sparse_params)
+    return (
+        (found.accuracy is not None) == is_scored
+        and (found.size_bytes > 0) == (is_scored and bound.size_bytes > 0)
+        and found.size_bytes <= 2 * bound.size_bytes + 2**16  # a packed file has its scales
+        and found.dense_macs <= bound.dense_macs
+        and found.dense_params <= bound.dense_params
+        and found.sparse_macs <= max(bound.dense_macs, bound.sparse_macs)
+        and found.sparse_params <= most
+        and len(found.nonzeros) == len(bound.nonzeros)
+        and max(found.nonzeros, default=0) <= most
+        and 1 <= found.out_channels <= bound.out_channels
+        and 1 <= found.in_channels <= bound.in_channels
+    )
 
 
 def failed_transition(uncompressed: Transition, planned: Layer) -> Transition:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from compress_env.snapshots import PrefixNetworks, SnapshotCache
+from compress_env.snapshots import COPYING_SHARE, PrefixNetworks, SnapshotCache
 from compress_env.store import Executed, Prefix
 
 N_LAYERS = 4
@@ -20,10 +22,18 @@ Key = tuple[int, Prefix]
 class Numbers:
     """A network of `n` float32 weights, 4n bytes, and what was done to it."""
 
-    def __init__(self, n: int = 1) -> None:
+    def __init__(self, n: int = 1, on_copy: Callable[[], None] = lambda: None) -> None:
         self.model: nn.Module = nn.Linear(n, 1, bias=False)
         nn.init.zeros_(self.weight)
         self.done: list[tuple[int, int, Executed]] = []
+        self.on_copy = on_copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Numbers:
+        """Return a copy, and say so."""
+        twin = Numbers(on_copy=self.on_copy)
+        twin.model, twin.done = copy.deepcopy(self.model, memo), list(self.done)
+        self.on_copy()
+        return twin
 
     @property
     def weight(self) -> torch.Tensor:
@@ -31,19 +41,32 @@ class Numbers:
 
 
 class Recorder:
-    """Makes and advances networks, and counts what it does."""
+    """Makes and advances networks, counts what it does, and tells a time of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, step_s: float = 1.0, copy_s: float = 0.0) -> None:
+        self.step_s = step_s
+        self.copy_s = copy_s
+        self.now = 0.0
         self.n_fresh = 0
+        self.n_copies = 0
         self.advanced: list[int] = []
         self.fail_at: int | None = None
 
+    def clock(self) -> float:
+        return self.now
+
+    def copied(self) -> None:
+        self.n_copies += 1
+        self.now += self.copy_s
+
     def fresh(self) -> Numbers:
         self.n_fresh += 1
-        return Numbers()
+        self.now += self.copy_s
+        return Numbers(on_copy=self.copied)
 
     def advance(self, network: Numbers, seed: int, t: int, executed: Executed) -> None:
         self.advanced.append(t)
+        self.now += self.step_s
         assert isinstance(executed, int)
         network.weight.mul_(10).add_(executed + 1000 * seed)
         if t == self.fail_at:
@@ -51,9 +74,13 @@ class Recorder:
         network.done.append((seed, t, executed))
 
 
-def networks(max_bytes: int = 100) -> tuple[PrefixNetworks[Numbers], Recorder]:
-    recorder = Recorder()
-    return PrefixNetworks(recorder.fresh, recorder.advance, N_LAYERS, max_bytes), recorder
+def networks(
+    max_bytes: int = 100, *, copy_s: float = 0.0, n_layers: int = N_LAYERS
+) -> tuple[PrefixNetworks[Numbers], Recorder]:
+    """Return networks whose decisions take a second each, and their copies as long as told."""
+    recorder = Recorder(copy_s=copy_s)
+    makers = recorder.fresh, recorder.advance
+    return PrefixNetworks(*makers, n_layers, max_bytes, recorder.clock), recorder
 
 
 def key(number: int) -> Key:
@@ -115,9 +142,9 @@ class TestSnapshotCache:
         cache.put(key(0), original)
         original.weight.fill_(1.0)
         original.done.append((0, 0, 0))
-        copy = cache.copy_of(key(0))
-        assert (float(copy.weight), copy.done) == (0.0, [])
-        copy.weight.fill_(2.0)
+        twin = cache.copy_of(key(0))
+        assert (float(twin.weight), twin.done) == (0.0, [])
+        twin.weight.fill_(2.0)
         assert float(cache.copy_of(key(0)).weight) == 0.0
 
     def test_there_is_no_copy_of_what_is_not_kept(self) -> None:
@@ -131,13 +158,14 @@ PREFIXES = st.lists(st.integers(0, 2), max_size=N_LAYERS).map(tuple)
 @settings(max_examples=60)
 @given(
     max_bytes=st.sampled_from([0, 4, 8, 20, 1000]),
+    copy_s=st.sampled_from([0.0, 0.02, 0.5, 1.5, 10.0]),
     asked=st.lists(st.tuples(st.integers(0, 1), PREFIXES), max_size=15),
 )
 def test_only_what_is_not_at_hand_is_computed(
-    max_bytes: int, asked: list[tuple[int, Prefix]]
+    max_bytes: int, copy_s: float, asked: list[tuple[int, Prefix]]
 ) -> None:
     """Each network is the one computed from scratch; the cost is that of its missing layers."""
-    cached, recorder = networks(max_bytes)
+    cached, recorder = networks(max_bytes, copy_s=copy_s)
     last: Key | None = None
     for seed, prefix in asked:
         at_hand = [
@@ -206,3 +234,66 @@ def test_a_decision_that_fails_leaves_nothing_half_done(max_bytes: int) -> None:
     assert recorder.advanced == [0, 1, 2, *([2] if max_bytes else [0, 1, 2])]
     recorder.fail_at = None
     assert float(cached.at(0, (1, 2, 3)).weight) == 123.0
+
+
+def walk(cached: PrefixNetworks[Numbers], episode: Prefix, n_known: int = 0) -> None:
+    """Ask for the networks of an episode, but for those that a store knows."""
+    for n in range(n_known + 1, len(episode) + 1):
+        cached.at(0, episode[:n])
+
+
+class TestWhatIsWorthACopy:
+    @pytest.mark.parametrize("copy_s", [0.1, 1.0, 2.4])
+    def test_episodes_that_are_all_new_copy_for_a_small_part_of_their_time(
+        self, copy_s: float
+    ) -> None:
+        cached, recorder = networks(10**6, copy_s=copy_s, n_layers=30)
+        for first in range(20):
+            walk(cached, (first,) * 30)
+        assert len(recorder.advanced) == 600
+        assert recorder.n_copies * copy_s <= COPYING_SHARE * 600
+        assert recorder.n_copies >= int(COPYING_SHARE * 600 / copy_s) - 1
+
+    def test_cheap_copies_are_made_of_every_network_but_the_finished(self) -> None:
+        cached, recorder = networks(10**6, copy_s=0.01, n_layers=4)
+        for first in range(5):
+            walk(cached, (first,) * 4)
+        assert recorder.n_copies == len(cached.snapshots) == 5 * 3
+
+    def test_where_an_episode_leaves_another_the_network_is_kept_for_the_next(self) -> None:
+        cached, recorder = networks(10**6, copy_s=4.0, n_layers=10)
+        walk(cached, (0,) * 10)
+        assert recorder.n_copies == 0
+        walk(cached, (0,) * 6 + (1,) * 4, n_known=6)
+        assert (0, (0,) * 6) in cached.snapshots
+        assert len(cached.snapshots) == recorder.n_copies == 1
+        assert len(recorder.advanced) == 10 + 10
+        for other in (2, 3, 4):
+            recorder.advanced.clear()
+            walk(cached, (0,) * 6 + (other,) * 4, n_known=6)
+            assert recorder.advanced == [6, 7, 8, 9]
+        assert len(cached.snapshots) == 1
+
+    def test_a_network_made_again_sooner_than_copied_is_not_kept(self) -> None:
+        cached, recorder = networks(10**6, copy_s=4.0, n_layers=10)
+        walk(cached, (0,) * 10)
+        walk(cached, (0,) * 3 + (1,) * 7, n_known=3)
+        assert recorder.n_copies == 0
+
+    def test_from_a_snapshot_only_what_follows_it_is_saved(self) -> None:
+        cached, _ = networks(10**6, copy_s=4.0, n_layers=12)
+        walk(cached, (0,) * 12)
+        walk(cached, (0,) * 5 + (1,) * 7, n_known=5)
+        assert len(cached.snapshots) == 1
+        walk(cached, (0,) * 8 + (1,) * 4, n_known=8)  # three decisions after the snapshot
+        assert len(cached.snapshots) == 1
+        walk(cached, (0,) * 11 + (1,), n_known=11)
+        assert (0, (0,) * 11) in cached.snapshots
+
+    def test_forgetting_leaves_no_network(self) -> None:
+        cached, recorder = networks()
+        walk(cached, (1, 2, 3))
+        cached.forget()
+        recorder.advanced.clear()
+        cached.at(0, (1, 2, 3))
+        assert recorder.advanced == [0, 1, 2]

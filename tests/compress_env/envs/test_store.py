@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -230,6 +231,7 @@ class TestSnapshots:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         env = make("bits")
+        env._networks.copying_share = math.inf  # however long a copy takes here
         done: list[int] = []
         finetune = env.task.finetune
 
@@ -266,6 +268,7 @@ class TestSnapshots:
     def test_bytes_are_bounded(self) -> None:
         bound = 3 * 4 * sum(p.numel() for p in seeded(BranchedNet).parameters())
         env = make("magnitude", snapshot_bytes=bound)
+        env._networks.copying_share = math.inf
         for episode in EPISODES:
             play(env, episode)
             assert env._networks.snapshots.n_bytes <= bound

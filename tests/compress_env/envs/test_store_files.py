@@ -8,19 +8,20 @@ import json
 import logging
 import pickle
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from compress_env import fingerprint
 from compress_env import store as store_module
 from compress_env.envs.base import LayerwiseCompressionEnv
-from compress_env.store import TransitionStore
+from compress_env.store import Transition, TransitionStore
 from compress_env.task import FinetuneConfig
 from tests.compress_env.envs.fakes import (
     EPISODES,
@@ -121,6 +122,97 @@ class TestSharing:
         play(one, [0.5])
         play(other, [0.5])
         assert one.n_hits == other.n_hits == 0
+
+
+@contextmanager
+def flushing() -> Iterator[None]:
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+class TestOtherWaysOfComputing:
+    """What was computed in another way is neither read nor gone on from."""
+
+    @pytest.mark.parametrize("kind", ["channel", "bits"])
+    @pytest.mark.parametrize("store", ["memory", "file", None])
+    def test_a_switch_in_the_midst_of_an_episode(
+        self, kind: str, store: str | None, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "store" if store == "file" else store
+        with closing(make(kind, store=path)) as env:
+            play(env, [0.5] * 8)
+            env.reset()
+            take(env, [0.5])
+            with flushing():
+                done: list[int] = []
+                advance = env._networks._advance
+                env._networks._advance = lambda network, seed, t, executed: (  # type: ignore[method-assign]
+                    done.append(t),  # type: ignore[func-returns-value]
+                    advance(network, seed, t, executed),
+                )
+                before = env.n_hits
+                take(env, [0.5])
+                assert (done, env.n_hits) == ([0, 1], before)
+            env.forget_evaluations()
+            assert_same(play(env, [0.5] * 8), play(make(kind, store=None), [0.5] * 8))
+
+    def test_statistics_of_the_unpruned_network_are_collected_anew(self) -> None:
+        env = make("channel")
+        play(env, [0.5])
+        before = env._calibration  # type: ignore[attr-defined]
+        with flushing():
+            play(env, [0.5])
+            assert env._calibration is not before  # type: ignore[attr-defined]
+
+    def test_each_way_has_its_own_rows(self) -> None:
+        store = TransitionStore()
+        env = make(store=store)
+        play(env, [0.5] * 4)
+        with flushing():
+            play(env, [0.5] * 4)
+            play(env, [0.5] * 4)
+        play(env, [0.5] * 4)
+        assert (len(store), env.n_hits, env.n_lookups) == (8, 8, 16)
+
+
+class TestRowsOfStrangers:
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"accuracy": None},
+            {"dense_macs": 10**6},
+            {"dense_params": 10**6},
+            {"sparse_macs": 10**6},
+            {"sparse_params": 10**6},
+            {"nonzeros": []},
+            {"nonzeros": [10**9] * 8},
+            {"out_channels": 1000},
+            {"out_channels": 0},
+            {"in_channels": 1000},
+            {"size_bytes": 10**9},
+            {"size_bytes": 1},
+            {"error": "failed", "accuracy": 1.0},
+        ],
+        ids=str,
+    )
+    def test_what_the_task_cannot_come_to_is_computed(
+        self, changes: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = tmp_path / "store"
+        put = TransitionStore.put
+        with closing(make(store=path)) as env, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                TransitionStore, "put", lambda self, *key: put(self, *key[:2], lie(key[2]))
+            )
+
+            def lie(truth: Transition) -> Transition:
+                return truth._replace(**changes)
+
+            play(env, [0.5] * 4)
+        TestFaults.check(make(store=path), caplog, "a row says what cannot be")
 
 
 class TestFaults:
