@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, SupportsFloat, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from compress_env.finetune import (
     reestimate_batch_norm,
     use_channels_last,
 )
+from compress_env.intake import check_finite, check_stored, unwrapped
 from compress_env.layers import check_network
 from compress_env.models import load_baseline, load_checkpoint
 from compress_env.seeding import global_seed
@@ -166,16 +167,20 @@ class CompressionTask:
         if isinstance(model, str):
             model = load_baseline(model, self.data, checkpoint=checkpoint, device=self.device)
         else:
+            model = unwrapped(model)
             check_network(model)
+            check_stored(model)
             model = copy.deepcopy(model)
             if checkpoint is not None:
                 load_checkpoint(model, checkpoint)
+            check_finite(model)
         self.model = model.to(self.device).eval()
         self._scorer = scorer
         self._scoring_size = self.config.evaluation_batch_size
         self._scores_channels_last = self.config.channels_last
         self.prepare(self.model)
         self._check_logits()
+        self._check_batch_norm()
         if self.device.type == "cpu":
             self._scores_channels_last = self._takes_channels_last()
 
@@ -203,6 +208,24 @@ class CompressionTask:
                 f"model must return logits of shape {expected}, got {got}; "
                 "make_data_bundle(num_classes=) tells of classes without images"
             )
+
+    def _check_batch_norm(self) -> None:
+        """Check that batch-norms can be trained, where a minibatch holds one image only."""
+        if min(self.config.batch_size, len(self.data.train)) > 1:
+            return
+        model = copy.deepcopy(self.model)
+        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            norm.train()
+        try:
+            with torch.no_grad():
+                model(self.example_image())
+        except ValueError as error:
+            raise ValueError(
+                f"batch-norm cannot be trained on one image ({error}), and a minibatch holds one: "
+                f"batch_size is {self.config.batch_size}, and there are {len(self.data.train)} "
+                "training images; take at least 2"
+            ) from None
 
     @torch.no_grad()
     def _example_logits(self, *, channels_last: bool) -> Tensor:
@@ -302,13 +325,12 @@ class CompressionTask:
 
         Raises:
             FloatingPointError: If the score or a logit is not finite.
+            TypeError: If the scorer returns no number.
+            ValueError: If it returns one outside [0, 1].
         """
         if self._scorer is None:
             return self.accuracy(model, "validation")
-        score = float(self._scorer(model.eval()))
-        if not math.isfinite(score):
-            raise FloatingPointError(f"the scorer returned {score}")
-        return score
+        return _checked_score(self._scorer(model.eval()))
 
     def accuracy(self, model: nn.Module, split: Split) -> float:
         """Return the accuracy of `model`, a fraction, on one of the four image sets.
@@ -341,3 +363,20 @@ class CompressionTask:
     def _in_order(self, source: ImageSource) -> Iterator[tuple[Tensor, Tensor]]:
         n_batches = math.ceil(len(source) / self._scoring_size)
         return source.batches(torch.arange(len(source)).tensor_split(n_batches))
+
+
+def _checked_score(score: SupportsFloat) -> float:
+    """Return what a scorer has returned as a float in [0, 1]."""
+    try:
+        number = score.__float__()  # a str has none
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        got = " ".join(repr(score).split())
+        raise TypeError(f"the scorer must return a number in [0, 1], got {got:.80}") from None
+    if not math.isfinite(number):
+        raise FloatingPointError(f"the scorer returned {number}")
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(
+            f"the scorer must return a score in [0, 1], got {number}; percentages are to be "
+            "divided by 100"
+        )
+    return number
