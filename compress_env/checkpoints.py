@@ -26,6 +26,7 @@ __all__ = [
     "read_safetensors",
     "same_weights",
     "save_checkpoint",
+    "state_bytes",
     "write_to_cache",
 ]
 
@@ -73,7 +74,7 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> None:
         OSError: If the file cannot be written.
         ValueError: If a tensor is of a kind that such a file cannot hold.
     """
-    content = _serialize(model)
+    content = state_bytes(unwrapped(model).state_dict())
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(content)
 
@@ -85,12 +86,11 @@ def same_weights(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> b
 
 def checkpoint_bytes(model: nn.Module) -> int:
     """Return the size of the file that `save_checkpoint` writes, in bytes."""
-    return len(_serialize(model))
+    return len(state_bytes(unwrapped(model).state_dict()))
 
 
-def _serialize(model: nn.Module) -> bytes:
-    """Return the weights as safetensors, where a tensor of several names is kept once."""
-    state = unwrapped(model).state_dict()
+def state_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """Return a state dict as safetensors, where a tensor of several names is kept once."""
     shared = shared_names(state)
     # Clones, because safetensors refuses tensors that share memory or have gaps.
     weights = {
@@ -171,9 +171,7 @@ def _check_fit(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None
                 if name in weights and weights[name].shape != tensor.shape
             ],
         ),
-        _listed(
-            "not in the file", [k for k, t in weights.items() if not is_plain(t)]
-        ),
+        _listed("not in the file", [k for k, t in weights.items() if not is_plain(t)]),
     ]
     if not any(problems):  # or what is looked at may be of any size
         problems = [_listed("not finite", [k for k, t in weights.items() if not _is_finite(t)])]
