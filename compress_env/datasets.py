@@ -205,8 +205,8 @@ def _make_source(
         return TensorSource(images, labels, augment=augment)
     if len(cast(Sized, dataset)) == 0:
         raise ValueError("the data set is empty")
-    labels = item_labels(dataset)
-    return DatasetSource(dataset, labels=labels, augment=augment, num_workers=num_workers)
+    read = item_labels(dataset)
+    return DatasetSource(dataset, labels=read, augment=augment, num_workers=num_workers)
 
 
 def _count_classes(labels: Tensor) -> int:

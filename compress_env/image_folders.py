@@ -29,7 +29,7 @@ _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _SIXTEEN_BITS_AS_32 = ("PNG", "PPM")  # formats whose images of mode I hold 0..65535
 
 
-class ImageTree(datasets.ImageFolder):
+class ImageTree(datasets.ImageFolder):  # type: ignore[misc]
     """A tree of `CLASS/IMAGE` without what begins with a dot, as `.ipynb_checkpoints` does.
 
     Args:
@@ -75,7 +75,7 @@ def open_image(path: str) -> Image.Image:
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError("it is not a regular file")
     with open(path, "rb") as file:
-        image = Image.open(file)
+        image: Image.Image = Image.open(file)
         is_32 = image.mode == "I" and image.format in _SIXTEEN_BITS_AS_32
         if image.mode in _SIXTEEN_BITS or is_32:
             pixels = np.asarray(image).astype(np.uint32)

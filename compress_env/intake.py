@@ -94,7 +94,7 @@ def _faulty(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _inside(module: nn.Module) -> nn.Module | None:
     """Return the network that a module only wraps, None where it is one itself."""
     if isinstance(module, _PARALLEL):
-        return module.module  # type: ignore[no-any-return]
+        return module.module
     # `torch.compile`'s wrapper, whose class is only imported by who compiles.
     return module._modules.get("_orig_mod")
 

@@ -107,7 +107,7 @@ class ItemReader(Dataset[Item | Unreadable]):
             torch.default_generator.manual_seed(seed)
             try:
                 item = self._dataset[index]
-            except (EOFError, OSError, SyntaxError, ValueError, *_image_errors()) as error:
+            except _read_errors() as error:
                 kind = (
                     OSError if isinstance(error, EOFError | OSError | SyntaxError) else ValueError
                 )
@@ -243,7 +243,8 @@ def _place_of(dataset: Dataset[Any], index: int) -> str:
     return str(indices[index]) if files is None else str(files[indices[index]][0])
 
 
-def _image_errors() -> tuple[type[Exception], ...]:
-    """Return what Pillow raises on images that would take too much memory."""
-    pillow = sys.modules.get("PIL.Image")
-    return () if pillow is None else (pillow.DecompressionBombError,)
+def _read_errors() -> tuple[type[Exception], ...]:
+    """Return what is raised on files that are not as they should be."""
+    errors = (EOFError, OSError, SyntaxError, ValueError)
+    pillow = sys.modules.get("PIL.Image")  # or no images are read
+    return errors if pillow is None else (*errors, pillow.DecompressionBombError)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -143,12 +144,12 @@ def _renamings(weights: Weights) -> Iterator[Weights]:
         seen.add(names)
         yield current
         for part in _PARTS:
-            waiting.append(_renamed(current, lambda name, part=part: _without(name, part)))
+            waiting.append(_renamed(current, partial(_without, part)))
         for prefix in _PREFIXES:
             below = {k: t for k, t in current.tensors.items() if k.startswith(prefix)}
             if below:
                 cut = Weights(below, current.versions)
-                waiting.append(_renamed(cut, lambda name, prefix=prefix: name.removeprefix(prefix)))
+                waiting.append(_renamed(cut, partial(_below, prefix)))
 
 
 def _renamed(weights: Weights, rename: Callable[[str], str]) -> Weights:
@@ -157,5 +158,9 @@ def _renamed(weights: Weights, rename: Callable[[str], str]) -> Weights:
     return Weights({rename(k): t for k, t in weights.tensors.items()}, versions)
 
 
-def _without(name: str, part: str) -> str:
+def _below(prefix: str, name: str) -> str:
+    return name.removeprefix(prefix)
+
+
+def _without(part: str, name: str) -> str:
     return ".".join(piece for piece in name.split(".") if piece != part)

@@ -86,7 +86,7 @@ def read_torch(path: Path) -> Any:
     try:
         with open_regular(path) as file:
             _check_archive(file)
-            blanks = [(_Ignored, name) for name in _BESIDE]
+            blanks: list[Any] = [(_Ignored, name) for name in _BESIDE]
             with torch.serialization.safe_globals(blanks):
                 return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
