@@ -6,6 +6,7 @@ Shapes: n images, b images in a minibatch, C channels, H rows, W columns.
 import copy
 import json
 from collections.abc import Iterator, Sequence, Sized
+from types import FunctionType
 from typing import Any, cast
 
 import torch
@@ -169,7 +170,16 @@ def _content_of(dataset: Dataset[Any]) -> str:
 
 def _code_of(leaf: Any) -> list[Any]:
     """Return what turns the files or records of a data set into images."""
-    return [type(leaf), *(getattr(leaf, x, None) for x in ("loader", "transform", "transforms"))]
+    parts = [type(leaf), *(getattr(leaf, x, None) for x in ("loader", "transform", "transforms"))]
+    # This package's own code is part of a task's name in any case.
+    return [_own_name(part) or part for part in parts]
+
+
+def _own_name(code: Any) -> str | None:
+    """Return the name of a class or function of this package, None for others."""
+    module = getattr(code, "__module__", None) or ""
+    is_own = module.startswith("compress_env.") and isinstance(code, type | FunctionType)
+    return f"{module}.{code.__qualname__}" if is_own else None
 
 
 def _keys(

@@ -108,9 +108,7 @@ class ItemReader(Dataset[Item | Unreadable]):
             try:
                 item = self._dataset[index]
             except _read_errors() as error:
-                kind = (
-                    OSError if isinstance(error, EOFError | OSError | SyntaxError) else ValueError
-                )
+                kind = ValueError if isinstance(error, ValueError) else OSError
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
                 place = _place_of(self._dataset, index)
                 raise kind(f"cannot read the image {place}: {reason}") from error

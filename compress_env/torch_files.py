@@ -83,18 +83,15 @@ def read_torch(path: Path) -> Any:
         FileNotFoundError: If there is no such file.
         ValueError: If the file cannot be read, or would take more memory than it has bytes.
     """
-    try:
-        with open_regular(path) as file:
+    blanks: list[Any] = [(_Ignored, name) for name in _BESIDE]
+    with open_regular(path) as file, torch.serialization.safe_globals(blanks):
+        try:
             _check_archive(file)
-            blanks: list[Any] = [(_Ignored, name) for name in _BESIDE]
-            with torch.serialization.safe_globals(blanks):
-                return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch.load fails in too many ways on arbitrary bytes to list
-        raise ValueError(
-            f"{path} is not a readable file of tensors ({type(error).__name__}); {_EXPECTED}"
-        ) from error
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # it fails in too many ways on arbitrary bytes to list
+            raise ValueError(
+                f"{path} is not a readable file of tensors ({type(error).__name__}); {_EXPECTED}"
+            ) from error
 
 
 def is_plain(tensor: Tensor) -> bool:

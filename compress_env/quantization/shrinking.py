@@ -78,7 +78,7 @@ def _n_free_dims(module: nn.Module, key: str) -> int:
     if isinstance(module, nn.Conv2d | nn.Linear):
         return {"weight": 2, "bias": 1}.get(key, 0)
     if isinstance(module, _NormBase | nn.PReLU):
-        return 0 if key == "num_batches_tracked" else 1
+        return int(key in ("weight", "bias", "running_mean", "running_var"))
     return 0
 
 
