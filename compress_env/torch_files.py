@@ -50,11 +50,11 @@ def open_regular(path: Path) -> BinaryIO:
         OSError: If it cannot be opened.
         ValueError: If it is something else.
     """
-    file = open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
         raise ValueError(f"{path} is not a regular file")
-    return file
+    return open(number, "rb")
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -111,12 +111,11 @@ def read_file(path: StrPath) -> Contents:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, or is not a packed network.
     """
-    try:
-        with open_regular(Path(path)) as file:
-            data = read_bytes(file)
-        return read(data)
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(path)}: {error}") from error
+    with open_regular(Path(path)) as file:
+        try:
+            return read(read_bytes(file))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
 def pack(model: nn.Module) -> bytes:
@@ -126,31 +125,52 @@ def pack(model: nn.Module) -> bytes:
         model: As there.
     """
     model = unwrapped(model)
-    weights: dict[str, QuantizedWeight] = {}
-    inputs: dict[str, InputLevels] = {}
-    shared: dict[str, str] = {}
-    coded: list[str] = []  # prefixes of state that is stored as levels
-    first: dict[nn.Module, str] = {}  # names of quantized weights
+    levels = _levels_of(model)
+    state: dict[str, Any] = model.state_dict()
+    floats = {k: x for k, x in state.items() if not k.startswith(tuple(levels.prefixes))}
+    shared = shared_names(floats)
+    architecture = getattr(model, "architecture", None)
+    return write(
+        Contents(
+            architecture if isinstance(architecture, Architecture) else None,
+            {name: _plain(x) for name, x in floats.items() if name not in shared},
+            levels.weights,
+            levels.inputs,
+            {},
+            levels.shared | shared,
+        )
+    )
+
+
+class _Levels(NamedTuple):
+    """The parts of a network that are stored as levels."""
+
+    weights: dict[str, QuantizedWeight]
+    """Quantized weights by the first name of each."""
+    inputs: dict[str, InputLevels]
+    """Levels of inputs by the name of the layer."""
+    shared: dict[str, str]
+    """First names of weights by their other names."""
+    prefixes: list[str]
+    """Of the state that these are made from."""
+
+
+def _levels_of(model: nn.Module) -> _Levels:
+    found = _Levels({}, {}, {}, [])
+    first: dict[nn.Module, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         prefix = f"{name}." if name else ""
         if (levels := input_quantizer_of(module)) is not None:
-            inputs[name] = InputLevels(float(levels.scale), int(levels.zero_point))
-            coded.append(f"{prefix}input_quantizer.")
+            found.inputs[name] = InputLevels(float(levels.scale), int(levels.zero_point))
+            found.prefixes.append(f"{prefix}input_quantizer.")
         if (quantizer := quantizer_of(module)) is not None:
-            coded.append(f"{prefix}parametrizations.weight.")
-            if module in first:
-                shared[f"{prefix}weight"] = first[module]
+            found.prefixes.append(f"{prefix}parametrizations.weight.")
+            weight = f"{prefix}weight"
+            if first.setdefault(module, weight) == weight:
+                found.weights[weight] = _quantized_weight(module, quantizer)
             else:
-                first[module] = f"{prefix}weight"
-                weights[f"{prefix}weight"] = _quantized_weight(module, quantizer)
-    architecture = getattr(model, "architecture", None)
-    is_named = isinstance(architecture, Architecture)
-    state: dict[str, Any] = model.state_dict()
-    state = {name: x for name, x in state.items() if not name.startswith(tuple(coded))}
-    tensors = {name: _plain(x) for name, x in state.items()}
-    shared |= (others := shared_names(state))
-    tensors = {name: x for name, x in tensors.items() if name not in others}
-    return write(Contents(architecture if is_named else None, tensors, weights, inputs, {}, shared))
+                found.shared[weight] = first[module]
+    return found
 
 
 def unpack(contents: Contents, model: nn.Module | None = None) -> nn.Module:
@@ -165,6 +185,7 @@ def unpack(contents: Contents, model: nn.Module | None = None) -> nn.Module:
             given.
     """
     state = contents.tensors | {name: _float_weight(w) for name, w in contents.weights.items()}
+    model = None if model is None else unwrapped(model)
     if model is None:
         model = _build(contents.architecture)
         load_into(model, state, assign=True)

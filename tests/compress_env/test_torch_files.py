@@ -166,8 +166,8 @@ def test_what_is_no_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
         else:
             path.mkdir()
         for read in (read_torch, read_safetensors):
-            with pytest.raises((ValueError, OSError), match=r"regular file|Is a directory"):
+            with pytest.raises(ValueError, match="is not a regular file"):
                 read(path)
-        with pytest.raises((ValueError, OSError)) as caught:
+        with pytest.raises(ValueError, match="is not a regular file") as caught:
             load_checkpoint(_network(), path)
         assert "\n" not in str(caught.value)
