@@ -185,14 +185,14 @@ def unpack(contents: Contents, model: nn.Module | None = None) -> nn.Module:
             given.
     """
     state = contents.tensors | {name: _float_weight(w) for name, w in contents.weights.items()}
-    model = None if model is None else unwrapped(model)
     if model is None:
         model = _build(contents.architecture)
         load_into(model, state, assign=True)
         _check_complete(model)
-    elif has_quantizers(model):
-        raise ValueError("expected an unquantized network as model=, got a quantized one")
     else:
+        model = unwrapped(model)
+        if has_quantizers(model):
+            raise ValueError("expected an unquantized network as model=, got a quantized one")
         load_into(model, state)
     for name, weight in contents.weights.items():
         layer = _layer(model, name.rpartition(".")[0])
