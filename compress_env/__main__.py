@@ -10,19 +10,21 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
-import safetensors.torch
 import torch
 
+from compress_env.checkpoints import state_bytes
 from compress_env.files import replacing
 from compress_env.layers import FLOAT_BYTES
+from compress_env.quantization.contents import Contents
 from compress_env.quantization.export import export_onnx
 from compress_env.quantization.fake_quant import dequantize
-from compress_env.quantization.format import Contents
 from compress_env.quantization.packing import read_file, unpack
 
 __all__ = ["main"]
 
+_MAX_IMAGE = 2**22  # elements of an image that a file may have this program compute on
 _ROW = "{:<32} {:<20} {:>4} {:>8} {:>12}  {}"
 
 
@@ -46,17 +48,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         contents = read_file(options.file)
         size = options.file.stat().st_size
         if options.onnx is not None:
-            model = unpack(contents)
-            assert contents.architecture is not None  # or there would be no model
-            export_onnx(options.onnx, model, torch.zeros(1, *contents.architecture.image_shape))
+            _write_onnx(options.onnx, contents)
         if options.safetensors is not None:
             with replacing(options.safetensors) as temporary:
-                temporary.write_bytes(safetensors.torch.save(_float_state(contents)))
-    except (OSError, ValueError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+                temporary.write_bytes(state_bytes(_float_state(contents)))
+    except (ImportError, MemoryError, OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        _print(f"{parser.prog}: error: {reason}", sys.stderr)
         return 2
-    print("\n".join(line.rstrip() for line in _lines(contents, size)))
+    _print("\n".join(line.rstrip() for line in _lines(contents, size)), sys.stdout)
     return 0
+
+
+def _print(text: str, stream: TextIO) -> None:
+    """Print what the terminal has letters for, and codes for the rest."""
+    encoding = stream.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+
+
+def _write_onnx(path: Path, contents: Contents) -> None:
+    """Write the network as ONNX.
+
+    Raises:
+        OSError: If the file cannot be written.
+        ValueError: If there is no network, or its images are too large to try it on one.
+    """
+    if contents.architecture is not None:
+        shape = contents.architecture.image_shape
+        if math.prod(shape) > _MAX_IMAGE:
+            raise ValueError(
+                f"images of {_times(shape)} are too large to export the network here: give "
+                "compress_env.export_onnx a smaller one"
+            )
+    model = unpack(contents)
+    assert contents.architecture is not None  # or there would be no model
+    export_onnx(path, model, torch.zeros(1, *contents.architecture.image_shape))
 
 
 def _float_state(contents: Contents) -> dict[str, torch.Tensor]:

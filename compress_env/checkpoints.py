@@ -5,16 +5,17 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import platformdirs
-import safetensors
 import safetensors.torch
 import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
 from compress_env.files import replacing
+from compress_env.intake import unwrapped
+from compress_env.state_dicts import find_weights, load_weights, shared_names
+from compress_env.torch_files import is_plain, read_safetensors, read_torch
 
 __all__ = [
     "cache_dir",
@@ -25,6 +26,7 @@ __all__ = [
     "read_safetensors",
     "same_weights",
     "save_checkpoint",
+    "state_bytes",
     "write_to_cache",
 ]
 
@@ -37,25 +39,32 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     """Copy the weights in a file into `model`.
 
     Args:
-        model: The network; left untouched if anything is wrong with the file.
-        path: A safetensors file (suffix `.safetensors`), or a PyTorch file that holds a state dict
-            or a dict with one under "state_dict" or "model". A "module." in front of every name,
-            as written by `DataParallel`, is removed. Only tensors are read: a file that needs
-            code to be run is refused.
+        model: The network, also a wrapped one; left untouched if anything is wrong with the file.
+        path: A safetensors file (suffix `.safetensors`), or a PyTorch file that holds a state dict,
+            alone, beside other entries, or under a name such as "state_dict", "model_state_dict",
+            "model" or "net". What `DataParallel`, `torch.compile` and training frameworks put into
+            names ("module.", "_orig_mod.", "model.") is removed. Counters of the batches that a
+            norm has seen may be missing. Only tensors are read: a file that needs code to be run is
+            refused, and so is one that claims to hold more than it does.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file cannot be read or does not fit the network: the message names the
             weights that are missing, unexpected or of another shape.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    weights = read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if weights and all(name.startswith("module.") for name in weights):
-        weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-    _check_fit(model, weights, path)
-    model.load_state_dict(weights)
+    path, model = Path(path), unwrapped(model)
+    try:
+        is_safe = path.suffix == ".safetensors"
+        weights = find_weights(read_safetensors(path) if is_safe else read_torch(path), model)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no checkpoint at {path}") from None
+    if weights is None:
+        raise ValueError(
+            f"{path} holds no state dict; expected a dict of tensors by name, alone or under "
+            '"state_dict", "model_state_dict", "model" or "net"'
+        )
+    _check_fit(model, weights.tensors, path)
+    load_weights(model, weights)
 
 
 def save_checkpoint(model: nn.Module, path: str | Path) -> None:
@@ -63,8 +72,9 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> None:
 
     Raises:
         OSError: If the file cannot be written.
+        ValueError: If a tensor is of a kind that such a file cannot hold.
     """
-    content = _serialize(model)
+    content = state_bytes(unwrapped(model).state_dict())
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(content)
 
@@ -74,27 +84,21 @@ def same_weights(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> b
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read the weights in a safetensors file.
-
-    Raises:
-        ValueError: If the file cannot be read.
-    """
-    try:
-        return safetensors.torch.load_file(path)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-
-
 def checkpoint_bytes(model: nn.Module) -> int:
     """Return the size of the file that `save_checkpoint` writes, in bytes."""
-    return len(_serialize(model))
+    return len(state_bytes(unwrapped(model).state_dict()))
 
 
-def _serialize(model: nn.Module) -> bytes:
-    # Clones, because safetensors refuses tensors that share memory.
-    weights = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
-    return safetensors.torch.save(weights)
+def state_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """Return a state dict as safetensors, where a tensor of several names is kept once."""
+    shared = shared_names(state)
+    # Clones, because safetensors refuses tensors that share memory or have gaps.
+    weights = {
+        name: tensor.cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+        if name not in shared
+    }
+    return safetensors.torch.save(weights, shared or None)
 
 
 def cache_dir() -> Path:
@@ -153,32 +157,11 @@ def write_to_cache(path: Path, write: Callable[[Path], object]) -> None:
         _logger.warning("could not write to the cache: %s", error)
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load fails in too many ways on arbitrary bytes to list
-        raise ValueError(
-            f"{path} is not a readable file of tensors ({type(error).__name__}); expected "
-            "safetensors or torch.save(model.state_dict(), path)"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    named = isinstance(content, dict) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
-    )
-    if not named:
-        raise ValueError(
-            f"{path} holds no state dict; expected a dict of tensors by name, alone or under "
-            '"state_dict" or "model"'
-        )
-    return dict(content)
-
-
 def _check_fit(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     expected = model.state_dict()
+    wanted = [name for name in expected if not name.endswith("num_batches_tracked")]
     problems = [
-        _listed("missing", [name for name in expected if name not in weights]),
+        _listed("missing", [name for name in wanted if name not in weights]),
         _listed("unexpected", [name for name in weights if name not in expected]),
         _listed(
             "wrong shape",
@@ -188,17 +171,20 @@ def _check_fit(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None
                 if name in weights and weights[name].shape != tensor.shape
             ],
         ),
-        _listed(
-            "not finite",
-            [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())],
-        ),
+        _listed("not in the file", [k for k, t in weights.items() if not is_plain(t)]),
     ]
+    if not any(problems):  # or what is looked at may be of any size
+        problems = [_listed("not finite", [k for k, t in weights.items() if not _is_finite(t)])]
     found = "; ".join(problem for problem in problems if problem)
     if found:
         raise ValueError(
             f"{path} does not fit the network: {found}; the network has {len(expected)} tensors, "
             f"{_listed('expected', list(expected))}"
         )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
 
 
 def _listed(label: str, names: list[str]) -> str:

@@ -6,9 +6,6 @@ import as PyTorch, and every worker process imports this module.
 
 import copy
 import functools
-import hashlib
-import json
-import logging
 import math
 import os
 import pickle
@@ -18,19 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from filelock import FileLock
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
 
-from compress_env.checkpoints import (
-    cache_dir,
-    cache_lock,
-    default_data_root,
-    write_to_cache,
-)
+from compress_env.checkpoints import cache_dir, default_data_root
 from compress_env.datasets import (
     Augment,
     DataBundle,
@@ -39,10 +27,10 @@ from compress_env.datasets import (
     RandomCropFlip,
     TensorSource,
     bundle_of,
+    make_data_bundle,
     split_in_two,
     stratified_split,
 )
-from compress_env.digests import file_stamps
 
 __all__ = [
     "DATASETS",
@@ -58,8 +46,6 @@ __all__ = [
     "make_data_bundle",
     "stratified_split",
 ]
-
-_logger = logging.getLogger(__name__)
 
 _MAX_TRAIN_IMAGES = 50_000
 # Every process of a search holds a copy: 8 of them 8 GiB. 7,133 images of 224x224.
@@ -132,69 +118,6 @@ def load_data(
         raise ValueError(f"size must be at least 1, got {size}")
     root = default_data_root() if data_root is None else Path(data_root).expanduser()
     return DATASETS[name](DataRequest(root, download, size, n_calibration, seed))
-
-
-def make_data_bundle(
-    train: Dataset[Any],
-    test: Dataset[Any],
-    *,
-    name: str = "custom",
-    num_classes: int | None = None,
-    n_calibration: int = 512,
-    validation_fraction: float = 0.5,
-    seed: int = 0,
-    augment: Augment | None = None,
-    num_workers: int = 0,
-) -> DataBundle:
-    """Make a bundle from your own training and test images.
-
-    Five lines, with images (n, C, H, W), uint8 or floating, and integer labels (n,)::
-
-        from torch.utils.data import TensorDataset
-        from compress_env.data import make_data_bundle
-        train = TensorDataset(train_images, train_labels)
-        test = TensorDataset(test_images, test_labels)
-        data = make_data_bundle(train, test)
-
-    Args:
-        train: Training images: a `TensorDataset` of (images, labels), which is kept in memory, or
-            any map-style data set of (image tensor, label), which is read when needed.
-        test: Images to split, stratified, into the validation set and the test set.
-        name: Name of the bundle, used in file names.
-        num_classes: Number of classes; by default one more than the largest label.
-        n_calibration: Number of training images for calibration; all of them if there are fewer.
-        validation_fraction: Fraction of `test` that becomes the validation set, in (0, 1).
-        seed: Seed of the split and of the choice of calibration images.
-        augment: Augmentation of the training minibatches.
-        num_workers: Number of reading processes of map-style data sets.
-
-    Returns:
-        The bundle, on the CPU.
-
-    Raises:
-        TypeError: If a data set does not yield tensors.
-        ValueError: If an argument is out of range or the images or labels are not as above.
-    """
-    train_source = _make_source(train, augment, num_workers)
-    test_source = _make_source(test, None, num_workers)
-    if num_classes is None:
-        num_classes = 1 + int(torch.cat([train_source.labels, test_source.labels]).max())
-    validation, held_out = split_in_two(test_source, validation_fraction, seed)
-    sources = (train_source, validation, held_out)
-    return bundle_of(
-        name, *sources, num_classes=num_classes, n_calibration=n_calibration, seed=seed
-    )
-
-
-def _make_source(
-    dataset: Dataset[Any], augment: Augment | None, num_workers: int
-) -> TensorSource | DatasetSource:
-    if isinstance(dataset, TensorDataset):
-        if len(dataset.tensors) != 2:
-            raise ValueError(f"expected (images, labels), got {len(dataset.tensors)} tensors")
-        images, labels = dataset.tensors
-        return TensorSource(images, labels, augment=augment)
-    return DatasetSource(dataset, augment=augment, num_workers=num_workers)
 
 
 def _digits(name: str, own_size: int, request: DataRequest) -> DataBundle:
@@ -352,7 +275,7 @@ def _imagenet(request: DataRequest) -> DataBundle:
 
 def _folder(request: DataRequest) -> DataBundle:
     """Any tree of `train/CLASS/IMAGE` with `val` and `test` beside `train`, or one of them."""
-    from torchvision import datasets
+    from compress_env.image_folders import ImageTree
 
     splits = [split for split in ("train", "val", "test") if (request.root / split).is_dir()]
     if "train" not in splits or len(splits) == 1:
@@ -360,7 +283,7 @@ def _folder(request: DataRequest) -> DataBundle:
             f"folder: expected train/ and val/ or test/ in {request.root}; name the tree with "
             "data_root= (--data-root)"
         )
-    trees = [datasets.ImageFolder(request.root / split) for split in splits]
+    trees = [ImageTree(request.root / split, allow_empty=split != "train") for split in splits]
     classes = trees[0].classes
     for split, tree in zip(splits, trees, strict=True):
         if tree.classes != classes:
@@ -372,16 +295,18 @@ def _folder_sources(trees: Sequence[Any], size: int | None) -> list[ImageSource]
     """Keep the images of all trees in memory if they fit, otherwise read them when needed."""
     from torchvision.transforms import v2
 
+    from compress_env.image_folders import decode, decode_all
+
     for tree in trees:
         tree.transform = v2.PILToTensor() if size is None else _resize(size, size)
-    shape = _decode(trees[0], 0).shape
+    shape = decode(trees[0], 0).shape
     augment = RandomCropFlip(padding=max(1, min(shape[1:]) // 8))
     augments = [augment, *[None] * (len(trees) - 1)]  # the training images come first
     if sum(len(tree) for tree in trees) * math.prod(shape) > _MAX_DECODED_BYTES:
         return [_lazy(tree, augment=a) for tree, a in zip(trees, augments, strict=True)]
     return [
         TensorSource(
-            torch.from_numpy(_decoded(tree, shape)),
+            torch.from_numpy(decode_all(tree, shape)),
             torch.tensor(tree.targets),
             mean=_IMAGENET_MEAN,
             std=_IMAGENET_STD,
@@ -389,56 +314,6 @@ def _folder_sources(trees: Sequence[Any], size: int | None) -> list[ImageSource]
         )
         for tree, a in zip(trees, augments, strict=True)
     ]
-
-
-def _decoded(tree: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Return all images of `tree`, (n, 3, H, W), from the cache or decoded into it."""
-    path = cache_dir() / "images" / f"{_fingerprint(tree, shape)}.npy"
-    with cache_lock(path):
-        images = _read_array(path, (len(tree), *shape))
-        if images is None:
-            _logger.info("decoding %d images of %s", len(tree), tree.root)
-            images = np.empty((len(tree), *shape), np.uint8)
-            for index in range(len(tree)):
-                images[index] = _decode(tree, index, shape)
-            write_to_cache(path, functools.partial(_write_array, images))
-    return images
-
-
-def _decode(tree: Any, index: int, shape: tuple[int, ...] | None = None) -> Tensor:
-    path = tree.samples[index][0]
-    try:
-        image: Tensor = tree[index][0]
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"folder: cannot read the image {path}: {_reason(error)}") from error
-    if shape is not None and image.shape != shape:
-        raise ValueError(
-            f"folder: {path} has shape {tuple(image.shape)}, the first image {tuple(shape)}: "
-            "give all a common side with size="
-        )
-    return image
-
-
-def _fingerprint(tree: Any, shape: tuple[int, ...]) -> str:
-    stamps = file_stamps(path for path, _ in tree.samples)
-    return hashlib.sha256(json.dumps([shape, stamps]).encode()).hexdigest()[:32]
-
-
-def _read_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    if not path.exists():
-        return None
-    try:
-        # Not mapped: reading a mapped file that has been truncated kills the process.
-        images: NDArray[Any] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        _logger.warning("decoding again, the cached images are not usable: %s", error)
-        return None
-    return images if images.shape == shape and images.dtype == np.uint8 else None
-
-
-def _write_array(images: NDArray[np.uint8], path: Path) -> None:
-    with path.open("wb") as file:  # np.save would append a suffix to a bare path
-        np.save(file, images, allow_pickle=False)
 
 
 def _resize(shorter_side: int, size: int) -> Any:

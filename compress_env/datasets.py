@@ -3,16 +3,20 @@
 Shapes: n images, b images in a minibatch, C channels, H rows, W columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
 
 from compress_env.augment import Augment, RandomCropFlip
+from compress_env.dataset_source import DatasetSource
 from compress_env.digests import digest
-from compress_env.sources import DatasetSource, ImageSource, TensorSource, checked_labels
+from compress_env.items import item_labels
+from compress_env.sources import ImageSource, TensorSource, checked_labels
 
 __all__ = [
     "Augment",
@@ -22,6 +26,7 @@ __all__ = [
     "RandomCropFlip",
     "TensorSource",
     "bundle_of",
+    "make_data_bundle",
     "split_in_two",
     "stratified_split",
 ]
@@ -86,7 +91,12 @@ class DataBundle:
         if len(outside) > 0:
             expected_labels = f"0..{self.num_classes - 1}"
             got = int(outside[0])
-            raise ValueError(f"{role} labels out of range: expected {expected_labels}, got {got}")
+            hint = (
+                "; labels count from 0, these from 1: subtract 1" if int(labels.min()) == 1 else ""
+            )
+            raise ValueError(
+                f"{role} labels out of range: expected {expected_labels}, got {got}{hint}"
+            )
         shape, expected = tuple(_first_image(source).shape[1:]), tuple(self.image_shape)
         if shape != expected:
             raise ValueError(f"{role} images must have shape {expected}, got {shape}")
@@ -129,6 +139,88 @@ def bundle_of(
     _, channels, height, width = _first_image(calibration).shape
     shape = (channels, height, width)
     return DataBundle(name, train, calibration, validation, test, num_classes, shape)
+
+
+def make_data_bundle(
+    train: Dataset[Any],
+    test: Dataset[Any],
+    *,
+    name: str = "custom",
+    num_classes: int | None = None,
+    n_calibration: int = 512,
+    validation_fraction: float = 0.5,
+    seed: int = 0,
+    augment: Augment | None = None,
+    num_workers: int = 0,
+) -> DataBundle:
+    """Make a bundle from your own training and test images.
+
+    Five lines, with images (n, C, H, W), uint8, uint16 or floating, and integer labels (n,)::
+
+        from torch.utils.data import TensorDataset
+        from compress_env.data import make_data_bundle
+        train = TensorDataset(train_images, train_labels)
+        test = TensorDataset(test_images, test_labels)
+        data = make_data_bundle(train, test)
+
+    Args:
+        train: Training images: a `TensorDataset` of (images, labels), which is kept in memory, or
+            any map-style data set of (image tensor, label), which is read when needed. Labels are
+            those that its items have: up to 1,024 are read at once, and all where a list of the
+            labels (`targets`) says otherwise.
+        test: Images to split, stratified, into the validation set and the test set.
+        name: Name of the bundle, used in file names.
+        num_classes: Number of classes; by default one more than the largest label.
+        n_calibration: Number of training images for calibration; all of them if there are fewer.
+        validation_fraction: Fraction of `test` that becomes the validation set, in (0, 1).
+        seed: Seed of the split and of the choice of calibration images.
+        augment: Augmentation of the training minibatches.
+        num_workers: Number of reading processes of map-style data sets.
+
+    Returns:
+        The bundle, on the CPU.
+
+    Raises:
+        TypeError: If a data set does not yield tensors.
+        ValueError: If an argument is out of range or the images or labels are not as above.
+    """
+    train_source = _make_source(train, augment, num_workers)
+    test_source = _make_source(test, None, num_workers)
+    if num_classes is None:
+        num_classes = _count_classes(torch.cat([train_source.labels, test_source.labels]))
+    validation, held_out = split_in_two(test_source, validation_fraction, seed)
+    sources = (train_source, validation, held_out)
+    return bundle_of(
+        name, *sources, num_classes=num_classes, n_calibration=n_calibration, seed=seed
+    )
+
+
+def _make_source(
+    dataset: Dataset[Any], augment: Augment | None, num_workers: int
+) -> TensorSource | DatasetSource:
+    if type(dataset) is TensorDataset:  # a class derived from it may change items
+        if len(dataset.tensors) != 2:
+            raise ValueError(f"expected (images, labels), got {len(dataset.tensors)} tensors")
+        images, labels = dataset.tensors
+        return TensorSource(images, labels, augment=augment)
+    if len(cast(Sized, dataset)) == 0:
+        raise ValueError("the data set is empty")
+    read = item_labels(dataset)
+    return DatasetSource(dataset, labels=read, augment=augment, num_workers=num_workers)
+
+
+def _count_classes(labels: Tensor) -> int:
+    """Return one more than the largest label.
+
+    Raises:
+        ValueError: If the labels seem to count from 1.
+    """
+    if int(labels.min()) == 1:
+        raise ValueError(
+            "no image has label 0, and labels count from 0: subtract 1 from them, or give "
+            "num_classes= if the first class has no images"
+        )
+    return 1 + int(labels.max())
 
 
 def stratified_split(labels: Tensor, sizes: Sequence[int], seed: int) -> list[Tensor]:

@@ -75,14 +75,16 @@ def digest(*parts: Any) -> str:
     return encoder.hash.hexdigest()
 
 
-def file_stamps(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[str, int, int]]:
-    """Return the absolute path, the size in bytes and the time of change in ns of each file.
+def file_stamps(paths: Iterable[str | os.PathLike[str]]) -> list[tuple[str | int, ...]]:
+    """Return what a file's content changes with: path, size, times of change in ns, and inode.
+
+    Whoever changes a file can set its time of modification, but not that of its inode's change.
 
     Raises:
         OSError: If a file is not there.
     """
     files = [(os.path.abspath(path), os.stat(path)) for path in paths]
-    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in files]
+    return [(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in files]
 
 
 def identify(value: Any) -> str | None:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, SupportsFloat, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from compress_env.finetune import (
     reestimate_batch_norm,
     use_channels_last,
 )
+from compress_env.intake import check_finite, check_stored, unwrapped
 from compress_env.layers import check_network
 from compress_env.models import load_baseline, load_checkpoint
 from compress_env.rehearsal import rehearse_training
@@ -183,11 +184,14 @@ class CompressionTask:
         if isinstance(model, str):
             model = load_baseline(model, self.data, checkpoint=checkpoint, device=self.device)
         else:
+            model = unwrapped(model)
             check_network(model)
             _check_gradient_hooks(model)
+            check_stored(model)
             model = copy.deepcopy(model)
             if checkpoint is not None:
                 load_checkpoint(model, checkpoint)
+            check_finite(model)
         self.model = model.to(self.device).eval()
         self._scorer = scorer
         self._scoring_size = self.config.evaluation_batch_size
@@ -349,13 +353,12 @@ class CompressionTask:
 
         Raises:
             FloatingPointError: If the score or a logit is not finite.
+            TypeError: If the scorer returns no number.
+            ValueError: If it returns one outside [0, 1].
         """
         if self._scorer is None:
             return self.accuracy(model, "validation")
-        score = float(self._scorer(model.eval()))
-        if not math.isfinite(score):
-            raise FloatingPointError(f"the scorer returned {score}")
-        return score
+        return _checked_score(self._scorer(model.eval()))
 
     def accuracy(self, model: nn.Module, split: Split) -> float:
         """Return the accuracy of `model`, a fraction, on one of the four image sets.
@@ -393,3 +396,20 @@ class CompressionTask:
     def _in_order(self, source: ImageSource) -> Iterator[tuple[Tensor, Tensor]]:
         n_batches = math.ceil(len(source) / self._scoring_size)
         return source.batches(torch.arange(len(source)).tensor_split(n_batches))
+
+
+def _checked_score(score: SupportsFloat) -> float:
+    """Return what a scorer has returned as a float in [0, 1]."""
+    try:
+        number = score.__float__()  # a str has none
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        got = " ".join(repr(score).split())
+        raise TypeError(f"the scorer must return a number in [0, 1], got {got:.80}") from None
+    if not math.isfinite(number):
+        raise FloatingPointError(f"the scorer returned {number}")
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(
+            f"the scorer must return a score in [0, 1], got {number}; percentages are to be "
+            "divided by 100"
+        )
+    return number

@@ -172,8 +172,8 @@ def _run_job(job: Job, folder: RunFolder, console: Console) -> list[Row]:
         rows = score_networks(job, folder, contenders)
         draw_searches(folder, job, contenders)
         write_pareto(folder, job)
-        skipped = job.pruning_env.skipped_layers
-        folder.write_text("report.md", format_report(job.config, rows, skipped))
+        skipped = job.pruning_env.skipped_layers, job.unquantized
+        folder.write_text("report.md", format_report(job.config, rows, *skipped))
         folder.finish([row._asdict() for row in rows])
     except BaseException as stop:
         with suppress(OSError):  # the disk may be full

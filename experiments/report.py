@@ -142,16 +142,18 @@ def format_markdown(headings: tuple[str, ...], lines: Sequence[tuple[str, ...]])
     return "\n".join("| " + " | ".join(line) + " |" for line in (headings, rule, *lines))
 
 
-def format_report(config: Any, rows: list[Row], skipped: dict[str, str]) -> str:
+def format_report(
+    config: Any, rows: list[Row], unpruned: dict[str, str], unquantized: dict[str, str]
+) -> str:
     """Format `report.md`.
 
     Args:
         config: The experiment's dataclass.
         rows: The final table.
-        skipped: Layers left out of the pruning walk, with the reason.
+        unpruned: Layers left out of the pruning walk, with the reason.
+        unquantized: Weights that stay float32, with the reason.
     """
     settings = [(k, str(v)) for k, v in dataclasses.asdict(config).items()]
-    left_out = [f"- `{name}`: {reason}" for name, reason in skipped.items()] or ["None."]
     return "\n".join(
         [
             f"# {config.title}: {config.algo}",
@@ -176,7 +178,11 @@ def format_report(config: Any, rows: list[Row], skipped: dict[str, str]) -> str:
             "",
             "Layers left out of the pruning walk:",
             "",
-            *left_out,
+            *_listed(unpruned),
+            "",
+            "Weights that quantization leaves as float32:",
+            "",
+            *_listed(unquantized),
             "",
             "Settings:",
             "",
@@ -184,3 +190,7 @@ def format_report(config: Any, rows: list[Row], skipped: dict[str, str]) -> str:
             "",
         ]
     )
+
+
+def _listed(reasons: dict[str, str]) -> list[str]:
+    return [f"- `{name}`: {reason}" for name, reason in reasons.items()] or ["None."]

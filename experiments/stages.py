@@ -63,6 +63,8 @@ class Job:
 
     searches: dict[tuple[str, str], list[Episode]]
     """Episodes so far by contender and stage, in the order of the searches."""
+    unquantized: dict[str, str]
+    """Weights that stay float32, with the reason."""
 
     def __init__(self, config: Config, console: Console, folder: RunFolder) -> None:
         """Load the task and check both budgets before anything is trained.
@@ -95,6 +97,7 @@ class Job:
             device=self.task.device,
             activation_bits=config.activation_bits,
         )
+        self.unquantized = smallest.skipped_layers
         lowest = smallest.unpruned.cost_low / full_bytes
         if not lowest <= config.size_budget <= 1.0:
             raise ValueError(

@@ -33,6 +33,7 @@ from compress_env.quantization.fake_quant import (
 )
 from compress_env.quantization.packing import pack
 from compress_env.quantization.scales import fit_scale, rounded_scale
+from compress_env.quantization.skipped import find_skipped
 from compress_env.snapshots import Network
 from compress_env.store import Executed, Prefix, Transition, flatten
 
@@ -51,6 +52,9 @@ class _Quantized:
 
 class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
     """Allocate bits to every convolution and linear layer, in execution order.
+
+    These are the `Conv2d` and `Linear` modules that the forward pass calls. All else stays float32:
+    `env.unwrapped.skipped_layers` says which other weights there are, and why.
 
     ## Observation
 
@@ -175,6 +179,7 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
         self.scales = scales
         self.runs_network = activation_bits is not None
         self._names = [layer.name for layer in self.table]
+        self.skipped_layers = find_skipped(self.task.model, self._names)
         self._sizes = size_bounds(self.task.model, self._names, inputs=activation_bits is not None)
         self._full_bytes = _float_bytes(self.task.model)
         self._min_bytes = self.most_bytes([])

@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.utils import parametrize
 
 from compress_env.files import replacing
+from compress_env.intake import check_stored, unwrapped
 from compress_env.layers import check_network
 from compress_env.quantization.activations import ACTIVATION_BITS, InputQuantizer
 from compress_env.quantization.fake_quant import (
@@ -114,11 +115,19 @@ def export_program(path: StrPath, model: nn.Module, image: Tensor) -> int:
 
 def _prepare(model: nn.Module, image: Tensor) -> nn.Module:
     """Return a contiguous copy on the CPU with batch-norms folded and without gradients."""
+    model = unwrapped(model)
     check_network(model)
+    check_stored(model)
     # On the CPU first: a GPU may round more than the check of a fold allows.
     network = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()
-    with torch.no_grad():
-        logits = network(image.cpu())
+    try:
+        with torch.no_grad():
+            logits = network(image.cpu())
+    except (RuntimeError, TypeError) as error:
+        shape = tuple(image.shape)
+        raise ValueError(
+            f"the network cannot take images of shape {shape}: {_first_line(error)}"
+        ) from error
     if not isinstance(logits, Tensor):
         raise ValueError(f"expected a network that returns a tensor, got {type(logits).__name__}")
     return fold_batch_norm(network, image.cpu()).requires_grad_(False)

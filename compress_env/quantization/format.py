@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from compress_env.layers import FLOAT_BYTES
@@ -34,13 +35,25 @@ from compress_env.quantization.coding import (
     EncodedIntegers,
     Stream,
     decode_integers,
-    decode_symbols,
     deflate,
     encode_integers,
-    encode_symbols,
     inflate,
 )
+from compress_env.quantization.contents import (
+    Contents,
+    InputLevels,
+    PackedWeight,
+    QuantizedWeight,
+)
 from compress_env.quantization.fake_quant import MAX_BITS
+from compress_env.quantization.values import (
+    INTEGERS,
+    decode_floats,
+    decode_tensors,
+    encode_floats,
+    encode_others,
+    itemsize,
+)
 
 __all__ = [
     "FORMAT_VERSION",
@@ -51,6 +64,7 @@ __all__ = [
     "header_bytes",
     "max_tensor_bytes",
     "read",
+    "read_bytes",
     "write",
 ]
 
@@ -59,60 +73,10 @@ _MAGIC = b"CENV"
 _PREFIX = struct.Struct("<4sBII")
 _CHECKED_FROM = 9  # the CRC covers what follows it
 _MAX_HEADER_BYTES = 2**20
+_MAX_CODED_BYTES = _MAX_HEADER_BYTES + 2**12  # deflate may add a little
 _MAX_DIMS = 8
+_MAX_IMAGE = 2**28  # elements of one image
 _MAX_TENSORS = 10_000  # of either kind; a ResNet-152 has 932
-_NOTHING = np.empty(0, np.uint8)
-_INTEGERS = {
-    name: getattr(torch, name) for name in ("bool", "uint8", "int8", "int16", "int32", "int64")
-}
-
-
-class QuantizedWeight(NamedTuple):
-    """A weight as integers."""
-
-    bits: int
-    """Bits per integer, 1..8."""
-    integers: Tensor
-    """Integers in -Q..Q, shape (N, ...), int8."""
-    scale: Tensor
-    """Scale per output channel, shape (N,), float32, positive."""
-    kept: Tensor
-    """Which integers are not pruned, shape (N, ...), bool; from a file: not known to be."""
-
-
-class InputLevels(NamedTuple):
-    """The levels that a layer's input is rounded to, see `activations.InputQuantizer`."""
-
-    scale: float
-    """Width of a level, positive, a number of float32."""
-    zero_point: int
-    """Number of the level that stands for 0, 0..255."""
-
-
-class PackedWeight(NamedTuple):
-    """How a file holds a quantized weight."""
-
-    shape: tuple[int, ...]
-    """Shape, (N, ...)."""
-    bits: int
-    """Bits per integer, 1..8."""
-    encoded: EncodedIntegers
-    """The integers as bytes."""
-
-
-class Contents(NamedTuple):
-    """What a packed file says."""
-
-    architecture: Architecture | None
-    """What `build_model` makes the unpruned network from, None for a class of the user's own."""
-    tensors: dict[str, Tensor]
-    """Float32 and integer tensors by their name in the state dict of the baked network."""
-    weights: dict[str, QuantizedWeight]
-    """Quantized weights by that name."""
-    inputs: dict[str, InputLevels]
-    """Levels of quantized inputs by the dotted name of the layer."""
-    packed: dict[str, PackedWeight]
-    """How the quantized weights are held; :func:`write` makes this itself."""
 
 
 def max_tensor_bytes(n_bytes: int) -> int:
@@ -139,9 +103,9 @@ def write(contents: Contents) -> bytes:
     input_scales = torch.tensor([levels.scale for levels in contents.inputs.values()])
     integers = [t for t in contents.tensors.values() if not t.is_floating_point()]
     others = [
-        *_encode_floats([*floats, input_scales]),
-        *_encode_floats(scales),
-        encode_symbols(np.concatenate([_NOTHING, *map(_bytes_of, integers)]), 256),
+        *encode_floats([*floats, input_scales]),
+        *encode_floats(scales),
+        encode_others(integers),
     ]
     architecture = contents.architecture
     header = {
@@ -152,12 +116,15 @@ def write(contents: Contents) -> bytes:
         "inputs": [[name, levels.zero_point] for name, levels in contents.inputs.items()],
         "streams": [number for stream in others for number in _stream_record(stream)],
     }
+    if contents.shared:
+        header["shared"] = [[*names] for names in contents.shared.items()]
     text = json.dumps(header, separators=(",", ":")).encode()
     coded = deflate(text, (zlib.Z_DEFAULT_STRATEGY,))
     streams = [stream.data for weight in packed.values() for stream in weight.encoded.streams]
     body = struct.pack("<I", len(coded)) + b"".join([coded, *streams, *(s.data for s in others)])
-    needed = sum(t.nbytes for t in contents.tensors.values())
-    needed += sum(FLOAT_BYTES * w.integers.numel() for w in contents.weights.values())
+    sizes = {name: t.nbytes for name, t in contents.tensors.items()}
+    sizes |= {name: FLOAT_BYTES * w.integers.numel() for name, w in contents.weights.items()}
+    needed = sum(sizes.values()) + sum(sizes[kept] for kept in contents.shared.values())
     allowed = max_tensor_bytes(_CHECKED_FROM + len(body))
     if max(len(contents.tensors), len(packed)) > _MAX_TENSORS:
         raise ValueError(f"expected at most {_MAX_TENSORS} tensors of either kind, got more")
@@ -181,11 +148,30 @@ def read(data: bytes) -> Contents:
     Raises:
         ValueError: If the bytes are damaged, or are no packed file of this version.
     """
-    try:
+    with _damage_named():
         return _Reader(data).contents()
-    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"damaged or not a packed network: {reason}") from error
+
+
+def read_bytes(file: BinaryIO) -> bytes:
+    """Return the bytes of a file for :func:`read`, if it is as long as its header says.
+
+    Args:
+        file: A regular file at its beginning; of another kind or length, its header alone is read.
+
+    Raises:
+        ValueError: If it is no packed file of this version, or has another length.
+    """
+    with _damage_named():
+        prefix = file.read(_PREFIX.size)
+        n_coded = _parse_prefix(prefix)[1]
+        coded = file.read(min(n_coded, _MAX_CODED_BYTES))
+        header = _parse_header(coded)
+        n_rest = sum(_stream_bytes(record[5]) for record in _records(header["weights"]))
+        n_rest += _stream_bytes(header["streams"])
+        n_bytes, expected = os.fstat(file.fileno()).st_size, len(prefix) + n_coded + n_rest
+        if n_bytes != expected:
+            raise ValueError(f"expected {expected} bytes, got {n_bytes}")
+    return prefix + coded + file.read(n_rest)
 
 
 def header_bytes(data: bytes) -> int:
@@ -198,20 +184,13 @@ class _Reader:
     """Reads a packed file from its header on, taking the streams in their order."""
 
     def __init__(self, data: bytes) -> None:
-        if len(data) < _PREFIX.size or not data.startswith(_MAGIC):
-            raise ValueError(f"expected a file that starts with {_MAGIC!r}, got {data[:8]!r}")
-        _, format_version, checksum, n_coded = _PREFIX.unpack_from(data)
-        if format_version != FORMAT_VERSION:
-            raise ValueError(f"expected format version {FORMAT_VERSION}, got {format_version}")
+        checksum, n_coded = _parse_prefix(data)
         if zlib.crc32(memoryview(data)[_CHECKED_FROM:]) != checksum:
             raise ValueError("the checksum is wrong")
         self._data = data
         self._place = _PREFIX.size
         self._n_bytes_left = max_tensor_bytes(len(data))
-        header = json.loads(inflate(self._take(n_coded), _MAX_HEADER_BYTES))
-        if not isinstance(header, dict):
-            raise ValueError(f"expected a JSON object as header, got {type(header).__name__}")
-        self._header: dict[str, Any] = header
+        self._header = _parse_header(self._take(n_coded))
 
     def contents(self) -> Contents:
         """Return all that there is, and check that nothing is left."""
@@ -219,6 +198,7 @@ class _Reader:
         architecture = _architecture(header["architecture"])
         shapes, dtypes = self._tensor_records(header["tensors"])
         packed = self._weight_records(header["weights"], shapes)
+        shared = self._shared(header.get("shared", []), shapes, dtypes, packed)
         inputs = {_text(name): _integer(zero, 0, 255) for name, zero in _list(header["inputs"])}
         if len(inputs) != len(header["inputs"]):
             raise ValueError("a layer's input is listed twice")
@@ -226,18 +206,18 @@ class _Reader:
         if self._place != len(self._data) or len(others) != 9:
             raise ValueError("the streams do not fill the file")
         n_floats = sum(math.prod(shapes[name]) for name in dtypes if dtypes[name] == "float32")
-        floats = _decode_floats(others[:4], n_floats + len(inputs))
-        scales = _decode_floats(others[4:8], sum(w.shape[0] for w in packed.values()))
+        floats = decode_floats(others[:4], n_floats + len(inputs))
+        scales = decode_floats(others[4:8], sum(w.shape[0] for w in packed.values()))
         input_scales = floats[n_floats:]
         _check_scales(torch.cat([scales, input_scales]))
         by_weight = torch.split(scales, [weight.shape[0] for weight in packed.values()])
         levels = map(InputLevels, input_scales.tolist(), inputs.values())
+        tensors = decode_tensors(shapes, dtypes, floats[:n_floats], others[8])
+        weights = dict(zip(packed, map(_unpack, packed.values(), by_weight), strict=True))
+        tensors |= {name: tensors[kept] for name, kept in shared.items() if kept in tensors}
+        weights |= {name: weights[kept] for name, kept in shared.items() if kept in weights}
         return Contents(
-            architecture,
-            _decode_tensors(shapes, dtypes, floats[:n_floats], others[8]),
-            dict(zip(packed, map(_unpack, packed.values(), by_weight), strict=True)),
-            dict(zip(inputs, levels, strict=True)),
-            packed,
+            architecture, tensors, weights, dict(zip(inputs, levels, strict=True)), packed, shared
         )
 
     def _tensor_records(self, records: Any) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
@@ -246,9 +226,9 @@ class _Reader:
         dtypes: dict[str, str] = {}
         for name, shape, *rest in _records(records):
             dtype = rest[0] if rest else "float32"
-            if _text(name) in shapes or (dtype != "float32" and dtype not in _INTEGERS):
+            if _text(name) in shapes or (dtype != "float32" and dtype not in INTEGERS):
                 raise ValueError(f"tensor {name!r:.80} is listed twice, or of an unknown type")
-            shapes[name] = self._shape(shape, 0, _itemsize(dtype))
+            shapes[name] = self._shape(shape, 0, itemsize(dtype))
             dtypes[name] = dtype
         return shapes, dtypes
 
@@ -270,13 +250,30 @@ class _Reader:
             packed[name] = PackedWeight(checked, _integer(bits, 1, MAX_BITS), encoded)
         return packed
 
-    def _shape(self, sizes: Any, smallest: int, itemsize: int) -> tuple[int, ...]:
+    def _shared(
+        self,
+        records: Any,
+        shapes: dict[str, tuple[int, ...]],
+        dtypes: dict[str, str],
+        packed: dict[str, PackedWeight],
+    ) -> dict[str, str]:
+        """Return the first name of each tensor and weight by its other names."""
+        shared: dict[str, str] = {}
+        for name, kept in _records(records):
+            if _text(name) in shared or name in shapes or name in packed:
+                raise ValueError(f"tensor {name!r:.80} is listed twice")
+            shape = shapes[kept] if kept in shapes else packed[kept].shape
+            self._shape([*shape], 0, itemsize(dtypes.get(kept, "float32")))
+            shared[name] = kept
+        return shared
+
+    def _shape(self, sizes: Any, smallest: int, element_bytes: int) -> tuple[int, ...]:
         """Check a shape, and that so many bytes more are allowed."""
         limit = max_tensor_bytes(len(self._data))
         if len(_list(sizes)) > _MAX_DIMS:
             raise ValueError(f"expected up to {_MAX_DIMS} dimensions, got {len(sizes)}")
         shape = tuple(_integer(size, smallest, limit) for size in sizes)
-        self._n_bytes_left -= math.prod(shape) * itemsize
+        self._n_bytes_left -= math.prod(shape) * element_bytes
         if self._n_bytes_left < 0:
             raise ValueError(
                 f"a file of {len(self._data)} bytes may hold tensors of {limit} bytes, got more"
@@ -294,6 +291,46 @@ class _Reader:
         start, left = self._place, len(self._data) - self._place
         self._place += _integer(n_bytes, 0, left)
         return self._data[start : self._place]
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """Turn whatever goes wrong with a file into a ValueError of one line."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"damaged or not a packed network: {reason}") from error
+
+
+def _parse_prefix(data: bytes) -> tuple[int, int]:
+    """Return the checksum of a file, and how many bytes its header takes."""
+    if len(data) < _PREFIX.size or not data.startswith(_MAGIC):
+        raise ValueError(f"expected a file that starts with {_MAGIC!r}, got {data[:8]!r}")
+    _, format_version, checksum, n_coded = _PREFIX.unpack_from(data)
+    if format_version != FORMAT_VERSION:
+        raise ValueError(f"expected format version {FORMAT_VERSION}, got {format_version}")
+    return checksum, n_coded
+
+
+def _parse_header(coded: bytes) -> dict[str, Any]:
+    """Return what a header says, none of it checked."""
+    header = json.loads(inflate(coded, _MAX_HEADER_BYTES), object_pairs_hook=_object)
+    if not isinstance(header, dict):
+        raise ValueError(f"expected a JSON object as header, got {type(header).__name__}")
+    return header
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object of pairs, no two of which have one name."""
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("the header says something twice")
+    return dict(pairs)
+
+
+def _stream_bytes(numbers: Any) -> int:
+    """Return how many bytes streams take: a list of code, length, code, length, ..."""
+    return sum(_integer(length, 0, 2**62) for length in _list(numbers)[1::2])
 
 
 def _pack(weight: QuantizedWeight) -> PackedWeight:
@@ -322,61 +359,14 @@ def _stream_record(stream: Stream) -> tuple[int, int]:
     return CODES.index(stream.code), len(stream.data)
 
 
-def _bytes_of(tensor: Tensor) -> NDArray[np.uint8]:
-    """Return a tensor's values as bytes, shape (n,)."""
-    array = np.ascontiguousarray(tensor.numpy()).reshape(-1)
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).view(np.uint8)
-
-
-def _encode_floats(tensors: list[Tensor]) -> list[Stream]:
-    """Return the lowest byte of every value as a stream, and so on up to the highest."""
-    joined = np.concatenate([_NOTHING, *map(_bytes_of, tensors)])
-    # (n * 4,) -> (n, 4) -> four of (n,)
-    return [encode_symbols(plane.copy(), 256) for plane in joined.reshape(-1, 4).T]
-
-
-def _decode_floats(planes: tuple[Stream, ...], n_values: int) -> Tensor:
-    """Invert :func:`_encode_floats`, shape (n,)."""
-    # four of (n,) -> (n, 4) -> (n,)
-    columns = [decode_symbols(plane, 256, n_values) for plane in planes]
-    values = np.stack(columns, axis=1).reshape(-1).view("<f4")
-    return torch.from_numpy(values.astype(np.float32, copy=False))
-
-
-def _decode_tensors(
-    shapes: dict[str, tuple[int, ...]], dtypes: dict[str, str], floats: Tensor, stream: Stream
-) -> dict[str, Tensor]:
-    """Cut tensors out of all float32 values and the bytes of all others, in their order."""
-    is_float = {name: dtype == "float32" for name, dtype in dtypes.items()}
-    n_elements = {name: math.prod(shape) for name, shape in shapes.items()}
-    n_bytes = sum(
-        n_elements[name] * _itemsize(dtype) for name, dtype in dtypes.items() if not is_float[name]
-    )
-    data = decode_symbols(stream, 256, n_bytes)
-    tensors: dict[str, Tensor] = {}
-    for name, dtype in dtypes.items():
-        n = n_elements[name]
-        if is_float[name]:
-            values, floats = floats[:n].clone(), floats[n:]
-        else:
-            stored = np.dtype("uint8" if dtype == "bool" else dtype).newbyteorder("<")
-            part, data = data[: n * stored.itemsize], data[n * stored.itemsize :]
-            array = part.copy().view(stored).astype(stored.newbyteorder("="))
-            values = torch.from_numpy(array).to(_INTEGERS[dtype])
-        tensors[name] = values.reshape(shapes[name])
-    return tensors
-
-
-def _itemsize(dtype: str) -> int:
-    return FLOAT_BYTES if dtype == "float32" else int(_INTEGERS[dtype].itemsize)
-
-
 def _architecture(record: Any) -> Architecture | None:
     """Return what the network was built from; whether the name is known is not checked here."""
     if record is None:
         return None
     name, num_classes, image_shape = _list(record)
     channels, height, width = (_integer(size, 1, 2**24) for size in _list(image_shape))
+    if channels * height * width > _MAX_IMAGE:
+        raise ValueError(f"expected images of at most {_MAX_IMAGE} elements, got more")
     return Architecture(_text(name), _integer(num_classes, 1, 2**24), (channels, height, width))
 
 

@@ -6,31 +6,39 @@ is read is a name of `build_model`, shapes, and numbers.
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from compress_env.files import replacing
+from compress_env.intake import check_stored, unwrapped
+from compress_env.layers import compute_layers
 from compress_env.models import Architecture, build_model
 from compress_env.quantization.activations import (
     Range,
     attach_input,
+    detach_input,
     has_quantizers,
     input_quantizer_of,
 )
+from compress_env.quantization.contents import Contents, InputLevels, QuantizedWeight
 from compress_env.quantization.fake_quant import (
     FakeQuantize,
     attach,
+    bake,
     dequantize,
     float_weight,
     quantize_to_integers,
     quantizer_of,
 )
-from compress_env.quantization.format import Contents, InputLevels, QuantizedWeight, read, write
+from compress_env.quantization.format import read, read_bytes, write
 from compress_env.quantization.shrinking import load_into
+from compress_env.state_dicts import shared_names
+from compress_env.torch_files import open_regular
 
 __all__ = ["load", "pack", "read_file", "save", "unpack"]
 
@@ -47,19 +55,24 @@ def save(path: StrPath, model: nn.Module) -> int:
 
     Args:
         path: File to write, by custom with the suffix `.cenv`; an existing one is replaced.
-        model: The network. Quantized weights, as those of `QuantizationEnv.compressed_model`, take
-            their bits; those that `bake` has made ordinary parameters take 32. All other floating
-            tensors are stored as float32, also those of a network in another type.
+        model: The network, also a wrapped one. Quantized weights, as those of
+            `QuantizationEnv.compressed_model`, take their bits; those that `bake` has made ordinary
+            parameters take 32. All other floating tensors are stored as float32, also those of a
+            network in another type. What has several names is stored once.
 
     Returns:
         Size of the file in bytes.
 
     Raises:
         OSError: If the file cannot be written.
-        ValueError: If the network has state that is no tensor or a complex one, or is a large one
-            that is nearly all zeros: see `format.max_tensor_bytes`.
+        ValueError: If the file could not be read again: if the network has state that is no tensor
+            or a complex one, or weights that a hook computes, is no longer of the architecture that
+            it names, or is a large one that is nearly all zeros (`format.max_tensor_bytes`).
     """
+    model = unwrapped(model)
+    check_stored(model)
     data = pack(model)
+    _check_readable(data, model)
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(data)
     return os.path.getsize(path)
@@ -98,10 +111,11 @@ def read_file(path: StrPath) -> Contents:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, or is not a packed network.
     """
-    try:
-        return read(Path(path).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(path)}: {error}") from error
+    with open_regular(Path(path)) as file:
+        try:
+            return read(read_bytes(file))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
 def pack(model: nn.Module) -> bytes:
@@ -110,28 +124,53 @@ def pack(model: nn.Module) -> bytes:
     Args:
         model: As there.
     """
-    state: dict[str, Tensor] = dict(model.state_dict())
-    weights: dict[str, QuantizedWeight] = {}
-    inputs: dict[str, InputLevels] = {}
-    coded: list[str] = []  # prefixes of state that is stored as levels
-    for name, module in model.named_modules(remove_duplicate=False):
-        prefix = f"{name}." if name else ""
-        if (levels := input_quantizer_of(module)) is not None:
-            inputs[name] = InputLevels(float(levels.scale), int(levels.zero_point))
-            coded.append(f"{prefix}input_quantizer.")
-        if (quantizer := quantizer_of(module)) is not None:
-            weights[f"{prefix}weight"] = _quantized_weight(module, quantizer)
-            coded.append(f"{prefix}parametrizations.weight.")
+    model = unwrapped(model)
+    levels = _levels_of(model)
+    state: dict[str, Any] = model.state_dict()
+    floats = {k: x for k, x in state.items() if not k.startswith(tuple(levels.prefixes))}
+    shared = shared_names(floats)
     architecture = getattr(model, "architecture", None)
     return write(
         Contents(
             architecture if isinstance(architecture, Architecture) else None,
-            {n: _plain(x) for n, x in state.items() if not n.startswith(tuple(coded))},
-            weights,
-            inputs,
+            {name: _plain(x) for name, x in floats.items() if name not in shared},
+            levels.weights,
+            levels.inputs,
             {},
+            levels.shared | shared,
         )
     )
+
+
+class _Levels(NamedTuple):
+    """The parts of a network that are stored as levels."""
+
+    weights: dict[str, QuantizedWeight]
+    """Quantized weights by the first name of each."""
+    inputs: dict[str, InputLevels]
+    """Levels of inputs by the name of the layer."""
+    shared: dict[str, str]
+    """First names of weights by their other names."""
+    prefixes: list[str]
+    """Of the state that these are made from."""
+
+
+def _levels_of(model: nn.Module) -> _Levels:
+    found = _Levels({}, {}, {}, [])
+    first: dict[nn.Module, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{name}." if name else ""
+        if (levels := input_quantizer_of(module)) is not None:
+            found.inputs[name] = InputLevels(float(levels.scale), int(levels.zero_point))
+            found.prefixes.append(f"{prefix}input_quantizer.")
+        if (quantizer := quantizer_of(module)) is not None:
+            found.prefixes.append(f"{prefix}parametrizations.weight.")
+            weight = f"{prefix}weight"
+            if first.setdefault(module, weight) == weight:
+                found.weights[weight] = _quantized_weight(module, quantizer)
+            else:
+                found.shared[weight] = first[module]
+    return found
 
 
 def unpack(contents: Contents, model: nn.Module | None = None) -> nn.Module:
@@ -150,9 +189,10 @@ def unpack(contents: Contents, model: nn.Module | None = None) -> nn.Module:
         model = _build(contents.architecture)
         load_into(model, state, assign=True)
         _check_complete(model)
-    elif has_quantizers(model):
-        raise ValueError("expected an unquantized network as model=, got a quantized one")
     else:
+        model = unwrapped(model)
+        if has_quantizers(model):
+            raise ValueError("expected an unquantized network as model=, got a quantized one")
         load_into(model, state)
     for name, weight in contents.weights.items():
         layer = _layer(model, name.rpartition(".")[0])
@@ -165,6 +205,35 @@ def unpack(contents: Contents, model: nn.Module | None = None) -> nn.Module:
         quantizer.scale.fill_(input_levels.scale)
         quantizer.zero_point.fill_(input_levels.zero_point)
     return model.eval()
+
+
+def _check_readable(data: bytes, model: nn.Module) -> None:
+    """Check that what was packed makes a network again.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    architecture = getattr(model, "architecture", None)
+    try:
+        contents = read(data)
+        unpack(contents, None if contents.architecture else _unquantized(model))
+    except ValueError as error:
+        remedy = ""
+        if isinstance(architecture, Architecture):
+            remedy = (
+                f"; if it is no longer {architecture.name!r}, delete its attribute `architecture`, "
+                "and give the unpruned network as model= to load it"
+            )
+        raise ValueError(f"the network could not be read again: {error}{remedy}") from error
+
+
+def _unquantized(model: nn.Module) -> nn.Module:
+    """Return a copy that holds plain float weights."""
+    plain = copy.deepcopy(model)
+    bake(plain)
+    for layer in compute_layers(plain).values():
+        detach_input(layer)
+    return plain
 
 
 def _quantized_weight(layer: nn.Module, quantizer: FakeQuantize) -> QuantizedWeight:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from compress_env.state_dicts import Weights, load_weights
+
 __all__ = ["load_into"]
 
 
@@ -29,7 +31,7 @@ def load_into(model: nn.Module, state: dict[str, Tensor], *, assign: bool = Fals
         _check_module(module, name, _own_state(module, name, state))
     for name, module in model.named_modules():
         _shrink(module, _own_state(module, name, state))
-    model.load_state_dict(state, strict=True, assign=assign)
+    load_weights(model, Weights(state, {}), assign=assign)
 
 
 def _check_names(expected: set[str], got: set[str]) -> None:
@@ -54,7 +56,7 @@ def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
 def _check_module(module: nn.Module, name: str, stored: dict[str, Tensor]) -> None:
     """Raise unless each stored tensor is a shrunk version of the module's, all by one count."""
     own = _own_tensors(module)
-    counts = {len(tensor) for tensor in stored.values() if tensor.dim()}
+    counts = {len(stored[key]) for key in stored if _n_free_dims(module, key) and stored[key].dim()}
     for key, tensor in stored.items():
         free = _n_free_dims(module, key)
         fits = (
@@ -76,7 +78,7 @@ def _n_free_dims(module: nn.Module, key: str) -> int:
     if isinstance(module, nn.Conv2d | nn.Linear):
         return {"weight": 2, "bias": 1}.get(key, 0)
     if isinstance(module, _NormBase | nn.PReLU):
-        return 0 if key == "num_batches_tracked" else 1
+        return int(key in ("weight", "bias", "running_mean", "running_var"))
     return 0
 
 
@@ -100,7 +102,8 @@ def _shrink(module: nn.Module, stored: dict[str, Tensor]) -> None:
     elif isinstance(module, nn.Linear) and "weight" in stored:
         module.out_features, module.in_features = stored["weight"].shape
     elif isinstance(module, _NormBase) and stored:
-        module.num_features = max(len(tensor) for tensor in stored.values() if tensor.dim())
+        free = [tensor for key, tensor in stored.items() if _n_free_dims(module, key)]
+        module.num_features = max(map(len, free), default=module.num_features)
     elif isinstance(module, nn.PReLU) and stored:
         module.num_parameters = len(stored["weight"])
     for key, tensor in _own_tensors(module).items():

@@ -1,12 +1,15 @@
 """Tests of reading and writing weights, and of the cache."""
 
+import argparse
 import logging
 import os
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -14,12 +17,14 @@ from torch import Tensor, nn
 
 from compress_env.checkpoints import (
     cache_lock,
+    checkpoint_bytes,
     load_checkpoint,
     read_safetensors,
     same_weights,
     save_checkpoint,
     write_to_cache,
 )
+from compress_env.models import build_model
 
 
 def _network(seed: int) -> nn.Module:
@@ -85,6 +90,86 @@ def test_torch_files_are_read(wrap: Callable[[Any], Any], legacy: bool, tmp_path
     model = _network(1)
     load_checkpoint(model, str(tmp_path / "model.pt"))
     assert _same(model, _network(0))
+
+
+def _plus(weights: Any, prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in weights.items()}
+
+
+def _without_counters(weights: Any) -> dict[str, Tensor]:
+    return {k: t for k, t in weights.items() if not k.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        _without_counters,
+        lambda w: {"model_state_dict": w, "epoch": 3, "loss": np.float64(0.1)},
+        lambda w: {"net": _plus(_without_counters(w), "module."), "acc": 93.2, "epoch": 1},
+        lambda w: {"net": "resnet20", "state_dict": w, "args": argparse.Namespace(lr=0.1)},
+        lambda w: {"state": {"model": _plus(w, "_orig_mod.")}, "root": Path("x")},
+        lambda w: _plus(w, "module._orig_mod."),
+        lambda w: _plus(w, "_orig_mod.module."),
+        lambda w: {"state_dict": _plus(w, "model.") | {"criterion.weight": torch.ones(3)}},
+        lambda w: {"model": _plus(w, "model.net."), "optimizer": {"state": {0: {"step": 1}}}},
+        lambda w: {f"{k[0]}._orig_mod.{k[2:]}": t for k, t in w.items()},
+        lambda w: _plus(w, "module.") | {"n_averaged": torch.tensor(7)},
+        lambda w: dict(w) | {"epoch": 3, "optimizer": {"lr": 0.1}, "name": "x"},
+    ],
+)
+def test_files_of_training_scripts_are_read(wrap: Callable[[Any], Any], tmp_path: Path) -> None:
+    torch.save(wrap(_network(0).state_dict()), tmp_path / "model.pt")
+    model = _network(1)
+    load_checkpoint(model, tmp_path / "model.pt")
+    assert _same(model, _network(0))
+
+
+def test_names_of_the_network_itself_are_no_wrappers(tmp_path: Path) -> None:
+    model, other = (nn.Sequential(OrderedDict(model=_network(seed))) for seed in (0, 1))
+    for prefix in ("", "model.", "module."):
+        torch.save(_plus(model.state_dict(), prefix), tmp_path / "model.pt")
+        load_checkpoint(other, tmp_path / "model.pt")
+        assert _same(other, model)
+
+
+def test_a_wrapped_file_that_does_not_fit_is_explained_in_the_networks_names(
+    tmp_path: Path,
+) -> None:
+    weights = _plus(_network(0).state_dict(), "module.")
+    del weights["module.0.bias"]
+    torch.save({"net": weights}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"does not fit the network: missing: 0\.bias;"):
+        load_checkpoint(_network(1), tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt", "dict.pt"])
+def test_versions_of_modules_are_kept(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"model.{suffix}"
+    first, second = (build_model("torchvision/mnasnet0_5", 4, (3, 32, 32)) for _ in range(2))
+    if suffix == "safetensors":
+        save_checkpoint(first, path)
+    else:
+        state = first.state_dict()
+        torch.save(state if suffix == "pt" else dict(state), path)
+    load_checkpoint(second, path)
+    assert _same(first, second)
+
+
+def test_a_tensor_of_several_names_is_kept_once(tmp_path: Path) -> None:
+    layer = nn.Linear(64, 64)
+    twice = nn.Sequential(layer, nn.ReLU(), layer)
+    assert checkpoint_bytes(twice) < 1.1 * checkpoint_bytes(nn.Sequential(layer))
+    save_checkpoint(twice, tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_size == checkpoint_bytes(twice)
+    assert list(read_safetensors(tmp_path / "model.safetensors")) >= ["2.weight", "2.bias"]
+
+
+def test_channels_last_networks_are_saved(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    save_checkpoint(model, tmp_path / "model.safetensors")
+    other = nn.Sequential(nn.Conv2d(3, 4, 3))
+    load_checkpoint(other, tmp_path / "model.safetensors")
+    assert _same(model, other)
 
 
 def _without_bias(weights: dict[str, Tensor]) -> None:

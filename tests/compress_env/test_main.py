@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import re
+import socket
+import sys
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from compress_env.__main__ import main
 from compress_env.layers import compute_layers
-from compress_env.models import build_model, load_checkpoint
+from compress_env.models import Architecture, build_model, load_checkpoint
 from compress_env.quantization.fake_quant import attach
-from compress_env.quantization.packing import save
+from compress_env.quantization.packing import pack, save
 from experiments.latency import OnnxNetwork
 
 
@@ -73,3 +80,89 @@ def test_a_network_of_the_users_own_is_not_exported(
     out = tmp_path / "net.safetensors"
     assert main([str(tmp_path / "net.cenv"), "--safetensors", str(out)]) == 0
     assert {k: t.shape for k, t in load_file(out).items()} == {"weight": (2, 1, 3, 3), "bias": (2,)}
+
+
+def _header_alone(path: Path) -> None:
+    """A file whose header is right, and whose rest is a hole of 2^40 bytes."""
+    path.write_bytes(pack(build_model("lenet5", 10, (1, 32, 32))))
+    os.truncate(path, 2**40)
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(path))
+
+
+NO_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "endless": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+    "pipe": (lambda path: os.mkfifo(path), "not a regular file"),
+    "folder": (lambda path: path.mkdir(), "not a regular file"),
+    "socket": (_socket, "No such device"),
+    "hole": (lambda path: path.touch() or os.truncate(path, 2**40), "starts with b'CENV'"),
+    "hole behind a header": (_header_alone, "expected .* bytes, got 1099511627776"),
+    "longer": (lambda path: path.write_bytes(pack(nn.Linear(2, 2)) + b"x"), "bytes, got"),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux's devices and messages")
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_is_no_packed_file_is_refused_at_once(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    make, message = NO_FILES[kind]
+    make(tmp_path / "net.cenv")
+    tracemalloc.start()
+    assert main([str(tmp_path / "net.cenv")]) == 2
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+    captured = capsys.readouterr()
+    assert not captured.out and captured.err.count("\n") == 1
+    assert re.search(message, captured.err)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("resnet20", (1, 10_000, 10_000), "1x10000x10000 are too large to export"),
+        ("resnet20", (1, 2**24, 2**24), "at most 268435456 elements"),
+        ("torchvision/squeezenet1_0", (3, 4096, 4096), "3x4096x4096 are too large to export"),
+    ],
+)
+def test_images_that_are_too_large_are_not_computed_on(
+    name: str,
+    shape: tuple[int, int, int],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = build_model(name, 10, (shape[0], 64, 64))
+    model.architecture = Architecture(name, 10, shape)  # type: ignore[assignment]
+    (tmp_path / "net.cenv").write_bytes(pack(model))
+    assert main([str(tmp_path / "net.cenv"), "--onnx", str(tmp_path / "net.onnx")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and message in captured.err
+    assert not (tmp_path / "net.onnx").exists()
+
+
+def test_a_network_that_cannot_run_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build_model("cnn4", 10, (1, 32, 32))
+    model.architecture = Architecture("cnn4", 10, (1, 32, 33))  # type: ignore[assignment]
+    (tmp_path / "net.cenv").write_bytes(pack(model))
+    status = main([str(tmp_path / "net.cenv"), "--onnx", str(tmp_path / "net.onnx")])
+    assert status in (0, 2)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_names_that_a_terminal_has_no_letters_for_are_printed_as_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = nn.Conv2d(1, 2, 3)
+    attach(layer, 4)
+    save(tmp_path / "net.cenv", nn.ModuleDict({"schärfe": layer}))
+    with (tmp_path / "out").open("w", encoding="ascii") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        assert main([str(tmp_path / "net.cenv")]) == 0
+    assert r"sch\xe4rfe" in (tmp_path / "out").read_text()

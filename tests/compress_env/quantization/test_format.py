@@ -249,6 +249,18 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     ),
     "10^12 classes": lambda: write_file(BASE | {"architecture": ["lenet5", 10**12, [1, 32, 32]]}),
     "a huge image": lambda: write_file(BASE | {"architecture": ["cnn4", 10, [1, 2**24, 2**24]]}),
+    "an entry twice": lambda: write_file(json.dumps(BASE)[:-1].encode() + b', "tensors": []}'),
+    "another name for nothing": lambda: write_file(BASE | {"shared": [["a", "b"]]}),
+    "a name that stands for itself": lambda: write_file(
+        BASE | {"tensors": [["a", [0]]], "shared": [["a", "a"]]}
+    ),
+    "another name twice": lambda: write_file(
+        BASE | {"tensors": [["a", [0]]], "shared": [["b", "a"], ["b", "a"]]}
+    ),
+    "more names than memory": lambda: write_file(
+        BASE | {"tensors": [["a", [2**21]]], "shared": [[f"b{i}", "a"] for i in range(99)]}
+    ),
+    "names that are a number": lambda: write_file(BASE | {"shared": 3}),
     "no image": lambda: write_file(BASE | {"architecture": ["lenet5", 10, []]}),
     "another architecture": lambda: write_file(BASE | {"architecture": ["cnn4", 10, [1, 32, 32]]}),
 }

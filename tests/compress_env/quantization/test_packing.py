@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,6 +23,7 @@ from compress_env.quantization.fake_quant import attach, bake, bits_of, float_we
 from compress_env.quantization.format import read
 from compress_env.quantization.packing import load, pack, save, unpack
 from tests.compress_env.quantization.fakes import DepthwiseNet, quantized_net
+from tests.fakes import make_data, seeded
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -256,3 +260,123 @@ def test_a_pruned_instance_norm_is_loaded(tmp_path: Path) -> None:
     whole = nn.Sequential(nn.Conv2d(1, 8, 3), nn.InstanceNorm2d(8, affine=True))
     again, images = load(tmp_path / "net.cenv", whole), torch.randn(2, 1, 6, 6)
     assert torch.equal(again(images), pruned.eval()(images))
+
+
+class Twice(nn.Module):
+    """One convolution under two names, and a weight that two layers share."""
+
+    def __init__(self) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.stem = nn.Conv2d(1, 16, 3)
+        self.body = nn.Conv2d(16, 16, 3, padding=1)
+        self.again = self.body
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, (b, 3)."""
+        return self.fc(self.again(self.body(self.stem(images))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_what_has_two_names_is_stored_once(tmp_path: Path) -> None:
+    model, images = seeded(Twice), torch.randn(2, 1, 8, 8)
+    single = nn.Sequential(model.stem, model.body, model.fc)  # type: ignore[arg-type]
+    for bits in (None, 4):
+        if bits:
+            attach(model.body, bits)  # type: ignore[arg-type]
+        size = save(tmp_path / "net.cenv", model)
+        assert size < len(pack(single)) + 100
+        again = load(tmp_path / "net.cenv", Twice())
+        assert torch.equal(again(images), model(images))
+        assert again.body is again.again
+        contents = read(pack(model))
+        assert set(contents.tensors) | set(contents.weights) >= {"body.weight", "again.weight"}
+
+
+def test_the_bound_of_a_budget_holds_for_what_has_two_names(tmp_path: Path) -> None:
+    env = compress_env.QuantizationEnv(seeded(Twice), make_data(), size_budget=0.5, store=None)
+    env.reset()
+    for _ in env.walk:
+        _, _, _, _, info = env.step(np.ones(1, np.float32))
+    size = save(tmp_path / "net.cenv", env.compressed_model())
+    assert size == info["size_bytes"] <= env.budget_bytes
+
+
+class Extras(nn.Module):
+    """Layers with buffers of their own."""
+
+    def __init__(self) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.conv.register_buffer("mask", torch.ones(4, 1, 3, 3))
+        self.conv.register_buffer("codes", torch.arange(9))
+        self.norm = nn.BatchNorm2d(4)
+        self.norm.register_buffer("limits", torch.ones(2))
+        self.fc = nn.Linear(4, 3)
+        self.fc.register_buffer("n", torch.tensor(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, (b, 3)."""
+        return self.fc(self.norm(self.conv(images)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def _normed() -> nn.Module:
+    layers = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    nn.utils.parametrizations.spectral_norm(layers[1])
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("build", [Extras, _normed])
+def test_layers_with_buffers_of_their_own_come_back(
+    build: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    model, images = seeded(build), torch.randn(2, 1, 8, 8)
+    save(tmp_path / "net.cenv", model)
+    assert torch.equal(load(tmp_path / "net.cenv", build())(images), model(images))
+
+
+def test_versions_of_modules_survive_a_file(tmp_path: Path) -> None:
+    model = build_model("torchvision/mnasnet0_5", 4, (3, 32, 32)).eval()
+    for layer in compute_layers(model).values():
+        attach(layer, 6)
+    save(tmp_path / "net.cenv", model)
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(load(tmp_path / "net.cenv")(images), model(images))
+
+
+def _odd_types() -> nn.Module:
+    model = nn.Linear(2, 2)
+    model.register_buffer("odd", torch.ones(2, dtype=torch.uint16))
+    return model
+
+
+def _many_dims() -> nn.Module:
+    model = nn.Linear(2, 2)
+    model.register_buffer("deep", torch.ones([1] * 12))
+    return model
+
+
+def _another_head() -> nn.Module:
+    model = build_model("lenet5", 10, (1, 32, 32))
+    model.extra = nn.Linear(2, 2)
+    return model
+
+
+@pytest.mark.parametrize("build", [_odd_types, _many_dims, _another_head])
+def test_what_could_not_be_read_again_is_not_written(
+    build: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="the network could not be read again: ") as caught:
+        save(tmp_path / "net.cenv", build())
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_a_network_that_left_its_architecture_is_saved_without_its_name(tmp_path: Path) -> None:
+    model: Any = _another_head()
+    with pytest.raises(ValueError, match="no longer 'lenet5', delete its attribute"):
+        save(tmp_path / "net.cenv", model)
+    del model.architecture
+    save(tmp_path / "net.cenv", model)
+    again = load(tmp_path / "net.cenv", _another_head())
+    assert torch.equal(again.extra.weight, model.extra.weight)
