@@ -178,7 +178,7 @@ def _run_job(job: Job, folder: RunFolder, console: Console) -> list[Row]:
     except BaseException as stop:
         with suppress(OSError):  # the disk may be full
             write_searches(folder, job, _names(job.config))
-        stop.add_note(resume_hint("experiments.compress", folder.path))
+        stop.add_note(resume_hint("experiments.compress", folder.path, job.config))
         raise
     finally:
         folder.close()

@@ -26,7 +26,7 @@ from experiments.algorithms import (
 )
 from experiments.search import EpisodeLog
 
-__all__ = ["Learner", "blaming", "check_agent", "goes_on", "make_agent"]
+__all__ = ["Learner", "blaming", "check_agent", "goes_on", "make_agent", "source_of"]
 
 NOT_RESUMABLE = ("ars",)
 """Learners whose state between two episodes is inside one call of `learn`."""
@@ -53,6 +53,13 @@ def check_agent(name: str) -> None:
     elif name not in valid:
         raise ValueError(f"unknown agent {name!r}; valid: {', '.join(valid)}, or my_module:MyAgent")
     check_packages(name)
+
+
+def source_of(name: str) -> Path | None:
+    """Return the file of an agent's module, which `check_agent` has imported; None for others."""
+    module = sys.modules.get(name.partition(":")[0]) if ":" in name else None
+    file = getattr(module, "__file__", None)
+    return None if file is None else Path(file)
 
 
 def goes_on(name: str) -> bool:

@@ -38,6 +38,7 @@ from experiments.checks import check_choices, check_lowest
 from experiments.command import run_command, run_measurement
 from experiments.importance_benefit_figures import draw_errors
 from experiments.importance_benefit_report import format_report
+from experiments.inputs import data_digest
 from experiments.playing import play_actions
 from experiments.run_folder import RunFolder
 from experiments.search import EpisodeLog, best_episode, run_learner, run_policy
@@ -140,6 +141,7 @@ class Measurement:
         self.folder = folder
         data = load_data(config.dataset, data_root=config.data_root, download=config.download)
         self._data: DataBundle = limit_images(data, config.validation_images)
+        folder.hold_to({"data": data_digest(self._data)})
 
     def rows(self, seed: int) -> Rows:
         """Measure everything of one seed, but for what a stopped comparison has left."""
@@ -184,10 +186,10 @@ class Measurement:
             found = train_with_marks(task, copy.deepcopy(task.model), config.epochs, seed)
             kept = {str(epochs): network.state_dict() for epochs, network in found.items()}
             self.folder.write_state(name, kept)
-        networks = {}
-        for epochs in config.epochs:
-            networks[epochs] = copy.deepcopy(task.model)
-            networks[epochs].load_state_dict(kept[str(epochs)])
+        networks = {epochs: copy.deepcopy(task.model) for epochs in config.epochs}
+        with self.folder.using(name):
+            for epochs, network in networks.items():
+                network.load_state_dict(kept[str(epochs)])
         return networks
 
     def _unpruned(self, network: nn.Module, seed: int) -> dict[str, Any]:

@@ -7,18 +7,20 @@ agent is also compared with uniform and random within each seed.
 
 from __future__ import annotations
 
-import json
-import sys
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import tyro
 from numpy.typing import ArrayLike
+from rich.console import Console
 from scipy import stats
 
-from experiments.report import format_markdown
+from compress_env.files import replacing
+from experiments.command import run_command
+from experiments.report import Row, format_markdown
+from experiments.stored import parse, read_object, read_table
 
 __all__ = ["Config", "main", "mean_interval", "read_runs", "summarize"]
 
@@ -47,7 +49,8 @@ RATIOS = {
 }
 """Columns that are those of the run, divided by its baseline's."""
 FREE = {"seed", "label", "out", "data_root", "download", "device", "store", "tensorboard", "resume"}
-FREE |= {"command", "date", "versions", "git_revision", "hardware", "resumptions"}
+FREE |= {"command", "date", "versions", "git_revision", "hardware", "resumptions", "inputs"}
+NEEDED = ("network", "test_error", "n_evaluations")
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,11 @@ def read_runs(folders: tuple[Path, ...]) -> pd.DataFrame:
     tables, settings = [], []
     for folder in folders:
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            table = _with_ratios(pd.read_csv(folder / "table.csv").assign(seed=config["seed"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            config = read_object(folder / "config.json")
+            if type(config.get("seed")) is not int:
+                raise ValueError(f"seed must be a whole number, got {config.get('seed')!r}")
+            table = _with_ratios(_read_table(folder / "table.csv").assign(seed=config["seed"]))
+        except (OSError, ValueError) as error:
             raise ValueError(f"{str(folder)!r} is not a finished run: {error}") from None
         tables.append(table)
         settings.append({key: value for key, value in config.items() if key not in FREE})
@@ -86,6 +91,16 @@ def read_runs(folders: tuple[Path, ...]) -> pd.DataFrame:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"every run needs a seed of its own, got {seeds}")
     return pd.concat(tables, ignore_index=True)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    """Read the table of a run, of which an earlier version may lack columns."""
+    kinds = typing.get_type_hints(Row)
+    table = parse(path, read_table(path, NEEDED), kinds)
+    if table["network"].duplicated().any() or not len(table):
+        raise ValueError(f"{str(path)!r}: expected each network once, at least one")
+    numbers = [name for name in kinds if name in table and kinds[name] not in (str, bool)]
+    return table.astype(dict.fromkeys(numbers, float))
 
 
 def _with_ratios(table: pd.DataFrame) -> pd.DataFrame:
@@ -153,17 +168,27 @@ def _format(values: ArrayLike) -> str:
     return f"{mean:.2f} ± {half:.2f}" if shown else f"{mean:.2f}"
 
 
+def run(config: Config, console: Console) -> str:
+    """Summarize runs, and print the summary or write it.
+
+    Returns:
+        The Markdown.
+
+    Raises:
+        ValueError: If the folders do not go together.
+    """
+    text = summarize(read_runs(config.runs))
+    if config.out is None:
+        console.print(text, end="", soft_wrap=True, markup=False, highlight=False)
+        return text
+    with replacing(config.out) as path:
+        path.write_text(text, encoding="utf-8")
+    return text
+
+
 def main() -> None:
-    """Run from the command line; a wrong setting ends it with one line."""
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        text = summarize(read_runs(config.runs))
-        if config.out is None:
-            sys.stdout.write(text)
-        else:
-            config.out.write_text(text, encoding="utf-8")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    """Run from the command line."""
+    run_command(Config, run, __doc__ or "")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from experiments.algorithms import check_packages
 from experiments.checks import check_choices, check_lowest
 from experiments.command import Interrupted, run_command
 from experiments.hyperparameters import stored_settings
-from experiments.run_folder import describe_run
+from experiments.provenance import describe_run
 from experiments.tune_report import (
     chosen_rows,
     draw_progress,
