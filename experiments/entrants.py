@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
-from agents import AFIE, SBPF, Greedy, Random, Uniform
+from agents import AFIE, SBPF, Greedy, Random
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
 from experiments.algorithms import (
@@ -25,6 +25,7 @@ from experiments.algorithms import (
     make_learner,
 )
 from experiments.search import EpisodeLog
+from experiments.uniform import uniform_policy
 
 __all__ = ["Learner", "blaming", "check_agent", "goes_on", "make_agent", "source_of"]
 
@@ -126,7 +127,7 @@ def blaming(name: str) -> Iterator[None]:
 def _single(name: str, env: LayerwiseCompressionEnv, log: EpisodeLog, seed: int) -> PolicyPredictor:
     """Return an agent that always does the same; what it has evaluated for that is counted."""
     if name == "uniform":
-        return Uniform(env.uniform_value() / env.value_scale)
+        return uniform_policy(env, log.spend)
     agent: AFIE | SBPF | Greedy
     if name == "greedy":
         agent = Greedy(env)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -75,7 +76,7 @@ def trusted(settings: C, given: Collection[str], inside: Path) -> C:
     found = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
     told = {name: value for name, value in found.items() if name not in given}
     for name in WITH_CODE:
-        if ":" in str(told.get(name, "")):
+        if _would_import(str(told.get(name, ""))):
             raise ValueError(
                 f"the code of {told[name]!r} is run only if the command line names it; add "
                 f"--{name} {told[name]}"
@@ -96,6 +97,12 @@ def trusted(settings: C, given: Collection[str], inside: Path) -> C:
             name, told[name], inside,
         )  # fmt: skip
     return dataclasses.replace(settings, **changes)  # type: ignore[type-var]
+
+
+def _would_import(name: str) -> bool:
+    """Tell whether a name is of code that this call has not brought: a program may have its own."""
+    is_there = _GIVEN.get() is None and name.partition(":")[0] in sys.modules
+    return ":" in name and not is_there
 
 
 def to_be_named(config: object) -> dict[str, Any]:

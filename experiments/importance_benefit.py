@@ -27,7 +27,7 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
-from agents import AFIE, SBPF, Random, Uniform
+from agents import AFIE, SBPF, Random
 from compress_env.data import DataBundle, load_data
 from compress_env.envs.pruning import PruningEnv, PruningMethod
 from compress_env.models import check_model_name
@@ -43,6 +43,7 @@ from experiments.playing import play_actions
 from experiments.run_folder import RunFolder
 from experiments.search import EpisodeLog, best_episode, run_learner, run_policy
 from experiments.training import limit_images, seeded_task, train_with_marks
+from experiments.uniform import uniform_policy
 
 __all__ = ["Config", "Measurement", "main", "run"]
 
@@ -241,7 +242,7 @@ class Measurement:
     ) -> tuple[PolicyPredictor | None, int]:
         """Return a policy that always does the same, and what it has evaluated; or None, 0."""
         if method == BASELINE:
-            return Uniform(env.uniform_value()), 0
+            return uniform_policy(env), 0
         if method == "afie":
             return AFIE(env), 0
         if method == "sbpf":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
@@ -46,8 +45,8 @@ def _episodes(states: Any) -> list[Episode]:
 def _episode(state: dict[str, Any]) -> Episode:
     cost = state["cost"]
     failed = cost != cost  # which has no cost
-    episode = restore(Episode, state | {"cost": 0.0 if failed else cost})
-    return dataclasses.replace(episode, cost=cost)
+    restore(Episode, state | {"cost": 0.0 if failed else cost})
+    return Episode.from_state(state)
 
 
 class ResumableSearch:

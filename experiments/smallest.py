@@ -50,6 +50,8 @@ HEADINGS = (
     "sparse params",
     "MACs budget",
     "size budget",
+    "MACs %",
+    "sparse MACs %",
 )
 
 
@@ -138,6 +140,7 @@ def _cells(row: dict[Any, Any]) -> tuple[str, ...]:
         f"{100 * sparse_params:.2f} %",
         f"{row['flops_budget']:g}",
         f"{row['size_budget']:g}" if row["within_budget"] else "over",
+        *(f"{100 * row[name]:.2f}" if name in row else "-" for name in ("macs", "sparse_macs")),
     )
 
 

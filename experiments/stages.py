@@ -17,7 +17,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from torch import nn
 
-from agents import AFIE, SBPF, Greedy, Random, Uniform
+from agents import AFIE, SBPF, Greedy, Random
 from compress_env.checkpoints import checkpoint_bytes
 from compress_env.data import load_data
 from compress_env.digests import digest
@@ -37,6 +37,7 @@ from experiments.progress import SearchProgress
 from experiments.resuming import ResumableSearch, read_finished
 from experiments.run_folder import RunFolder
 from experiments.search import Episode, EpisodeLog, best_episode
+from experiments.uniform import uniform_policy
 
 if TYPE_CHECKING:
     from experiments.compress import Config
@@ -281,7 +282,7 @@ class Job:
         if algorithm == "greedy":
             agent = Greedy(env)
         elif algorithm == "uniform" or not isinstance(env, PruningEnv):
-            return Uniform(env.uniform_value() / env.value_scale)
+            return uniform_policy(env, log.spend)
         else:
             agent = AFIE(env) if algorithm == "afie" else SBPF(env, seed=self.config.seed)
         log.spend(agent.n_evaluations, agent.seconds)

@@ -81,7 +81,9 @@ class SweepFolder:
         path = self.path / MERGED
         if not self._rows_suffice or not path.exists():
             return {}
-        rows = read_table(path, ["cell"])
+        rows = read_table(path)
+        if "cell" not in rows:
+            raise ValueError(f"{str(path)!r} is not of a sweep: 'cell' is not among its columns")
         return {own_name(cell): mine for cell, mine in rows.groupby("cell", sort=False)}
 
     def lock(self, name: str) -> FileLock:

@@ -32,6 +32,8 @@ COLUMNS = {
     "sparse_params": "sparse params %",
     "size": "size %",
 }
+COSTS = {"macs": "MACs", "sparse_macs": "sparse MACs", "size": "bytes"}
+"""Columns that say at what cost a network is better than another."""
 FILE_COLUMNS = {
     "size": "packed size %",
     "float_size": "float32 size %",
@@ -134,12 +136,23 @@ def summarize(rows: pd.DataFrame) -> str:
     agent, errors = networks[-1], rows.pivot(index="seed", columns="network", values="test_error")
     verdicts = [
         f"- {agent} minus {other}: {_format(100.0 * (errors[agent] - errors[other]).to_numpy())} "
-        "points of test error, seed by seed"
+        f"points of test error, seed by seed{_costs(rows, agent, other)}"
         for other in networks[1:-1]
     ]
     n_seeds = rows["seed"].nunique()
     title = f"Mean over {n_seeds} seeds and 95 % interval:"
     return "\n".join([title, "", table, "", *verdicts]) + "\n"
+
+
+def _costs(rows: pd.DataFrame, first: str, second: str) -> str:
+    """Say what two networks cost that are compared."""
+    by_network = {name: rows[rows["network"] == name] for name in (first, second)}
+    costs = []
+    for column, name in COSTS.items():
+        if column in _known(rows, COSTS):
+            mine, theirs = (100.0 * each[column].mean() for each in by_network.values())
+            costs.append(f"{mine:.2f} against {theirs:.2f} % of the {name}")
+    return f", at {', '.join(costs)}" if costs else ""
 
 
 def _headings(rows: pd.DataFrame, columns: dict[str, str]) -> tuple[str, ...]:
