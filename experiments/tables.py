@@ -76,7 +76,9 @@ def read_runs(folders: tuple[Path, ...]) -> pd.DataFrame:
         try:
             config = read_object(folder / "config.json")
             if type(config.get("seed")) is not int:
-                raise ValueError(f"seed must be a whole number, got {config.get('seed')!r}")
+                raise ValueError(
+                    f"seed in config.json must be a whole number, got {config.get('seed')!r}"
+                )
             table = _with_ratios(_read_table(folder / "table.csv").assign(seed=config["seed"]))
         except (OSError, ValueError) as error:
             raise ValueError(f"{str(folder)!r} is not a finished run: {error}") from None

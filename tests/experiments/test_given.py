@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,8 @@ def test_default_counts_where_it_is_given() -> None:
 
 @pytest.mark.parametrize("name", ["agent", "task"])
 def test_code_is_named_by_the_command_line_alone(name: str, tmp_path: Path) -> None:
-    config = replace(trial.Config(), **{name: "no_such_module:X"})
+    settings: dict[str, Any] = {name: "no_such_module:X"}
+    config = replace(trial.Config(), **settings)
     with pytest.raises(ValueError, match=f"only if the command line names it; add --{name} no_su"):
         trusted(config, (), tmp_path)
     assert trusted(config, (name,), tmp_path) == config

@@ -93,7 +93,7 @@ def test_folder_that_holds_files_is_left_alone(name: str, tmp_path: Path) -> Non
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
 
 
-STATE = {"weights": torch.arange(8.0), "n": 3, "names": ["a", "b"], "share": 0.5}
+STATE: dict[str, Any] = {"weights": torch.arange(8.0), "n": 3, "names": ["a", "b"], "share": 0.5}
 
 
 def test_flipped_bit_of_a_state_is_noticed(tmp_path: Path) -> None:
