@@ -392,7 +392,7 @@ def test_names_that_a_terminal_cannot_show_stop_nothing(
 ) -> None:
     folder = tmp_path / "größe-日本"
     environment = os.environ | {"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"} | options
-    settings = SMALL | {"episodes": 1, "baselines": False, "label": "Ziffern ä"}
+    settings = SMALL | {"episodes": 1, "baselines": False, "label": "Ziffern ä $_"}
     result = subprocess.run(
         [sys.executable, "-m", "experiments.compress", "--out", str(folder), *flags(settings)],
         env=environment,
@@ -401,4 +401,4 @@ def test_names_that_a_terminal_cannot_show_stop_nothing(
     )
     assert result.returncode == 0, result.stderr.decode()
     assert b"Traceback" not in result.stderr and (folder / "table.csv").exists()
-    assert "Ziffern ä" in (folder / "report.md").read_text(encoding="utf-8")
+    assert "Ziffern ä $_" in (folder / "report.md").read_text(encoding="utf-8")
