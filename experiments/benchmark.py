@@ -220,7 +220,7 @@ def find_best(config: BestConfig, console: Console) -> None:
     for task, reference in updated.items():
         if reference != known.get(task):
             text = f"{task}: {reference.best} by {reference.found_by}"
-            console.print(text, soft_wrap=True, highlight=False)
+            console.print(text, soft_wrap=True, markup=False, highlight=False)
     write_best_known(config.out, updated)
 
 

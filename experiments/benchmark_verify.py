@@ -108,13 +108,13 @@ def verify(config: Config, console: Console) -> list[str]:
         env = _make_task(config, settings)
         if config.recipes and network_path(config.run, settings.task).exists():
             for note in _compare_networks(env, make_task(_with_data(config, settings))):
-                console.print(f"{task}: {note}", highlight=False)
+                console.print(f"{task}: {note}", markup=False, highlight=False)
         for row in rows.to_dict("records"):
             lines = [*_replay(env, row, config.tolerance), *_check_files(config.run, env, row)]
             found += [f"{Path(row['cell']).name}: {line}" for line in lines]
-        console.print(f"{task}: {len(rows)} trials replayed", highlight=False)
+        console.print(f"{task}: {len(rows)} trials replayed", markup=False, highlight=False)
     for note in _compare_references(config.run / "best_known.csv", set(trials["task"])):
-        console.print(note, highlight=False)
+        console.print(note, markup=False, highlight=False)
     return [*found, *_check_leaderboard(config.run, trials)]
 
 

@@ -143,7 +143,7 @@ def run_measurement(
         raise
     finally:
         folder.close()
-    console.print(f"run folder: {folder.path}", soft_wrap=True)
+    console.print(f"run folder: {folder.path}", soft_wrap=True, markup=False)
     return result
 
 

@@ -191,7 +191,7 @@ def _run_job(job: Job, folder: RunFolder, console: Console) -> list[Row]:
     finally:
         folder.close()
     print_rows(console, rows)
-    console.print(f"run folder: {folder.path}", soft_wrap=True)
+    console.print(f"run folder: {folder.path}", soft_wrap=True, markup=False)
     return rows
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments.stored import parse, read_table
 
@@ -140,7 +141,7 @@ def _print_table(
         first = number == 0
         table.add_column(heading, justify="left" if first else "right", no_wrap=first)
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(Text, line))  # names are no markup
     console.print(table)
 
 

@@ -234,11 +234,13 @@ def is_bare(path: Path) -> bool:
 
 def is_bare_file(path: Path) -> bool:
     """Tell whether a file is the lock, or settings that were not written to their end."""
-    return path.name == LOCK or bool(_WRITTEN_HALF.fullmatch(path.name))
+    is_own = path.name == LOCK or bool(_WRITTEN_HALF.fullmatch(path.name))
+    return is_own and not path.is_symlink()
 
 
 def _is_bare_state(path: Path) -> bool:
-    return path.name == "state" and path.is_dir() and not any(path.iterdir())
+    is_own = path.name == "state" and path.is_dir() and not path.is_symlink()
+    return is_own and not any(path.iterdir())
 
 
 def _check_sums(path: Path) -> None:

@@ -167,6 +167,7 @@ class SweepFolder:
         Raises:
             ValueError: If the folder holds something else, or another grid.
         """
+        check_tree(self.path)
         if not self.marker.exists():
             if self.path.exists() and not self._is_bare():
                 raise ValueError(f"output folder {str(self.path)!r} is not empty, and no sweep")

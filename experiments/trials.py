@@ -139,7 +139,7 @@ def save_networks(cells: Sequence[Cell], folder: SweepFolder, console: Console) 
     for task, config in {cell.config.task: cell.config for cell in waiting}.items():
         path, model = network_path(folder.path, task), make_task(config).task.model
         if not path.exists():
-            console.print(f"{task}: the network before compression", highlight=False)
+            console.print(f"{task}: the network before compression", markup=False, highlight=False)
             models[task] = model
         elif not _are_stored(model, path):
             raise ValueError(

@@ -390,7 +390,7 @@ def test_saving_takes_a_small_share_of_the_time(
 def test_names_that_a_terminal_cannot_show_stop_nothing(
     options: dict[str, str], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "größe-日本"
+    folder = tmp_path / "größe-日本[b]"
     environment = os.environ | {"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"} | options
     settings = SMALL | {"episodes": 1, "baselines": False, "label": "Ziffern ä $_"}
     result = subprocess.run(

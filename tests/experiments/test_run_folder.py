@@ -183,6 +183,14 @@ def test_links_out_of_a_run_are_not_followed(tmp_path: Path) -> None:
         resume_run(Settings(), tmp_path / "run")
 
 
+def test_links_in_a_folder_to_begin_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "state").symlink_to(tmp_path / "victim")
+    with pytest.raises(ValueError, match="is not empty"):
+        RunFolder(tmp_path / "run", Settings())
+
+
 def test_run_that_could_not_begin_takes_nothing_of_others(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", Settings())
     (tmp_path / "run" / "theirs").write_text("mine")

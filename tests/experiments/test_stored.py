@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +14,10 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from experiments import compress, control, trial
-from experiments.report import Row, read_rows
+from experiments.report import Row, print_rows, read_rows
 from experiments.run_folder import RunFolder, read_config
 from experiments.stored import (
     check_name,
@@ -192,6 +194,13 @@ def write_rows(path: Path, **changes: str) -> None:
 def test_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_rows(tmp_path / "table.csv")
     assert read_rows(tmp_path / "table.csv") == [ROW]
+
+
+def test_names_in_a_table_are_no_markup(tmp_path: Path) -> None:
+    write_rows(tmp_path / "table.csv", network="[/bold]")
+    shown = StringIO()
+    print_rows(Console(file=shown, width=120), read_rows(tmp_path / "table.csv"))
+    assert "[/bold]" in shown.getvalue()
 
 
 @pytest.mark.parametrize(
