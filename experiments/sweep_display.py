@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 from experiments.pools import Outcome
 from experiments.stored import read_object
@@ -114,4 +114,4 @@ class Display:
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return (name, "starting")
         bar = ProgressBar(total=total, completed=done, width=20)
-        return (name, Text(label), bar, f"{done}/{total}", Text(str(note)))
+        return (name, escape(label), bar, f"{done}/{total}", escape(str(note)))
