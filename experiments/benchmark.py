@@ -41,7 +41,7 @@ from experiments.benchmark_table import (
 )
 from experiments.cells import Cell, make_cell
 from experiments.checks import check_choices, check_lowest
-from experiments.command import EXPECTED, Interrupted, interruptible, one_line
+from experiments.command import ending_in_one_line
 from experiments.pools import Outcome
 from experiments.sweep_folder import SweepFolder
 from experiments.trial import Config as Trial
@@ -220,7 +220,7 @@ def find_best(config: BestConfig, console: Console) -> None:
     for task, reference in updated.items():
         if reference != known.get(task):
             text = f"{task}: {reference.best} by {reference.found_by}"
-            console.print(text, soft_wrap=True, highlight=False)
+            console.print(text, soft_wrap=True, markup=False, highlight=False)
     write_best_known(config.out, updated)
 
 
@@ -234,20 +234,13 @@ def main() -> None:
     elif name == "best":
         _run(lambda: find_best(tyro.cli(BestConfig, args=rest), Console()))
     else:
-        config = tyro.cli(Config, description=__doc__)
-        _run(lambda: run(config, Console()))
+        _run(lambda: run(tyro.cli(Config, description=__doc__), Console()))
 
 
 def _run(command: Callable[[], Sequence[Outcome] | None]) -> None:
     """Run a command; whatever goes wrong ends it with one line."""
-    try:
-        with interruptible():
-            failed = command()
-    except Interrupted as stop:
-        sys.stderr.write(f"{one_line(stop)}\n")
-        sys.exit(stop.exit_status)
-    except EXPECTED as error:
-        sys.exit(f"error: {one_line(error)}")
+    with ending_in_one_line():
+        failed = command()
     if failed:
         sys.exit(1)
 

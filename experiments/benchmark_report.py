@@ -128,8 +128,10 @@ def format_leaderboard(
         "over tasks and seeds; in brackets 95 % intervals, bootstraps of the seeds within tasks. "
         "Better than: probability that it finds a better network than that search does, mean over "
         "tasks (Agarwal et al. 2021, arXiv 2108.13264), above 0.5 in its favour. "
-        "Test accuracy, in percent, is that of the same networks, which no search has seen.",
-        _format_scores(table),
+        "Test accuracy, in percent, is that of the same networks, which no search has seen. Cost: "
+        "what they come to, percent of the unpruned network's multiply-accumulates or bytes, mean "
+        "over trials.",
+        _format_scores(table, trials),
         *_remarks(table, trials, known),
         "## Does learning win?",
         "Best validation accuracy, points, paired by seed, with 95 % intervals (Student). A "
@@ -149,7 +151,9 @@ def format_leaderboard(
     return "\n\n".join(parts) + "\n"
 
 
-def _format_scores(table: pd.DataFrame) -> str:
+def _format_scores(table: pd.DataFrame, trials: pd.DataFrame) -> str:
+    known = trials if "cost_fraction" in trials else trials.assign(cost_fraction=np.nan)
+    costs = 100.0 * known.groupby("agent")["cost_fraction"].mean()
     lines = []
     for row in table.to_dict("records"):
         over = (Interval(*(row[f"over_{name}{end}"] for end in ENDS)) for name in OPPONENTS)
@@ -162,10 +166,20 @@ def _format_scores(table: pd.DataFrame) -> str:
                 f"{row['trials']}",
                 f"{100.0 * row['test_accuracy']:.2f}",
                 f"{row['n_evaluations']:.0f}",
+                f"{costs[row['agent']]:.2f}",
             )
         )
     better = (f"better than {text}" for text in OPPONENTS.values())
-    headings = ("agent", "score", *better, "tasks", "trials", "test accuracy", "evaluations")
+    headings = (
+        "agent",
+        "score",
+        *better,
+        "tasks",
+        "trials",
+        "test accuracy",
+        "evaluations",
+        "cost",
+    )
     return format_markdown(headings, lines)
 
 

@@ -22,6 +22,7 @@ from compress_env.checkpoints import read_safetensors, same_weights
 from compress_env.files import replacing
 from compress_env.suite import SUITE
 from experiments.intervals import Interval, improvement_interval, iqm_interval
+from experiments.stored import parse, read_table
 from experiments.trials import network_path, read_trials, short_name
 
 __all__ = [
@@ -66,10 +67,10 @@ def read_best_known(path: Path) -> dict[str, Reference]:
         ValueError: If the file is no such table.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        rows = table[["task", "uniform", "best", "found_by"]].itertuples(index=False)
-        known = {task: Reference(float(low), float(high), by) for task, low, high, by in rows}
-    except (OSError, ValueError, KeyError) as error:
+        kinds = {"task": str, "uniform": float, "best": float, "found_by": str}
+        rows = parse(path, read_table(path, kinds), kinds)[[*kinds]].itertuples(index=False)
+        known = {task: Reference(low, high, by) for task, low, high, by in rows}
+    except (OSError, ValueError) as error:
         raise ValueError(f"{str(path)!r} is no table of best known accuracies: {error}") from None
     for task, reference in known.items():
         if not 0.0 <= reference.uniform <= reference.best <= 1.0:

@@ -14,23 +14,23 @@ an agent would learn to take them.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
+import difflib
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pandas as pd
 import torch
 import tyro
 from rich.console import Console
 
-from compress_env.checkpoints import same_weights
+from compress_env.checkpoints import default_data_root, same_weights
 from compress_env.envs.base import LayerwiseCompressionEnv
 from experiments.algorithms import SINGLE
 from experiments.benchmark_report import format_leaderboard
@@ -40,8 +40,10 @@ from experiments.benchmark_table import (
     read_best_known,
     read_runs,
 )
+from experiments.cells import Cell
 from experiments.playing import play_actions
-from experiments.run_folder import restore_config
+from experiments.stored import parse, read_table
+from experiments.sweep_folder import SweepFolder
 from experiments.trial import Config as Trial
 from experiments.trial import make_task
 from experiments.trials import NUMBERS, network_path
@@ -72,7 +74,7 @@ class Config:
     tolerance: float = 0.0
     """Largest difference allowed, as a fraction of a number where that is above 1."""
     data_root: Path | None = None
-    """Folder of the data sets' files, where it is another one than the run's."""
+    """Folder of the data sets' files; that of this machine when not given, whatever the run's."""
     recipes: bool = True
     """Whether to make each task's network by its recipe too, to compare it with the folder's; one
     that has not been made here before is trained for that, LeNet-5 on MNIST for minutes."""
@@ -96,32 +98,59 @@ def verify(config: Config, console: Console) -> list[str]:
         raise ValueError(f"tolerance must be 0 or more, got {config.tolerance}")
     torch.set_num_threads(1)  # as when the trials were run
     trials = read_runs([config.run])
-    stored = json.loads((config.run / "sweep.json").read_text("utf-8"))["cells"]
+    tasks = [str(task) for task in dict.fromkeys(trials["task"])]
+    _check_tasks(tasks)
+    for note in _compare_data_roots(config, SweepFolder(config.run).stored_cells()):
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
     found = []
     for task, rows in trials.groupby("task", sort=False):
-        settings = restore_config(Trial, stored[Path(rows["cell"].iloc[0]).name])
+        settings = Trial(task=str(task))
         env = _make_task(config, settings)
         if config.recipes and network_path(config.run, settings.task).exists():
             for note in _compare_networks(env, make_task(_with_data(config, settings))):
-                console.print(f"{task}: {note}", highlight=False)
+                console.print(f"{task}: {note}", markup=False, highlight=False)
         for row in rows.to_dict("records"):
             lines = [*_replay(env, row, config.tolerance), *_check_files(config.run, env, row)]
             found += [f"{Path(row['cell']).name}: {line}" for line in lines]
-        console.print(f"{task}: {len(rows)} trials replayed", highlight=False)
+        console.print(f"{task}: {len(rows)} trials replayed", markup=False, highlight=False)
     for note in _compare_references(config.run / "best_known.csv", set(trials["task"])):
-        console.print(note, highlight=False)
+        console.print(note, markup=False, highlight=False)
     return [*found, *_check_leaderboard(config.run, trials)]
 
 
+def _check_tasks(tasks: Sequence[str]) -> None:
+    """Check that all tasks are of the package: others would be made by code that a file names.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    own = [task for task in gym.registry if task.startswith("compress_env/")]
+    for task in tasks:
+        if task not in own:
+            near = ", ".join(difflib.get_close_matches(task, own, 3)) or ", ".join(own)
+            raise ValueError(f"only tasks of the package are verified, got {task!r}; near: {near}")
+
+
+def _compare_data_roots(config: Config, cells: Sequence[Cell]) -> list[str]:
+    """Say which folder the data are taken from, where the trials had another one."""
+    used = {cell.config.data_root for cell in cells} - {config.data_root, None}
+    mine = config.data_root or default_data_root()
+    return [
+        f"the trials were run with data in {str(theirs)!r}, they are verified with those in "
+        f"{str(mine)!r}; --data-root names another folder"
+        for theirs in sorted(used)
+    ]
+
+
 def _make_task(config: Config, settings: Trial) -> LayerwiseCompressionEnv:
+    """Make a task from the network in the folder."""
     network = network_path(config.run, settings.task)
     options = {"checkpoint": network} if network.exists() else {}
     return make_task(_with_data(config, settings), **options)
 
 
 def _with_data(config: Config, settings: Trial) -> Trial:
-    if config.data_root is None:
-        return settings
+    """Let the data be the verifier's own."""
     return dataclasses.replace(settings, data_root=config.data_root)
 
 
@@ -192,15 +221,11 @@ def _check_files(run: Path, env: LayerwiseCompressionEnv, row: Mapping[Any, Any]
 
 def _read(path: Path) -> list[dict[str, Any]]:
     """Read rows; what are numbers in a trial's table or episodes become such."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    names = {*NUMBERS, "index", "accuracy"}
+    table = read_table(path)
+    numbers = dict.fromkeys([*NUMBERS, "index", "accuracy"], float | None)
     return [
-        {
-            name: (float(text) if text else math.nan) if name in names else text
-            for name, text in row.items()
-        }
-        for row in rows
+        {str(name): math.nan if value is None else value for name, value in row.items()}
+        for row in parse(path, table, numbers).to_dict("records")
     ]
 
 
@@ -267,9 +292,11 @@ def _check_leaderboard(run: Path, trials: pd.DataFrame) -> list[str]:
 
 def _differ(table: pd.DataFrame, path: Path) -> list[str]:
     """Compare a leaderboard with the one in a file."""
+    then_table = read_table(path, ["agent"])
+    numbers = {str(name): float | None for name in then_table if name != "agent"}
     now, then = (
         {str(row["agent"]): row for row in rows.to_dict("records")}
-        for rows in (table, pd.read_csv(path))
+        for rows in (table, parse(path, then_table, numbers))
     )
     if now.keys() != then.keys() or set().union(*now.values()) != set().union(*then.values()):
         return ["leaderboard.csv: has other agents or columns than the trials lead to"]
@@ -277,8 +304,13 @@ def _differ(table: pd.DataFrame, path: Path) -> list[str]:
         f"leaderboard.csv: {name} of {agent} is {then[agent][name]!r}, the trials lead to {value!r}"
         for agent, row in now.items()
         for name, value in row.items()
-        if name != "agent" and not np.isclose(then[agent][name], value, 1e-12, 0, equal_nan=True)
+        if name != "agent" and not _is_close(then[agent][name], value)
     ]
+
+
+def _is_close(stored: float | None, value: float) -> bool:
+    number = math.nan if stored is None else stored
+    return bool(np.isclose(number, value, 1e-12, 0, equal_nan=True))
 
 
 def main(arguments: list[str]) -> None:

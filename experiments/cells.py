@@ -16,8 +16,9 @@ import tyro
 from rich.console import Console
 
 from experiments import compress, control, trial
+from experiments.given import given_in
 
-__all__ = ["EXPERIMENTS", "Cell", "Experiment", "make_cell", "make_cells"]
+__all__ = ["EXPERIMENTS", "Cell", "Experiment", "cell_name", "make_cell", "make_cells"]
 
 
 class Experiment(NamedTuple):
@@ -80,7 +81,7 @@ def make_cells(
     cells = []
     for name in experiments:
         base = _parse_options(name, options)
-        _check_varied(name, base, varied)
+        _check_varied(name, options, varied)
         for values in itertools.product(*varied.values()):
             settings = dict(zip(varied, values, strict=True))
             config = dataclasses.replace(base, **settings)
@@ -120,12 +121,12 @@ def _reason(printed: str) -> str:
     return " ".join(parts[1].split()) if len(parts) > 2 else "cannot be read"
 
 
-def _check_varied(name: str, base: Any, varied: Mapping[str, Sequence[Any]]) -> None:
-    default = type(base)()
+def _check_varied(name: str, options: Sequence[str], varied: Mapping[str, Sequence[Any]]) -> None:
+    given = given_in(EXPERIMENTS[name].config, options)
     for key in varied:
         if key not in EXPERIMENTS[name].grid:
             raise ValueError(f"experiment {name!r} has no setting {key!r}")
-        if getattr(base, key) != getattr(default, key):
+        if key in given:
             raise ValueError(f"{key!r} is given twice: in the grid and among the options")
 
 
@@ -133,4 +134,9 @@ def make_cell(experiment: str, config: Any) -> Cell:
     """Name a run of an experiment by the settings of its grid."""
     grid = EXPERIMENTS[experiment].grid
     parts = [f"{LABELS.get(key, '')}{getattr(config, key)}" for key in grid]
-    return Cell(re.sub(r"[^\w.+-]", "_", "-".join([experiment, *parts])), experiment, config)
+    return Cell(cell_name(experiment, *parts), experiment, config)
+
+
+def cell_name(*parts: str) -> str:
+    """Join parts to the name of a cell, without what the name of a folder cannot hold."""
+    return re.sub(r"[^\w.+-]", "_", "-".join(parts))

@@ -53,7 +53,7 @@ def work_on(
         pool.stop()
     n_finished = folder.merge(cells)
     console.print(f"{n_finished} of {len(cells)} cells finished", highlight=False)
-    console.print(f"sweep folder: {folder.path}", soft_wrap=True)
+    console.print(f"sweep folder: {folder.path}", soft_wrap=True, markup=False)
     return failed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import shlex
 import signal
@@ -16,10 +17,12 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 from rich.console import Console
 
+from experiments.given import given_in, giving, to_be_named
 from experiments.run_folder import RunFolder, resume_run
 
 __all__ = [
     "Interrupted",
+    "ending_in_one_line",
     "interruptible",
     "one_line",
     "resume_hint",
@@ -71,10 +74,26 @@ def run_command(config_class: type[C], run: Callable[[C, Console], Any], descrip
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("compress_env").setLevel(logging.INFO)
-    config = tyro.cli(config_class, description=description)
+    with ending_in_one_line(), giving(given_in(config_class, sys.argv[1:])):
+        run(tyro.cli(config_class, description=description), Console())
+
+
+@contextmanager
+def ending_in_one_line() -> Iterator[None]:
+    """End the process with one line for whatever goes wrong inside the block.
+
+    What a terminal's encoding cannot show, such as the name of a folder on an ASCII terminal, is
+    shown by its code.
+
+    Raises:
+        SystemExit: If something goes wrong: status 1 for an error, 130 for SIGINT, 143 for SIGTERM.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with interruptible():
-            run(config, Console())
+            yield
     except Interrupted as stop:
         sys.stderr.write(f"{one_line(stop)}\n")
         sys.exit(stop.exit_status)
@@ -120,17 +139,26 @@ def run_measurement(
     try:
         result = measure(prepared, console)
     except BaseException as stop:
-        stop.add_note(resume_hint(f"experiments.{name}", folder.path))
+        stop.add_note(resume_hint(f"experiments.{name}", folder.path, config))
         raise
     finally:
         folder.close()
-    console.print(f"run folder: {folder.path}", soft_wrap=True)
+    console.print(f"run folder: {folder.path}", soft_wrap=True, markup=False)
     return result
 
 
-def resume_hint(module: str, folder: object) -> str:
-    """Return the sentence that says how to go on; meant as a note of an exception."""
-    return f"go on with: python -m {module} --resume {shlex.quote(str(folder))}"
+def resume_hint(module: str, folder: object, config: object = None) -> str:
+    """Return the sentence that says how to go on; meant as a note of an exception.
+
+    Args:
+        module: Module of the experiment.
+        folder: Its folder.
+        config: The settings, of which those are named that the folder's word does not suffice for.
+    """
+    again = "".join(
+        f" --{name} {shlex.quote(str(value))}" for name, value in to_be_named(config).items()
+    )
+    return f"go on with: python -m {module}{again} --resume {shlex.quote(str(folder))}"
 
 
 def one_line(error: BaseException) -> str:

@@ -100,8 +100,15 @@ class Config:
 
     @property
     def title(self) -> str:
-        """What tables and figures call the task."""
-        return f"{self.model} on {self.label or self.dataset}"
+        """What tables and figures call the task.
+
+        Raises:
+            ValueError: If the label is no text that can be written.
+        """
+        label = self.label or self.dataset
+        # On an ASCII terminal, a command line's other characters arrive as single bytes.
+        readable = label.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        return f"{self.model} on {readable}"
 
     def check(self) -> None:
         """Check what no environment checks.
@@ -112,6 +119,7 @@ class Config:
         """
         check_algorithm(self.algo)
         check_model_name(self.model)
+        _ = self.title  # which says if it cannot be written
         for kind, name, valid in (
             ("data set", self.dataset, DATASETS),
             ("reward", self.reward, REWARDS),
@@ -178,12 +186,12 @@ def _run_job(job: Job, folder: RunFolder, console: Console) -> list[Row]:
     except BaseException as stop:
         with suppress(OSError):  # the disk may be full
             write_searches(folder, job, _names(job.config))
-        stop.add_note(resume_hint("experiments.compress", folder.path))
+        stop.add_note(resume_hint("experiments.compress", folder.path, job.config))
         raise
     finally:
         folder.close()
     print_rows(console, rows)
-    console.print(f"run folder: {folder.path}", soft_wrap=True)
+    console.print(f"run folder: {folder.path}", soft_wrap=True, markup=False)
     return rows
 
 

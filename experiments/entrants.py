@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
-from agents import AFIE, SBPF, Greedy, Random, Uniform
+from agents import AFIE, SBPF, Greedy, Random
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
 from experiments.algorithms import (
@@ -25,8 +25,9 @@ from experiments.algorithms import (
     make_learner,
 )
 from experiments.search import EpisodeLog
+from experiments.uniform import uniform_policy
 
-__all__ = ["Learner", "blaming", "check_agent", "goes_on", "make_agent"]
+__all__ = ["Learner", "blaming", "check_agent", "goes_on", "make_agent", "source_of"]
 
 NOT_RESUMABLE = ("ars",)
 """Learners whose state between two episodes is inside one call of `learn`."""
@@ -53,6 +54,13 @@ def check_agent(name: str) -> None:
     elif name not in valid:
         raise ValueError(f"unknown agent {name!r}; valid: {', '.join(valid)}, or my_module:MyAgent")
     check_packages(name)
+
+
+def source_of(name: str) -> Path | None:
+    """Return the file of an agent's module, which `check_agent` has imported; None for others."""
+    module = sys.modules.get(name.partition(":")[0]) if ":" in name else None
+    file = getattr(module, "__file__", None)
+    return None if file is None else Path(file)
 
 
 def goes_on(name: str) -> bool:
@@ -119,7 +127,7 @@ def blaming(name: str) -> Iterator[None]:
 def _single(name: str, env: LayerwiseCompressionEnv, log: EpisodeLog, seed: int) -> PolicyPredictor:
     """Return an agent that always does the same; what it has evaluated for that is counted."""
     if name == "uniform":
-        return Uniform(env.uniform_value() / env.value_scale)
+        return uniform_policy(env, log.spend)
     agent: AFIE | SBPF | Greedy
     if name == "greedy":
         agent = Greedy(env)

@@ -27,7 +27,7 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
-from agents import AFIE, SBPF, Random, Uniform
+from agents import AFIE, SBPF, Random
 from compress_env.data import DataBundle, load_data
 from compress_env.envs.pruning import PruningEnv, PruningMethod
 from compress_env.models import check_model_name
@@ -38,10 +38,12 @@ from experiments.checks import check_choices, check_lowest
 from experiments.command import run_command, run_measurement
 from experiments.importance_benefit_figures import draw_errors
 from experiments.importance_benefit_report import format_report
+from experiments.inputs import data_digest
 from experiments.playing import play_actions
 from experiments.run_folder import RunFolder
 from experiments.search import EpisodeLog, best_episode, run_learner, run_policy
 from experiments.training import limit_images, seeded_task, train_with_marks
+from experiments.uniform import uniform_policy
 
 __all__ = ["Config", "Measurement", "main", "run"]
 
@@ -140,6 +142,7 @@ class Measurement:
         self.folder = folder
         data = load_data(config.dataset, data_root=config.data_root, download=config.download)
         self._data: DataBundle = limit_images(data, config.validation_images)
+        folder.hold_to({"data": data_digest(self._data)})
 
     def rows(self, seed: int) -> Rows:
         """Measure everything of one seed, but for what a stopped comparison has left."""
@@ -184,10 +187,10 @@ class Measurement:
             found = train_with_marks(task, copy.deepcopy(task.model), config.epochs, seed)
             kept = {str(epochs): network.state_dict() for epochs, network in found.items()}
             self.folder.write_state(name, kept)
-        networks = {}
-        for epochs in config.epochs:
-            networks[epochs] = copy.deepcopy(task.model)
-            networks[epochs].load_state_dict(kept[str(epochs)])
+        networks = {epochs: copy.deepcopy(task.model) for epochs in config.epochs}
+        with self.folder.using(name):
+            for epochs, network in networks.items():
+                network.load_state_dict(kept[str(epochs)])
         return networks
 
     def _unpruned(self, network: nn.Module, seed: int) -> dict[str, Any]:
@@ -239,7 +242,7 @@ class Measurement:
     ) -> tuple[PolicyPredictor | None, int]:
         """Return a policy that always does the same, and what it has evaluated; or None, 0."""
         if method == BASELINE:
-            return Uniform(env.uniform_value()), 0
+            return uniform_policy(env), 0
         if method == "afie":
             return AFIE(env), 0
         if method == "sbpf":

@@ -31,6 +31,7 @@ from experiments.checks import check_choices, check_lowest
 from experiments.command import run_command, run_measurement
 from experiments.importance_stability_figures import draw_agreement, draw_scores
 from experiments.importance_stability_report import format_report
+from experiments.inputs import data_digest
 from experiments.run_folder import RunFolder
 from experiments.training import limit_images, seeded_task, train_with_marks
 
@@ -118,6 +119,7 @@ class Measurement:
         self.folder = folder
         data = load_data(config.dataset, data_root=config.data_root, download=config.download)
         self._data = limit_images(data, config.validation_images, config.train_images)
+        folder.hold_to({"data": data_digest(self._data)})
 
     def rows(self, model: str, seed: int) -> Rows:
         """Return the scores of one network, measured now or before the comparison was stopped."""
@@ -126,7 +128,8 @@ class Measurement:
         if kept is None:
             kept = {"rows": self._measure(model, seed)}
             self.folder.write_state(name, kept)
-        return [{"model": model, "seed": seed} | row for row in kept["rows"]]
+        with self.folder.using(name):
+            return [{"model": model, "seed": seed} | row for row in kept["rows"]]
 
     def _measure(self, model: str, seed: int) -> Rows:
         config = self.config

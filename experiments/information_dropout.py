@@ -44,6 +44,7 @@ from experiments.information_measures import (
     sample_noise,
 )
 from experiments.information_report import format_report
+from experiments.inputs import data_digest
 from experiments.run_folder import RunFolder
 from experiments.training import seeded_task, train_epochs
 
@@ -133,6 +134,7 @@ class Experiment:
         self.config = config
         self.folder = folder
         self._data = load_data(config.dataset, data_root=config.data_root, download=config.download)
+        folder.hold_to({"data": data_digest(self._data)})
         with self._network(config.seeds[0], is_trained=False) as (task, _, first):
             pixel_information(*first, task.example_image())  # says if the network does not do
 
@@ -192,7 +194,8 @@ class Experiment:
         name = f"seed{seed}-network"
         kept = self.folder.read_state(name)
         if kept is not None:
-            network.load_state_dict(kept["weights"])
+            with self.folder.using(name):
+                network.load_state_dict(kept["weights"])
             return
 
         def penalty() -> Tensor:

@@ -177,6 +177,6 @@ def draw_searches(folder: RunFolder, job: Job, contenders: list[Contender]) -> N
         draw_layers(
             {c.name: c.quantization.best for c in [*uniform, agent]},
             "bits",
-            f"Bits by layer: {config.title}",
+            f"Bits by layer: {config.title}".replace("$", r"\$"),  # no formula
         ),
     )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.stored import read_object, typed
+
 __all__ = ["Script", "StagePolicy", "read_policy"]
+
+
+VALUES = {"pruning": "pruning_rate", "quantization": "bits"}
+"""What the executed values are called, by stage."""
+Actions = tuple[float, ...]
 
 
 class StagePolicy(NamedTuple):
@@ -34,21 +40,38 @@ def read_policy(path: Path, name: str) -> dict[str, StagePolicy]:
         ValueError: If the file is no policy, or holds several and none of that name.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = read_object(path)
         if name not in content and len(content) != 1:
-            raise ValueError(f"it holds {', '.join(content)}, not {name}; choose with --algo")
-        stages = content.get(name) or next(iter(content.values()))
-        return {
-            stage: StagePolicy(
-                tuple(entry["layers"]),
-                tuple(entry["pruning_rate" if stage == "pruning" else "bits"]),
-                tuple(float(action) for action in entry["actions"]),
+            raise ValueError(
+                f"it holds {', '.join(content) or 'none'}, not {name}; choose with --algo"
             )
-            for stage, entry in stages.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"cannot use the policy {str(path)!r}: {reason}") from None
+        stages = content[name] if name in content else next(iter(content.values()))
+        if not isinstance(stages, dict) or not stages:
+            raise ValueError("expected decisions by stage")
+        return {stage: _read_stage(stage, entry) for stage, entry in stages.items()}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot use the policy {str(path)!r}: {error}") from None
+
+
+def _read_stage(stage: str, entry: Any) -> StagePolicy:
+    if stage not in VALUES:
+        raise ValueError(f"unknown stage {stage!r}; valid: {', '.join(VALUES)}")
+    if not isinstance(entry, dict):
+        raise ValueError(f"{stage} must hold layers, {VALUES[stage]} and actions")
+    kinds = {"layers": tuple[str, ...], VALUES[stage]: tuple[float, ...], "actions": Actions}
+    found = []
+    for name, kind in kinds.items():
+        if name not in entry:
+            raise ValueError(f"no {name!r} in {stage}")
+        try:
+            found.append(typed(kind, entry[name]))
+        except TypeError as error:
+            raise ValueError(f"{name} of {stage} must be {error}") from None
+    if len({len(values) for values in found}) > 1 or not found[0]:
+        raise ValueError(f"{stage} must have as many {', '.join(kinds)}, at least one")
+    if any(abs(action) > 1.0 for action in found[-1]):
+        raise ValueError(f"actions of {stage} must be in [-1, 1]")
+    return StagePolicy(*found)
 
 
 class Script:

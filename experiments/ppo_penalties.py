@@ -26,6 +26,7 @@ from experiments.cells import Cell, make_cell
 from experiments.cells_work import work_on
 from experiments.checks import check_choices, check_lowest
 from experiments.command import Interrupted, run_command
+from experiments.given import is_given
 from experiments.pools import LocalPool
 from experiments.ppo_penalties_figures import draw_asymmetry, draw_curves
 from experiments.ppo_penalties_report import Results, format_report
@@ -131,8 +132,7 @@ def run(config: Config, console: Console) -> Results:
 def _quickened(config: Config) -> Config:
     if not config.quick:
         return config
-    default = Config()
-    untouched = {k: v for k, v in QUICK.items() if getattr(config, k) == getattr(default, k)}
+    untouched = {key: value for key, value in QUICK.items() if not is_given(config, key)}
     return dataclasses.replace(config, **untouched)  # type: ignore[arg-type]
 
 

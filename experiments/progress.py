@@ -81,7 +81,7 @@ class SearchProgress:
         if not self._console.is_terminal and self._best is not None:
             accuracy, cost = self._best.accuracy, self._best.cost
             text = f"{self._label}: best validation accuracy {accuracy:.4f} at {cost:,.0f}"
-            self._console.print(text, soft_wrap=True)
+            self._console.print(text, soft_wrap=True, markup=False)
 
     def advance(self, episode: Episode, log: EpisodeLog) -> None:
         """Take note of a finished episode, and at first of those before a resumption."""

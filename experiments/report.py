@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from experiments.stored import parse, read_table
 
 __all__ = ["Row", "format_markdown", "format_report", "print_rows", "read_rows"]
 
@@ -106,10 +109,16 @@ def _format(value: float | None, form: str) -> str:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the final table from the CSV file of a finished run."""
-    table = pd.read_csv(path)[list(Row._fields)].astype(object)
-    table = table.where(table.notna(), None)
-    return [Row(*record) for record in table.itertuples(index=False)]
+    """Read the final table from the CSV file of a finished run.
+
+    Raises:
+        ValueError: If it is no such table.
+    """
+    kinds = typing.get_type_hints(Row)
+    table = parse(path, read_table(path, kinds), kinds)
+    rows = table[[*kinds]].astype(object).itertuples(index=False)
+    values = ((None if value != value else value for value in row) for row in rows)
+    return [Row._make(row) for row in values]
 
 
 def print_rows(console: Console, rows: list[Row]) -> None:
@@ -132,7 +141,7 @@ def _print_table(
         first = number == 0
         table.add_column(heading, justify="left" if first else "right", no_wrap=first)
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(Text, line))  # names are no markup
     console.print(table)
 
 

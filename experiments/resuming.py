@@ -14,6 +14,7 @@ from agents import Random
 from experiments.agent_state import agent_state, restore_agent
 from experiments.run_folder import RunFolder
 from experiments.search import Episode, EpisodeLog, run_learner, run_policy
+from experiments.stored import restore
 
 __all__ = ["ResumableSearch", "read_finished"]
 
@@ -26,9 +27,26 @@ SAVING_SHARE = 0.05
 def read_finished(folder: RunFolder, name: str) -> list[Episode] | None:
     """Return the episodes of a search that has come to its end, or None."""
     saved = folder.read_state(name)
-    if saved is None or not saved["is_finished"]:
+    if saved is None:
         return None
-    return [Episode.from_state(episode) for episode in saved["episodes"]]
+    with folder.using(name):
+        return _episodes(saved["episodes"]) if saved["is_finished"] else None
+
+
+def _episodes(states: Any) -> list[Episode]:
+    """Make episodes again from what a file holds of them.
+
+    Raises:
+        ValueError: If they are something else.
+    """
+    return [_episode(state) for state in states]
+
+
+def _episode(state: dict[str, Any]) -> Episode:
+    cost = state["cost"]
+    failed = cost != cost  # which has no cost
+    restore(Episode, state | {"cost": 0.0 if failed else cost})
+    return Episode.from_state(state)
 
 
 class ResumableSearch:
@@ -53,6 +71,9 @@ class ResumableSearch:
         self._folder = folder
         self._saved = folder.read_state(name)
         self._next_save = 0.0
+        if self._saved is not None:
+            with folder.using(name):
+                _episodes(self._saved["log"]["episodes"])
 
     def learn(
         self,
@@ -75,8 +96,9 @@ class ResumableSearch:
             outcome: Called when the search is over; what it returns is kept with the episodes.
         """
         if self._saved is not None:
-            self._log.restore(self._saved["log"])
-            restore_agent(agent, self._saved["agent"])
+            with self._folder.using(self._name):
+                self._log.restore(self._saved["log"])
+                restore_agent(agent, self._saved["agent"])
         run_learner(
             agent,
             self._log,
@@ -98,8 +120,9 @@ class ResumableSearch:
         """Let a policy act that does not learn, until there are enough episodes or evaluations."""
         observations = None
         if self._saved is not None:
-            observations = self._log.restore(self._saved["log"])
-            _restore_policy(policy, self._saved["policy"])
+            with self._folder.using(self._name):
+                observations = self._log.restore(self._saved["log"])
+                _restore_policy(policy, self._saved["policy"])
         run_policy(
             policy,
             self._log,

@@ -7,17 +7,13 @@ A run that has been stopped goes on in its folder: `state/` holds what it needs 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import os
-import platform
+import re
 import shutil
-import subprocess
-import sys
-import typing
-from collections.abc import Mapping
-from contextlib import suppress
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,24 +23,31 @@ from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
 from compress_env.files import replacing
+from experiments.given import is_given, trusted
+from experiments.inputs import differing
+from experiments.provenance import describe_run
+from experiments.stored import check_name, check_tree, read_object, restore
 
 __all__ = [
     "ADDED",
     "MAY_CHANGE",
     "RunFolder",
+    "is_bare",
+    "is_bare_file",
     "read_config",
     "replacing",
     "restore_config",
     "resume_run",
 ]
 
-PACKAGES = ("compress-env", "gymnasium", "stable-baselines3", "torch", "torch-pruning", "numpy")
 FINISHED = "table.csv"
+LOCK = ".lock"
 MAY_CHANGE = {"data_root", "download", "store", "tensorboard"}
 """Settings that a resumed run may have other values of: its results do not depend on them."""
 ADDED = {"settings": "{}"}
 """Settings that earlier runs were made without, and what they have there."""
 C = TypeVar("C")
+_WRITTEN_HALF = re.compile(r"\.(config|sweep)-[0-9a-f]{32}\.json")
 
 
 class RunFolder:
@@ -64,33 +67,72 @@ class RunFolder:
         self.path = path
         self.state_path = path / "state"
         self._is_new = config is not None
+        # A file that is no longer there when it has been locked is not taken for the lock.
+        self._lock = FileLock(path / LOCK, blocking=False)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if config is not None and any(path.iterdir()):
-                raise ValueError(f"output folder {str(path)!r} is not empty")
-            self._lock = FileLock(path / ".lock", blocking=False)
+            self._check_bare()
             self._lock.acquire()
-            if not self.is_finished:
-                self.state_path.mkdir(exist_ok=True)
-            if config is not None:
-                self.write_json("config.json", dataclasses.asdict(config) | describe_run())
-            elif not self.is_finished:
-                self._note_resumption()
+            self._begin(config)
         except Timeout:
             raise ValueError(f"run folder {str(path)!r} is in use by another process") from None
         except OSError as error:
             raise ValueError(f"cannot write to {str(path)!r}: {error.strerror}") from None
 
+    def _check_bare(self) -> None:
+        if self._is_new and not is_bare(self.path):
+            raise ValueError(f"output folder {str(self.path)!r} is not empty")
+
+    def _begin(self, config: Any) -> None:
+        """Make what the folder begins with; it is locked."""
+        try:
+            self._check_bare()  # another process may have been here since
+            if not self.is_finished:
+                self.state_path.mkdir(exist_ok=True)
+            if config is not None:
+                settings = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+                inputs = {"inputs": {"settings": _settings_digest(type(config), settings)}}
+                self.write_json("config.json", settings | describe_run() | inputs)
+            elif not self.is_finished:
+                self._note_resumption()
+        except BaseException:
+            self.close()
+            raise
+
     def _note_resumption(self) -> None:
-        config = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-        config["resumptions"] = [*config.get("resumptions", []), describe_run()]
-        self.write_json("config.json", config)
+        config = read_object(self.path / "config.json")
+        before = config.get("resumptions", [])
+        if not isinstance(before, list):
+            raise ValueError(f"resumptions in {str(self.path / 'config.json')!r} must be a list")
+        self.write_json("config.json", config | {"resumptions": [*before, describe_run()]})
+
+    def hold_to(self, inputs: Mapping[str, str]) -> None:
+        """Keep digests of what the run is made from, or compare them with those that are kept.
+
+        Args:
+            inputs: Digests by what they are of. Folders of earlier versions have none: they take
+                what they are given first.
+
+        Raises:
+            ValueError: If the run was started with something else.
+        """
+        config = read_object(self.path / "config.json")
+        kept = _digests(config)
+        for name in differing(inputs, kept):
+            raise ValueError(
+                f"the {name} here is not what {str(self.path)!r} was started with (sha256 "
+                f"{inputs[name][:12]}, then {kept[name][:12]}): two would be mixed in one run"
+            )
+        if not self.is_finished and inputs.keys() - kept.keys():
+            self.write_json("config.json", config | {"inputs": kept | dict(inputs)})
 
     def close(self) -> None:
         """Let others work in the folder."""
-        self._lock.release()
-        with suppress(OSError):
-            (self.path / ".lock").unlink()
+        if self._lock.is_locked:
+            with suppress(OSError):
+                # While it is held: afterwards it may be another's.
+                (self.path / LOCK).unlink()
+            self._lock.release()
 
     @property
     def finished_path(self) -> Path:
@@ -117,7 +159,8 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> None:
         """Write a text file in UTF-8."""
         with replacing(self.path / name) as path:
-            path.write_text(text, encoding="utf-8")
+            # A folder's name that the terminal's encoding cannot tell is written as it was.
+            path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
     def write_rows(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write rows as CSV; columns are the union of the rows' keys."""
@@ -131,8 +174,11 @@ class RunFolder:
 
     def write_state(self, name: str, state: Mapping[str, Any]) -> None:
         """Write tensors and plain values to `state/NAME.pt`, in place of what was there."""
-        with replacing(self.state_path / f"{name}.pt") as path:
+        with replacing(self._state_file(name)) as path:
             torch.save(dict(state), path)
+
+    def _state_file(self, name: str) -> Path:
+        return self.state_path / f"{check_name(name)}.pt"
 
     def read_state(self, name: str) -> dict[str, Any] | None:
         """Return what `write_state` has written, or None. Nothing in the file is executed.
@@ -140,47 +186,120 @@ class RunFolder:
         Raises:
             ValueError: If the file is not readable.
         """
-        path = self.state_path / f"{name}.pt"
+        path = self._state_file(name)
         if not path.is_file():
             return None
         try:
+            _check_sums(path)
             state: dict[str, Any] = torch.load(path, weights_only=True)
         except Exception as error:  # whatever an unreadable file makes PyTorch raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ValueError(f"cannot read {str(path)!r}: {reason}") from None
+        if not isinstance(state, dict):
+            raise ValueError(f"cannot read {str(path)!r}: it holds no state")
         return state
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        """Tell in one line if a state, used inside the block, does not hold what it should.
+
+        Raises:
+            ValueError: If the block finds something missing or of another kind.
+        """
+        try:
+            yield
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            path = self._state_file(name)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(
+                f"{str(path)!r} does not fit this run: {type(error).__name__}: {reason[:200]}"
+            ) from None
 
     def discard(self) -> None:
         """Remove a folder that was made for a run which then could not begin."""
+        if self._is_new:
+            for name in ("config.json", "progress.json"):
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.state_path, ignore_errors=True)
         self.close()
         if self._is_new:
-            shutil.rmtree(self.path, ignore_errors=True)
+            with suppress(OSError):  # somebody else has begun
+                self.path.rmdir()
+
+
+def is_bare(path: Path) -> bool:
+    """Tell whether a folder holds nothing but what a run makes before its settings."""
+    return all(is_bare_file(child) or _is_bare_state(child) for child in path.iterdir())
+
+
+def is_bare_file(path: Path) -> bool:
+    """Tell whether a file is the lock, or settings that were not written to their end."""
+    is_own = path.name == LOCK or bool(_WRITTEN_HALF.fullmatch(path.name))
+    return is_own and not path.is_symlink()
+
+
+def _is_bare_state(path: Path) -> bool:
+    is_own = path.name == "state" and path.is_dir() and not path.is_symlink()
+    return is_own and not any(path.iterdir())
+
+
+def _check_sums(path: Path) -> None:
+    """Check the checksum of every record in a file of `torch.save`, which itself does not.
+
+    Raises:
+        ValueError: If one is wrong.
+        zipfile.BadZipFile: If it is no such file.
+    """
+    with zipfile.ZipFile(path) as records:
+        if any(each.compress_type != zipfile.ZIP_STORED for each in records.infolist()):
+            raise ValueError("it holds compressed records")  # which may be of any size
+        damaged = records.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged!r} is wrong")
 
 
 def read_config(config_class: type[C], folder: Path) -> C:
     """Return the settings that a run was started with.
 
     Raises:
-        ValueError: If the folder is not one of this experiment's runs.
+        ValueError: If the folder is not one of this experiment's runs, or its settings have been
+            changed.
     """
     try:
-        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return restore_config(config_class, stored)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"no {error} in its config.json" if isinstance(error, KeyError) else error
-        raise ValueError(f"{str(folder)!r} is not a run to go on with: {reason}") from None
+        check_tree(folder)
+        if folder.is_dir() and is_bare(folder):
+            raise ValueError("nothing was begun there; --out takes it as it is")
+        content = read_object(folder / "config.json")
+        settings = restore_config(config_class, content)
+        if _digests(content).get("settings") not in (
+            None, _settings_digest(config_class, content),
+        ):  # fmt: skip
+            raise ValueError("its config.json has been changed")
+        return settings
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(folder)!r} is not a run to go on with: {error}") from None
+
+
+def _digests(config: Mapping[str, Any]) -> dict[str, str]:
+    inputs = config.get("inputs", {})
+    if not isinstance(inputs, dict) or not all(isinstance(x, str) for x in inputs.values()):
+        raise ValueError("inputs in config.json must be digests by name")
+    return inputs
+
+
+def _settings_digest(config_class: type[Any], stored: Mapping[str, Any]) -> str:
+    """Return a hex sha256 of the settings among what is stored, as JSON has them."""
+    settings = [(field.name, stored.get(field.name)) for field in dataclasses.fields(config_class)]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
 def restore_config(config_class: type[C], stored: Mapping[str, Any]) -> C:
     """Make a dataclass again from what JSON has kept of it.
 
     Raises:
-        KeyError: If a field is missing.
+        ValueError: If a field is missing, or holds something else than it should.
     """
-    types = typing.get_type_hints(config_class)
-    names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
-    known = ADDED | dict(stored)
-    return config_class(**{name: _typed(types[name], known[name]) for name in names})
+    return restore(config_class, ADDED | dict(stored))
 
 
 def resume_run(config: C, path: Path) -> tuple[C, RunFolder]:
@@ -191,72 +310,18 @@ def resume_run(config: C, path: Path) -> tuple[C, RunFolder]:
         path: The run folder.
 
     Raises:
-        ValueError: If it is not a run of this experiment, another process works in it, or a
-            setting is given that the run was not started with.
+        ValueError: If it is not a run of this experiment, another process works in it, a setting
+            is given that the run was not started with, or one must be given, see
+            `experiments.given`.
     """
     settings = read_config(type(config), path)
     changes: dict[str, Any] = {"resume": path}
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        given, stored = getattr(config, field.name), getattr(settings, field.name)
-        if field.name == "resume" or given in (field.default, stored):
-            continue
-        if field.name not in MAY_CHANGE:
-            raise ValueError(
-                f"the run was started with {field.name}={stored}, it cannot go on with {given}"
-            )
-        changes[field.name] = given
-    return dataclasses.replace(settings, **changes), RunFolder(path)  # type: ignore[type-var]
-
-
-def _typed(kind: Any, value: Any) -> Any:
-    """Turn what JSON has made of a value into what it was."""
-    if isinstance(value, str) and Path in (kind, *typing.get_args(kind)):
-        return Path(value)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def describe_run() -> dict[str, Any]:
-    """Return command, date, versions, git revision and hardware of this process."""
-    return {
-        "command": " ".join(["python", "-m", _module_name(), *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version()} | _versions(),
-        "git_revision": _git_revision(),
-        "hardware": _hardware(),
-    }
-
-
-def _module_name() -> str:
-    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return spec.name if spec is not None else Path(sys.argv[0]).name
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def _git_revision() -> str | None:
-    try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        result = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None
-
-
-def _hardware() -> dict[str, Any]:
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "gpus": gpus,
-    }
+    names = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
+    given = [name for name in names if name != "resume" and is_given(config, name)]
+    for name in given:
+        now, then = getattr(config, name), getattr(settings, name)
+        if now != then and name not in MAY_CHANGE:
+            raise ValueError(f"the run was started with {name}={then}, it cannot go on with {now}")
+        changes[name] = now
+    settings = trusted(dataclasses.replace(settings, **changes), given, path)  # type: ignore[type-var]
+    return settings, RunFolder(path)

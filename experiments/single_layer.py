@@ -34,6 +34,7 @@ from compress_env.seeding import derive_generator
 from compress_env.task import CompressionTask
 from experiments.checks import check_choices, check_lowest
 from experiments.command import run_command, run_measurement
+from experiments.inputs import data_digest
 from experiments.run_folder import RunFolder
 from experiments.single_layer_figures import draw_costs, draw_errors
 from experiments.single_layer_report import format_report
@@ -145,6 +146,7 @@ class Measurement:
             n_calibration=config.calibration_images,
         )
         self._data: DataBundle = limit_images(data, config.validation_images)
+        folder.hold_to({"data": data_digest(self._data)})
 
     def rows(self, seed: int) -> Rows:
         """Measure everything of one seed, but for what a stopped comparison has left."""
@@ -161,7 +163,8 @@ class Measurement:
         if kept is None:
             kept = {"rows": measure()}
             self.folder.write_state(name, kept)
-        return list(kept["rows"])
+        with self.folder.using(name):
+            return list(kept["rows"])
 
     def _network(self, seed: int) -> nn.Module:
         """Return the trained network of a seed."""
@@ -179,7 +182,8 @@ class Measurement:
             train_epochs(task, network, config.epochs, seed)
             self.folder.write_state(name, {"weights": network.state_dict()})
         else:
-            network.load_state_dict(kept["weights"])
+            with self.folder.using(name):
+                network.load_state_dict(kept["weights"])
         return network
 
     def _env(self, network: nn.Module, seed: int, method: Method) -> PruningEnv:

@@ -9,22 +9,36 @@ papers report and flatters, as it picks the luckiest of many networks.
 
 from __future__ import annotations
 
-import sys
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import tyro
 from matplotlib.figure import Figure
+from rich.console import Console
 
-from experiments.report import format_markdown
+from compress_env.files import replacing
+from experiments.command import run_command
+from experiments.report import Row, format_markdown
+from experiments.stored import check_columns, parse, read_table
 
 __all__ = ["CHOICES", "Config", "choose", "draw_sizes", "format_choices", "main", "read_sweeps"]
 
 CHOICES = {"validation_error": "validation images", "test_error": "test images"}
 """Columns that tell whether a network is no worse, and what they are measured on."""
+
+GRID = {"model": str, "dataset": str, "seed": int, "flops_budget": float, "size_budget": float}
+"""Columns that a sweep adds to those of its runs, and their types."""
+NEEDED = (
+    "network",
+    "validation_accuracy",
+    "test_error",
+    "sparse_params",
+    "size_bytes",
+    "within_budget",
+)
 
 HEADINGS = (
     "chosen by",
@@ -36,6 +50,8 @@ HEADINGS = (
     "sparse params",
     "MACs budget",
     "size budget",
+    "MACs %",
+    "sparse MACs %",
 )
 
 
@@ -54,16 +70,26 @@ def read_sweeps(folders: Sequence[Path]) -> pd.DataFrame:
     Raises:
         ValueError: If there is no finished cell, or networks or data sets differ.
     """
+    paths = [each / "sweep.csv" for each in folders]
     try:
-        table = pd.concat([pd.read_csv(each / "sweep.csv") for each in folders], ignore_index=True)
-        table["validation_error"] = 1.0 - table["validation_accuracy"]
+        tables = [read_table(path, ["model", "dataset", "validation_accuracy"]) for path in paths]
         for column in ("model", "dataset"):
-            if table[column].nunique() != 1:
-                raise ValueError(f"expected one {column}, got {sorted(table[column].unique())}")
-    except (OSError, KeyError, ValueError) as error:
+            found = sorted({value for table in tables for value in table[column]})
+            if len(found) != 1:
+                raise ValueError(f"expected one {column}, got {found}")
+        table = pd.concat(map(_parse_sweep, paths, tables), ignore_index=True)
+        table["validation_error"] = 1.0 - table["validation_accuracy"]
+        if set(table["seed"]) != set(table.loc[table["network"] == "baseline", "seed"]):
+            raise ValueError("expected a baseline of each seed")
+    except (OSError, ValueError) as error:
         names = ", ".join(map(str, folders))
         raise ValueError(f"no sweep to choose from in {names}: {error}") from None
     return table
+
+
+def _parse_sweep(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    check_columns(path, table, [*GRID, *NEEDED])
+    return parse(path, table, typing.get_type_hints(Row) | GRID)
 
 
 def choose(rows: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -114,6 +140,7 @@ def _cells(row: dict[Any, Any]) -> tuple[str, ...]:
         f"{100 * sparse_params:.2f} %",
         f"{row['flops_budget']:g}",
         f"{row['size_budget']:g}" if row["within_budget"] else "over",
+        *(f"{100 * row[name]:.2f}" if name in row else "-" for name in ("macs", "sparse_macs")),
     )
 
 
@@ -134,17 +161,29 @@ def draw_sizes(rows: pd.DataFrame) -> Figure:
     return figure
 
 
+def run(config: Config, console: Console) -> str:
+    """Choose, print the table, and write it and the figure to the first folder.
+
+    Returns:
+        The Markdown.
+
+    Raises:
+        ValueError: If there is nothing to choose from.
+    """
+    folder = config.sweeps[0]
+    rows = read_sweeps(config.sweeps)
+    text = format_choices(rows)
+    console.print(text, end="", soft_wrap=True, markup=False, highlight=False)
+    with replacing(folder / "smallest.md") as path:
+        path.write_text(text, encoding="utf-8")
+    with replacing(folder / "smallest.png") as path:
+        draw_sizes(rows).savefig(path, dpi=150)
+    return text
+
+
 def main() -> None:
-    """Run from the command line; a wrong setting ends it with one line."""
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        rows = read_sweeps(config.sweeps)
-        text = format_choices(rows)
-        sys.stdout.write(text)
-        (config.sweeps[0] / "smallest.md").write_text(text, encoding="utf-8")
-        draw_sizes(rows).savefig(config.sweeps[0] / "smallest.png", dpi=150)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    """Run from the command line."""
+    run_command(Config, run, __doc__ or "")
 
 
 if __name__ == "__main__":

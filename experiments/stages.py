@@ -17,24 +17,27 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from torch import nn
 
-from agents import AFIE, SBPF, Greedy, Random, Uniform
+from agents import AFIE, SBPF, Greedy, Random
 from compress_env.checkpoints import checkpoint_bytes
 from compress_env.data import load_data
+from compress_env.digests import digest
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
 from compress_env.layers import format_minimum
-from compress_env.models import Recipe, load_baseline, load_checkpoint, save_checkpoint
+from compress_env.models import Recipe, load_baseline
 from compress_env.seeding import derive_generator
 from compress_env.task import select_device
 from experiments.actors import open_actors
 from experiments.algorithms import SINGLE, make_learner
+from experiments.inputs import data_digest, network_digest
 from experiments.playing import play_actions
 from experiments.policies import Script, StagePolicy, read_policy
 from experiments.progress import SearchProgress
 from experiments.resuming import ResumableSearch, read_finished
 from experiments.run_folder import RunFolder
 from experiments.search import Episode, EpisodeLog, best_episode
+from experiments.uniform import uniform_policy
 
 if TYPE_CHECKING:
     from experiments.compress import Config
@@ -89,6 +92,7 @@ class Job:
             **self._options(),
         )
         self.task = self.pruning_env.task
+        self._hold_to_inputs()
         full_bytes = checkpoint_bytes(self.task.model)
         self.size_budget_bytes = config.size_budget * full_bytes
         smallest = QuantizationEnv(
@@ -104,6 +108,17 @@ class Job:
                 f"size_budget must be in [{format_minimum(lowest)}, 1]: the most pruned network "
                 f"at 1 bit takes up to {lowest:.4f} of the float32 size, got {config.size_budget}"
             )
+
+    def _hold_to_inputs(self) -> None:
+        """Check that a stopped run goes on with the network, the images and the policy it had.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        inputs = {"network": network_digest(self.task.model), "data": data_digest(self._data)}
+        if self._policy:
+            inputs["policy"] = digest({stage: tuple(each) for stage, each in self._policy.items()})
+        self.folder.hold_to(inputs)
 
     def _options(self) -> TaskOptions:
         shared = self.folder.state_path / "transitions.sqlite"
@@ -196,12 +211,14 @@ class Job:
         best = best_episode(episodes)
         play_actions(env, best.actions)
         model = env.live_model()
-        weights = self.folder.state_path / f"{'-'.join(key)}.safetensors"
-        if weights.is_file():
-            load_checkpoint(model, weights)
-        else:
+        name = f"{'-'.join(key)}-weights"
+        kept = self.folder.read_state(name)
+        if kept is None:
             self._finetune(": ".join(key), model)
-            save_checkpoint(model, weights)
+            self.folder.write_state(name, model.state_dict())
+        else:
+            with self.folder.using(name):
+                model.load_state_dict(kept)
         return Stage(episodes, best, model)
 
     def _finetune(self, label: str, model: nn.Module) -> None:
@@ -268,7 +285,7 @@ class Job:
         if algorithm == "greedy":
             agent = Greedy(env)
         elif algorithm == "uniform" or not isinstance(env, PruningEnv):
-            return Uniform(env.uniform_value() / env.value_scale)
+            return uniform_policy(env, log.spend)
         else:
             agent = AFIE(env) if algorithm == "afie" else SBPF(env, seed=self.config.seed)
         log.spend(agent.n_evaluations, agent.seconds)

@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
-from agents import Random, Uniform
+from agents import Random
 from compress_env.data import load_data
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.models import RECIPES, build_model, train_by_recipe
@@ -30,6 +30,7 @@ from experiments.checks import check_lowest
 from experiments.command import run_command
 from experiments.playing import play
 from experiments.report import format_markdown
+from experiments.uniform import uniform_policy
 
 __all__ = ["Config", "measure_task", "run"]
 
@@ -85,7 +86,7 @@ def measure_task(task: SuiteTask, n_random: int, seed: int) -> tuple[str, ...]:
     env = gym.make(task.id, device="cpu").unwrapped
     assert isinstance(env, LayerwiseCompressionEnv)
     whole = env.task.model
-    uniform = Uniform(env.uniform_value() / env.value_scale)
+    uniform = uniform_policy(env)
     random = Random(env.observation_space, env.action_space, seed)
     uniform_accuracy, _ = _play(env, uniform)
     episodes = [_play(env, random) for _ in range(n_random)]

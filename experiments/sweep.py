@@ -22,7 +22,8 @@ from rich.console import Console
 from compress_env.envs.pruning import PruningMethod
 from experiments.cells import Cell, make_cells
 from experiments.cells_work import work_on
-from experiments.command import EXPECTED, Interrupted, interruptible, one_line, resume_hint
+from experiments.command import Interrupted, ending_in_one_line, resume_hint
+from experiments.given import given_in, giving, is_given
 from experiments.pools import LocalPool, Outcome, Pool, RayPool
 from experiments.sweep_folder import SweepFolder
 
@@ -95,10 +96,8 @@ class Config:
             raise ValueError("gpus_per_cell needs --ray; --ray local will do")
         if self.ray is not None and self.jobs is not None:
             raise ValueError("jobs is for this machine alone; with --ray, the CPUs decide")
-        fresh = Config()
-        if self.resume is not None and any(
-            getattr(self, name) != getattr(fresh, name) for name in (*GRID_FIELDS, "options", "out")
-        ):
+        grid = ("experiments", *GRID_FIELDS, "out")
+        if self.resume is not None and (self.options or any(is_given(self, x) for x in grid)):
             raise ValueError("--resume goes on with the grid and the folder that there are")
 
     def cells(self) -> list[Cell]:
@@ -127,7 +126,7 @@ def run(config: Config, console: Console) -> list[Outcome]:
     """
     config.check()
     folder = SweepFolder((config.resume or config.out or _default_folder()).absolute())
-    cells = folder.stored_cells() if config.resume else config.cells()
+    cells = folder.trusted(folder.stored_cells()) if config.resume else config.cells()
     folder.check(cells)
     pool = _make_pool(config, console)
     try:
@@ -155,15 +154,9 @@ def _make_pool(config: Config, console: Console) -> Pool:
 def main() -> None:
     """Run from the command line; exit with 1 if a cell has failed."""
     arguments, options = _split(sys.argv[1:])
-    config = tyro.cli(Config, args=arguments, description=__doc__)
-    try:
-        with interruptible():
-            failed = run(dataclasses.replace(config, options=options), Console())
-    except Interrupted as stop:
-        sys.stderr.write(f"{one_line(stop)}\n")
-        sys.exit(stop.exit_status)
-    except EXPECTED as error:
-        sys.exit(f"error: {one_line(error)}")
+    with ending_in_one_line(), giving(given_in(Config, arguments)):
+        config = tyro.cli(Config, args=arguments, description=__doc__)
+        failed = run(dataclasses.replace(config, options=options), Console())
     sys.exit(1 if failed else 0)
 
 

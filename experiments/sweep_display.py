@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from experiments.pools import Outcome
+from experiments.stored import read_object
 from experiments.sweep_folder import SweepFolder
 
 __all__ = ["Display"]
@@ -105,12 +106,12 @@ class Display:
         """Return the cells of a line, of what the experiment last wrote about its progress."""
         path = self._folder.cell(name) / "progress.json"
         try:
-            progress = json.loads(path.read_text(encoding="utf-8"))
+            progress = read_object(path)
             done, total = int(progress["episode"]), int(progress["episodes"])
             label = str(progress["label"])
             # Without a note it is of a search.
             note = progress.get("note") or f"best accuracy {float(progress['best_accuracy']):.4f}"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return (name, "starting")
         bar = ProgressBar(total=total, completed=done, width=20)
-        return (name, label, bar, f"{done}/{total}", str(note))
+        return (name, escape(label), bar, f"{done}/{total}", escape(str(note)))

@@ -12,10 +12,9 @@ import functools
 import json
 import os
 import platform
-import shutil
 import traceback
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,11 +27,23 @@ from rich.console import Console
 
 from compress_env.files import replacing
 from experiments.cells import EXPERIMENTS, Cell, Experiment
-from experiments.run_folder import ADDED, MAY_CHANGE, describe_run, restore_config
+from experiments.given import WITH_CODE, giving, trusted
+from experiments.provenance import describe_run
+from experiments.run_folder import ADDED, MAY_CHANGE, is_bare, is_bare_file, restore_config
+from experiments.stored import (
+    check_name,
+    check_tree,
+    own_name,
+    read_object,
+    read_objects,
+    read_table,
+)
 
 __all__ = ["SweepFolder", "Task", "work"]
 
 TABLE = "table.csv"
+NOT_GIVEN = {"out", "resume", "settings"}
+"""What a cell that goes on takes from its own folder; all else must be as the sweep has it."""
 MERGED = "sweep.csv"
 
 
@@ -70,11 +81,10 @@ class SweepFolder:
         path = self.path / MERGED
         if not self._rows_suffice or not path.exists():
             return {}
-        try:
-            rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-            return {Path(str(cell)).name: mine for cell, mine in rows.groupby("cell", sort=False)}
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{str(path)!r} is not of a sweep: {error}") from None
+        rows = read_table(path)
+        if "cell" not in rows:
+            raise ValueError(f"{str(path)!r} is not of a sweep: 'cell' is not among its columns")
+        return {own_name(cell): mine for cell, mine in rows.groupby("cell", sort=False)}
 
     def lock(self, name: str) -> FileLock:
         """Return the lock to hold while working on a cell."""
@@ -82,14 +92,27 @@ class SweepFolder:
 
     def read_id(self) -> str | None:
         """Return the identifier of the sweep, or None where the folder is not to be seen."""
-        return str(self._read_marker()["id"]) if self.marker.exists() else None
+        return self._read_marker().id if self.marker.exists() else None
 
-    def _read_marker(self) -> dict[str, Any]:
+    def _read_marker(self) -> _Marker:
+        """Read `sweep.json`, in which names are those of folders and of nothing else.
+
+        Raises:
+            ValueError: If it is not of a sweep, or a link leads out of the folder.
+        """
+        check_tree(self.path)
         try:
-            content = json.loads(self.marker.read_text(encoding="utf-8"))
-            return {"id": content["id"], "cells": content["cells"]}
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{str(self.marker)!r} is not of a sweep") from None
+            content = read_object(self.marker)
+            sweep_id, cells = content.get("id"), content.get("cells")
+            if not isinstance(sweep_id, str) or not isinstance(cells, dict):
+                raise ValueError("expected an id and cells")
+            for name, settings in cells.items():
+                if not isinstance(settings, dict):
+                    raise ValueError(f"expected the settings of {check_name(name)}")
+                check_name(name)
+        except ValueError as error:
+            raise ValueError(f"{str(self.marker)!r} is not of a sweep: {error}") from None
+        return _Marker(sweep_id, cells)
 
     def stored_cells(self) -> list[Cell]:
         """Return the cells that the sweep was made with.
@@ -99,16 +122,41 @@ class SweepFolder:
         """
         if not self.marker.exists():
             raise ValueError(f"{str(self.path)!r} is not a sweep to go on with")
-        cells = []
-        for name, stored in self._read_marker()["cells"].items():
-            try:
-                kind = EXPERIMENTS[stored["experiment"]].config
-                cells.append(Cell(name, stored["experiment"], restore_config(kind, stored)))
-            except (KeyError, TypeError) as error:
-                raise ValueError(
-                    f"cannot read cell {name} of {str(self.path)!r}: {error}"
-                ) from None
-        return cells
+        return [self._restore(*item) for item in self._read_marker().cells.items()]
+
+    def _restore(self, name: str, stored: dict[str, Any]) -> Cell:
+        try:
+            experiment = stored.get("experiment")
+            if not isinstance(experiment, str) or experiment not in EXPERIMENTS:
+                raise ValueError(f"unknown experiment {experiment!r}")
+            config = restore_config(EXPERIMENTS[experiment].config, stored)
+            if config.out is not None or config.resume is not None:
+                raise ValueError("out and resume are for the sweep to choose")
+        except ValueError as error:
+            raise ValueError(f"cannot read cell {name} of {str(self.path)!r}: {error}") from None
+        return Cell(name, experiment, config)
+
+    def trusted(self, cells: Sequence[Cell], named: Collection[str] = ()) -> list[Cell]:
+        """Return cells as a file may have them run; what is finished is not run.
+
+        Args:
+            cells: From `stored_cells`.
+            named: Agents and tasks that the command line names.
+
+        Raises:
+            ValueError: If one that is not finished runs code that only a command line may name.
+        """
+        return [cell if self.finished(cell.name) else self._trusted(cell, named) for cell in cells]
+
+    def _trusted(self, cell: Cell, named: Collection[str]) -> Cell:
+        given = [name for name in WITH_CODE if getattr(cell.config, name, None) in named]
+        try:
+            return cell._replace(config=trusted(cell.config, given, self.path))
+        except ValueError as error:
+            raise ValueError(
+                f"cell {cell.name} of {str(self.path)!r} is not finished, and goes on only with "
+                f"the command that made it, with its --out: {error}"
+            ) from None
 
     def check(self, cells: Sequence[Cell]) -> None:
         """Check that the cells may be worked on here; nothing is written.
@@ -119,11 +167,12 @@ class SweepFolder:
         Raises:
             ValueError: If the folder holds something else, or another grid.
         """
+        check_tree(self.path)
         if not self.marker.exists():
             if self.path.exists() and not self._is_bare():
                 raise ValueError(f"output folder {str(self.path)!r} is not empty, and no sweep")
             return
-        old: dict[str, dict[str, Any]] = self._read_marker()["cells"]
+        old = self._read_marker().cells
         new = json.loads(json.dumps(_manifest(cells), default=str))
         for name, settings in old.items():
             if name not in new:
@@ -141,10 +190,12 @@ class SweepFolder:
 
     def _is_bare(self) -> bool:
         """Tell whether the folder is empty, or as one that was stopped before its marker was."""
-        own = {".lock", "cells", "attempts"}
-        return self.path.is_dir() and all(
-            path.name in own and not (path.is_dir() and any(path.iterdir()))
-            for path in self.path.iterdir()
+        if not self.path.is_dir():
+            return False
+        own = [self.path / "cells", self.path / "attempts"]
+        children = [path for path in self.path.iterdir() if path not in own]
+        return not any(any(path.iterdir()) for path in own if path.is_dir()) and all(
+            is_bare_file(path) for path in children
         )
 
     @contextmanager
@@ -174,11 +225,15 @@ class SweepFolder:
 
     def records(self, name: str) -> list[dict[str, Any]]:
         """Return what has been tried on a cell, the oldest first."""
+        path = self._attempts(name)
         try:
-            text = self._attempts(name).read_text(encoding="utf-8")
+            records = read_objects(path)
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in text.splitlines()]
+        for number, record in enumerate(records, 1):
+            if not _is_record(record):
+                raise ValueError(f"{str(path)!r}, line {number}, tells of no attempt")
+        return records
 
     def record(self, name: str, event: str, node: str, **details: Any) -> None:
         """Note what happens to a cell; the caller holds its lock."""
@@ -212,9 +267,27 @@ class SweepFolder:
         path = self.cell(cell.name) / TABLE
         if not path.exists():
             return self._published[cell.name]
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = read_table(path)
         columns = {key: [value] * len(table) for key, value in cell.columns().items()}
+        for name in columns.keys() & set(table.columns):
+            raise ValueError(f"{str(path)!r} has a column {name!r}, which a sweep adds")
         return pd.concat([pd.DataFrame(columns), table], axis=1)
+
+
+class _Marker(NamedTuple):
+    """What `sweep.json` holds."""
+
+    id: str
+    cells: dict[str, dict[str, Any]]
+    """Settings by name."""
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    """Tell whether this is what `SweepFolder.record` notes."""
+    kinds: dict[str, type] = {"event": str, "node": str}
+    if record.get("event") == "started":
+        kinds |= {"attempt": int, "source": str}
+    return all(isinstance(record.get(name), kind) for name, kind in kinds.items())
 
 
 def _manifest(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
@@ -262,10 +335,12 @@ def work(task: Task, node: str = "") -> str | None:
 
 def _attempt(task: Task, folder: SweepFolder, node: str) -> str | None:
     name = task.cell.name
-    with folder.log(name).open("a", encoding="utf-8", buffering=1) as log:
+    with folder.log(name).open("a", encoding="utf-8", errors="replace", buffering=1) as log:
         with redirect_stdout(log), redirect_stderr(log):
             try:
-                task.experiment.run(_start(task, folder, node), Console(file=log, width=120))
+                settings = _start(task, folder, node)
+                with giving(_names(settings) - NOT_GIVEN):
+                    task.experiment.run(settings, Console(file=log, width=120))
                 if not folder.finished(name):
                     raise RuntimeError(f"{task.cell.experiment} has left no {TABLE}")
             except Exception as error:
@@ -280,6 +355,10 @@ def _attempt(task: Task, folder: SweepFolder, node: str) -> str | None:
     return None
 
 
+def _names(config: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(config)}
+
+
 def _start(task: Task, folder: SweepFolder, node: str) -> Any:
     """Note that an attempt starts, and return its settings."""
     name, path = task.cell.name, folder.cell(task.cell.name)
@@ -287,9 +366,7 @@ def _start(task: Task, folder: SweepFolder, node: str) -> Any:
     source = "state" if any(path.glob("state/*")) else "scratch"
     folder.record(name, "started", node, attempt=number, source=source)
     if (path / "config.json").exists():
-        settings = dataclasses.asdict(task.cell.config)
-        changed = {key: value for key, value in settings.items() if key in MAY_CHANGE}
-        return task.experiment.config(resume=path, **changed)
+        return dataclasses.replace(task.cell.config, resume=path)
     _clear(path)
     return dataclasses.replace(task.cell.config, out=path)
 
@@ -298,7 +375,8 @@ def _clear(path: Path) -> None:
     """Remove what a run leaves that was killed before it wrote its settings, and nothing else."""
     if not path.exists():
         return
-    foreign = [p.name for p in path.iterdir() if p.name != "state" and not p.name.startswith(".")]
-    if foreign or any(path.glob("state/*")):
+    if not is_bare(path):
         raise ValueError(f"{str(path)!r} holds files, but no config.json of a run to go on with")
-    shutil.rmtree(path)
+    for child in path.iterdir():
+        child.rmdir() if child.is_dir() else child.unlink()
+    path.rmdir()

@@ -7,18 +7,20 @@ agent is also compared with uniform and random within each seed.
 
 from __future__ import annotations
 
-import json
-import sys
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import tyro
 from numpy.typing import ArrayLike
+from rich.console import Console
 from scipy import stats
 
-from experiments.report import format_markdown
+from compress_env.files import replacing
+from experiments.command import run_command
+from experiments.report import Row, format_markdown
+from experiments.stored import parse, read_object, read_table
 
 __all__ = ["Config", "main", "mean_interval", "read_runs", "summarize"]
 
@@ -30,6 +32,8 @@ COLUMNS = {
     "sparse_params": "sparse params %",
     "size": "size %",
 }
+COSTS = {"macs": "MACs", "sparse_macs": "sparse MACs", "size": "bytes"}
+"""Columns that say at what cost a network is better than another."""
 FILE_COLUMNS = {
     "size": "packed size %",
     "float_size": "float32 size %",
@@ -47,7 +51,8 @@ RATIOS = {
 }
 """Columns that are those of the run, divided by its baseline's."""
 FREE = {"seed", "label", "out", "data_root", "download", "device", "store", "tensorboard", "resume"}
-FREE |= {"command", "date", "versions", "git_revision", "hardware", "resumptions"}
+FREE |= {"command", "date", "versions", "git_revision", "hardware", "resumptions", "inputs"}
+NEEDED = ("network", "test_error", "n_evaluations")
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,13 @@ def read_runs(folders: tuple[Path, ...]) -> pd.DataFrame:
     tables, settings = [], []
     for folder in folders:
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            table = _with_ratios(pd.read_csv(folder / "table.csv").assign(seed=config["seed"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            config = read_object(folder / "config.json")
+            if type(config.get("seed")) is not int:
+                raise ValueError(
+                    f"seed in config.json must be a whole number, got {config.get('seed')!r}"
+                )
+            table = _with_ratios(_read_table(folder / "table.csv").assign(seed=config["seed"]))
+        except (OSError, ValueError) as error:
             raise ValueError(f"{str(folder)!r} is not a finished run: {error}") from None
         tables.append(table)
         settings.append({key: value for key, value in config.items() if key not in FREE})
@@ -86,6 +95,16 @@ def read_runs(folders: tuple[Path, ...]) -> pd.DataFrame:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"every run needs a seed of its own, got {seeds}")
     return pd.concat(tables, ignore_index=True)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    """Read the table of a run, of which an earlier version may lack columns."""
+    kinds = typing.get_type_hints(Row)
+    table = parse(path, read_table(path, NEEDED), kinds)
+    if table["network"].duplicated().any() or not len(table):
+        raise ValueError(f"{str(path)!r}: expected each network once, at least one")
+    numbers = [name for name in kinds if name in table and kinds[name] not in (str, bool)]
+    return table.astype(dict.fromkeys(numbers, float))
 
 
 def _with_ratios(table: pd.DataFrame) -> pd.DataFrame:
@@ -119,12 +138,23 @@ def summarize(rows: pd.DataFrame) -> str:
     agent, errors = networks[-1], rows.pivot(index="seed", columns="network", values="test_error")
     verdicts = [
         f"- {agent} minus {other}: {_format(100.0 * (errors[agent] - errors[other]).to_numpy())} "
-        "points of test error, seed by seed"
+        f"points of test error, seed by seed{_costs(rows, agent, other)}"
         for other in networks[1:-1]
     ]
     n_seeds = rows["seed"].nunique()
     title = f"Mean over {n_seeds} seeds and 95 % interval:"
     return "\n".join([title, "", table, "", *verdicts]) + "\n"
+
+
+def _costs(rows: pd.DataFrame, first: str, second: str) -> str:
+    """Say what two networks cost that are compared."""
+    by_network = {name: rows[rows["network"] == name] for name in (first, second)}
+    costs = []
+    for column, name in COSTS.items():
+        if column in _known(rows, COSTS):
+            mine, theirs = (100.0 * each[column].mean() for each in by_network.values())
+            costs.append(f"{mine:.2f} against {theirs:.2f} % of the {name}")
+    return f", at {', '.join(costs)}" if costs else ""
 
 
 def _headings(rows: pd.DataFrame, columns: dict[str, str]) -> tuple[str, ...]:
@@ -153,17 +183,27 @@ def _format(values: ArrayLike) -> str:
     return f"{mean:.2f} ± {half:.2f}" if shown else f"{mean:.2f}"
 
 
+def run(config: Config, console: Console) -> str:
+    """Summarize runs, and print the summary or write it.
+
+    Returns:
+        The Markdown.
+
+    Raises:
+        ValueError: If the folders do not go together.
+    """
+    text = summarize(read_runs(config.runs))
+    if config.out is None:
+        console.print(text, end="", soft_wrap=True, markup=False, highlight=False)
+        return text
+    with replacing(config.out) as path:
+        path.write_text(text, encoding="utf-8")
+    return text
+
+
 def main() -> None:
-    """Run from the command line; a wrong setting ends it with one line."""
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        text = summarize(read_runs(config.runs))
-        if config.out is None:
-            sys.stdout.write(text)
-        else:
-            config.out.write_text(text, encoding="utf-8")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    """Run from the command line."""
+    run_command(Config, run, __doc__ or "")
 
 
 if __name__ == "__main__":

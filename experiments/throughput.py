@@ -32,9 +32,11 @@ from compress_env.envs.pruning import PruningEnv, PruningMethod
 from compress_env.models import build_model, load_baseline
 from compress_env.task import FinetuneConfig, select_device
 from experiments.command import run_command, run_measurement
+from experiments.inputs import data_digest, network_digest
 from experiments.lasso_timing import conv_size, measure_peak_bytes, time_lasso
 from experiments.report import format_markdown
 from experiments.run_folder import RunFolder
+from experiments.stored import check_name
 from experiments.timing import Rows, time_actors, time_steps, time_stores
 
 __all__ = ["Config", "main", "run"]
@@ -136,7 +138,9 @@ class Measurement:
     def _load_network(self) -> tuple[nn.Module, DataBundle]:
         config = self.config
         data = load_data(config.dataset, data_root=config.data_root, download=config.download)
-        return self._load_model(data), data
+        model = self._load_model(data)
+        self.folder.hold_to({"network": network_digest(model), "data": data_digest(data)})
+        return model, data
 
     def _load_model(self, data: DataBundle) -> nn.Module:
         config, device = self.config, select_device(self.config.device)
@@ -183,7 +187,8 @@ class Measurement:
         """Measure and keep the rows, or return those that were kept."""
         kept = self.folder.read_state(name)
         if kept is not None:
-            return list(kept["rows"])
+            with self.folder.using(name):
+                return list(kept["rows"])
         rows = measure()
         self.folder.write_state(name, {"rows": rows})
         return rows
@@ -194,7 +199,7 @@ class Measurement:
 
     def _time_stores(self, algorithm: str) -> Rows:
         method = self.config.methods[-1]
-        path = self.config.store or self.folder.state_path / f"{algorithm}.sqlite"
+        path = self.config.store or self.folder.state_path / f"{check_name(algorithm)}.sqlite"
         if self.config.store is None:
             path.unlink(missing_ok=True)  # of a measurement that was stopped
         envs = {

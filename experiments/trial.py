@@ -37,8 +37,10 @@ from compress_env.envs.base import LayerwiseCompressionEnv
 from experiments.algorithms import SINGLE
 from experiments.checks import check_lowest, read_object
 from experiments.command import run_command, run_measurement
-from experiments.entrants import Learner, blaming, check_agent, goes_on, make_agent
+from experiments.entrants import Learner, blaming, check_agent, goes_on, make_agent, source_of
+from experiments.given import is_given
 from experiments.hyperparameters import check_settings, stored_settings
+from experiments.inputs import data_digest, file_digest, network_digest
 from experiments.playing import play, play_actions
 from experiments.progress import SearchProgress
 from experiments.resuming import ResumableSearch, read_finished
@@ -51,6 +53,7 @@ from experiments.search import (
     is_over,
     run_policy,
 )
+from experiments.stored import typed
 
 __all__ = ["Config", "main", "make_task", "run"]
 
@@ -174,6 +177,7 @@ class Trial:
         self.config = config
         self.folder = folder
         self.env = make_task(config, **({} if config.store is None else {"store": config.store}))
+        self._hold_to_inputs()
         n_layers = len(self.env.walk)
         per_episode = n_layers if self.env.reward_at == "layer" else 1
         limits = [config.n_episodes or math.inf, math.inf]
@@ -181,6 +185,15 @@ class Trial:
             limits[1] = math.ceil(config.n_evaluations / per_episode)
         self._n_steps = int(min(limits)) * n_layers
         self._n_episodes = config.n_episodes or REPEATS * int(limits[1])
+
+    def _hold_to_inputs(self) -> None:
+        """Check that a stopped trial goes on with the network, the images and the code it had."""
+        task = self.env.task
+        inputs = {"network": network_digest(task.model), "data": data_digest(task.data)}
+        source = source_of(self.config.agent)
+        if source is not None:
+            inputs["agent"] = file_digest(source)
+        self.folder.hold_to(inputs)
 
     def search(self, console: Console) -> tuple[list[Episode], dict[str, Any]]:
         """Search, or go on with what a stopped trial has left.
@@ -199,7 +212,8 @@ class Trial:
             episodes = read_finished(self.folder, STATE)
         state = self.folder.read_state(STATE)
         assert episodes is not None and state is not None
-        return episodes, state["outcome"]
+        with self.folder.using(STATE):
+            return episodes, _checked_outcome(state["outcome"])
 
     def _run(self, progress: SearchProgress) -> None:
         config, n_episodes, n_evaluations = self.config, self._n_episodes, self.config.n_evaluations
@@ -256,7 +270,8 @@ class Trial:
         watch = OverestimationCallback()
         saved = self.folder.read_state(STATE)
         if saved is not None:
-            watch.restore(saved["beside"])
+            with self.folder.using(STATE):
+                watch.restore(saved["beside"])
         return watch
 
     def _outcome(
@@ -265,6 +280,21 @@ class Trial:
         """Return what the agent does without exploration, in plain Python values."""
         records = [] if watch is None else watch.state()["records"]
         return play(self.env, agent)._asdict() | {"records": records}
+
+
+def _checked_outcome(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a state holds of an agent without exploration.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    kinds = {"reward": float, "accuracy": float, "actions": tuple[float, ...]}
+    values = {name: outcome[name] for name in kinds}
+    for name, kind in kinds.items():
+        if values[name] == values[name]:  # not NaN, as a failed episode's accuracy is
+            typed(kind, values[name])
+    records = [OverestimationRecord(*record) for record in outcome["records"]]
+    return values | {"records": records}
 
 
 class _SearchOver(BaseException):
@@ -282,14 +312,15 @@ def run(config: Config, console: Console) -> dict[str, Any]:
         FileNotFoundError: If data are not there.
         RuntimeError: If no episode has come to its end.
     """
-    config = config if config.resume else config.complete()
+    given = is_given(config, "settings")
+    config = config.complete() if config.resume is None or given else config
     return run_measurement("trial", config, console, Trial, _measure)
 
 
 def _measure(trial: Trial, console: Console) -> dict[str, Any]:
     episodes, outcome = trial.search(console)
     trial.folder.write_rows("episodes.csv", [episode.row() for episode in episodes])
-    records = [OverestimationRecord(*record) for record in outcome["records"]]
+    records = outcome["records"]
     if records:
         rows = [record._asdict() for record in records]
         trial.folder.write_rows("overestimation.csv", rows)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,9 @@ from experiments.cells import Cell
 from experiments.cells_work import work_on
 from experiments.command import Interrupted
 from experiments.pools import LocalPool, Outcome
+from experiments.stored import own_name, parse, read_table
 from experiments.sweep_folder import SweepFolder
+from experiments.trial import Config as Trial
 from experiments.trial import make_task
 
 __all__ = [
@@ -64,8 +65,8 @@ def with_stored(folder: SweepFolder, cells: Sequence[Cell]) -> list[Cell]:
 
     Raises:
         ValueError: If a setting is wrong, two trials are the same, or the folder is of something
-            else, holds one of the trials with other settings, or one of the same agent with other
-            hyper-parameters.
+            else, holds one of the trials with other settings, one of the same agent with other
+            hyper-parameters, or an unfinished one of an agent that only a command line may name.
     """
     names = [cell.name for cell in cells]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -74,7 +75,9 @@ def with_stored(folder: SweepFolder, cells: Sequence[Cell]) -> list[Cell]:
     for cell in cells:
         cell.config.check()
     stored = folder.stored_cells() if folder.marker.exists() else []
-    both = [*cells, *(cell for cell in stored if cell.name not in names)]
+    named = {value for cell in cells for value in (cell.config.agent, cell.config.task)}
+    others = folder.trusted([cell for cell in stored if cell.name not in names], named)
+    both = [*cells, *others]
     used = {cell.config.agent: cell.config.settings for cell in stored}
     for cell in cells:
         then = used.get(cell.config.agent, cell.config.settings)
@@ -136,7 +139,7 @@ def save_networks(cells: Sequence[Cell], folder: SweepFolder, console: Console) 
     for task, config in {cell.config.task: cell.config for cell in waiting}.items():
         path, model = network_path(folder.path, task), make_task(config).task.model
         if not path.exists():
-            console.print(f"{task}: the network before compression", highlight=False)
+            console.print(f"{task}: the network before compression", markup=False, highlight=False)
             models[task] = model
         elif not _are_stored(model, path):
             raise ValueError(
@@ -179,18 +182,33 @@ def read_trials(path: Path) -> pd.DataFrame:
         ValueError: If the folder is not of trials, or none is finished.
     """
     try:
-        table = pd.read_csv(path / "sweep.csv", dtype=str, keep_default_na=False)
-        stored: dict[str, Any] = json.loads((path / "sweep.json").read_text("utf-8"))["cells"]
-        cells = [stored[Path(cell).name] for cell in table["cell"]]
-        limits = [cell["n_evaluations"] for cell in cells]
-        for name in NUMBERS:
-            # Not all versions of pandas read back the very number that was written.
-            table[name] = [float(text) if text else float("nan") for text in table[name]]
-        return table.assign(
-            seed=table["seed"].astype(int),
-            limit=pd.Series(limits, dtype=float),
-            env_kwargs=[cell["env_kwargs"] for cell in cells],
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{str(path)!r} holds no finished trials: {reason}") from None
+        file = path / "sweep.csv"
+        table = read_table(file, ["agent", "task", "seed", "cell", *NUMBERS])
+        table = parse(file, table, dict.fromkeys(NUMBERS, float | None) | {"seed": int})
+        by_name = {cell.name: cell for cell in SweepFolder(path).stored_cells()}
+        configs = [_settings_of(row, by_name) for row in table.to_dict("records")]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} holds no finished trials: {error}") from None
+    return table.astype(dict.fromkeys(NUMBERS, float)).assign(
+        seed=table["seed"].astype(int),
+        limit=pd.Series([config.n_evaluations for config in configs], dtype=float),
+        env_kwargs=[config.env_kwargs for config in configs],
+    )
+
+
+def _settings_of(row: Mapping[Any, Any], cells: Mapping[str, Cell]) -> Trial:
+    """Return the settings of the trial that a row is of.
+
+    Raises:
+        ValueError: If there are none, or those of another trial.
+    """
+    cell = cells.get(own_name(row["cell"]))
+    if cell is None or not isinstance(cell.config, Trial):
+        raise ValueError(f"sweep.json tells of no trial {row['cell']}")
+    for name in ("agent", "task", "seed"):
+        if row[name] != getattr(cell.config, name):
+            raise ValueError(
+                f"{row['cell']} has {name}={row[name]!r} in sweep.csv, "
+                f"{getattr(cell.config, name)!r} in sweep.json"
+            )
+    return cell.config

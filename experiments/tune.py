@@ -32,7 +32,8 @@ from experiments.algorithms import check_packages
 from experiments.checks import check_choices, check_lowest
 from experiments.command import Interrupted, run_command
 from experiments.hyperparameters import stored_settings
-from experiments.run_folder import describe_run
+from experiments.provenance import describe_run
+from experiments.stored import check_tree
 from experiments.tune_report import (
     chosen_rows,
     draw_progress,
@@ -127,6 +128,7 @@ def run(config: Config, console: Console) -> list[Study]:
     config.check()
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     out = (config.out or Path("runs") / f"tune-{stamp}").absolute()
+    check_tree(out)
     try:
         _work(config.studies(out), config.jobs or os.cpu_count() or 1, console)
     except (Interrupted, KeyboardInterrupt) as stop:

@@ -26,7 +26,7 @@ from rich.console import Console
 
 from compress_env.files import replacing
 from experiments.algorithms import SINGLE
-from experiments.cells import Cell
+from experiments.cells import Cell, cell_name
 from experiments.checks import check_choices, check_lowest, read_object
 from experiments.command import run_command
 from experiments.sweep_folder import SweepFolder
@@ -132,7 +132,7 @@ class Config:
         seeds = self.seeds or tuple(range(N_SEEDS[self.dataset]))
         return [
             Cell(
-                f"{label.replace(', ', '_')}-{agent}-seed{seed}",
+                cell_name(label.replace(", ", "_"), agent, f"seed{seed}"),
                 "trial",
                 Trial(
                     agent,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import StringIO
@@ -123,6 +124,94 @@ def test_an_agent_of_your_own_is_ranked_and_verified(
     assert verify(benchmark_verify.Config(out), console()) == []
     assert run(replace(ran, out=out, agent=("my_entrant:MyAgent",)), shown) == []
     assert "20 of 20 cells were finished before" in text_of(shown)
+
+
+FOREIGN = "open('executed', 'w')\nclass A:\n    def predict(self, *a, **k): ...\n"
+
+
+def rewrite(out: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the settings of the first trial in `sweep.json`."""
+    marker = out / "sweep.json"
+    content = json.loads(marker.read_text())
+    change(next(iter(content["cells"].values())))
+    marker.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ran: Config) -> Iterator[Path]:
+    """A copy of the benchmark, with a module beside it that must not be imported."""
+    (tmp_path / "foreign_code.py").write_text(FOREIGN)
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out"
+    shutil.copytree(folder_of(ran), out)
+    yield out
+    assert not (tmp_path / "executed").exists() and "foreign_code" not in sys.modules
+
+
+@pytest.mark.parametrize("task", ["foreign_code:X-v0", "CartPole-v1", "compress_env/Tiny-v0"])
+def test_only_tasks_of_the_package_are_verified(task: str, foreign: Path) -> None:
+    text = (foreign / "sweep.csv").read_text().replace(TINY[0], task)
+    (foreign / "sweep.csv").write_text(text)
+    marker = (foreign / "sweep.json").read_text().replace(TINY[0], task)
+    (foreign / "sweep.json").write_text(marker)
+    with pytest.raises(ValueError, match=f"only tasks of the package are verified, got '{task}'"):
+        verify(benchmark_verify.Config(foreign), console())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("task", "foreign_code:X-v0"), ("agent", "foreign_code:A"), ("seed", 9)],
+)
+def test_rows_and_settings_must_be_of_one_trial(setting: str, value: Any, foreign: Path) -> None:
+    rewrite(foreign, lambda cell: cell.update({setting: value}))
+    with pytest.raises(ValueError, match=rf"{setting}=.* in sweep\.csv, .* in sweep\.json"):
+        verify(benchmark_verify.Config(foreign), console())
+
+
+@pytest.mark.parametrize("cell", ["../out", "cells/../../x", "/etc", "cells/", "x"])
+def test_row_of_a_folder_elsewhere_is_refused(cell: str, foreign: Path) -> None:
+    table = pd.read_csv(foreign / "sweep.csv", dtype=str, keep_default_na=False)
+    table.loc[0, "cell"] = cell
+    table.to_csv(foreign / "sweep.csv", index=False)
+    with pytest.raises(ValueError, match="holds no finished trials: "):
+        verify(benchmark_verify.Config(foreign), console())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("agent", "foreign_code:A"), ("task", "foreign_code:X-v0")]
+)
+def test_unfinished_trial_of_foreign_code_is_not_gone_on_with(
+    setting: str, value: str, ran: Config, foreign: Path
+) -> None:
+    marker = foreign / "sweep.json"
+    content = json.loads(marker.read_text())
+    cell = next(iter(content["cells"].values()))
+    content["cells"]["planted"] = cell | {setting: value}
+    marker.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"cell planted of .*; add --{setting} for"):
+        run(replace(ran, out=foreign, agent=("greedy",)), console())
+
+
+def test_verification_takes_its_own_data_and_says_so(foreign: Path) -> None:
+    rewrite(
+        foreign, lambda cell: cell.update({"data_root": "/theirs", "store": str(foreign / "s")})
+    )
+    shown = console()
+    assert verify(benchmark_verify.Config(foreign), shown) == []
+    assert "the trials were run with data in '/theirs', they are verified" in text_of(shown)
+    assert not (foreign / "s").exists()
+
+
+def test_leaderboard_shows_costs(ran: Config) -> None:
+    text = (folder_of(ran) / "leaderboard.md").read_text()
+    head = next(line for line in text.splitlines() if line.startswith("| agent | score"))
+    assert head.endswith("| evaluations | cost |")
+    trials = read_runs([folder_of(ran)])
+    cost = 100.0 * trials[trials["agent"] == "uniform"]["cost_fraction"].mean()
+    assert any(
+        line.startswith("| `uniform`") and line.endswith(f"| {cost:.2f} |")
+        for line in text.splitlines()
+    )
 
 
 def test_a_folder_of_other_evaluations_is_refused_before_anything_is_run(

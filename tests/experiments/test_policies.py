@@ -71,6 +71,11 @@ def test_policy_under_other_settings_is_refused(finished: Path, tmp_path: Path) 
         apply(finished / "policy.json", tmp_path / "again", flops_budget=0.5)
 
 
+def stage(layers: str, rates: str, actions: str) -> str:
+    entry = f'{{"layers": {layers}, "pruning_rate": {rates}, "actions": {actions}}}'
+    return f'{{"a": {{"pruning": {entry}}}}}'
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -78,8 +83,20 @@ def test_policy_under_other_settings_is_refused(finished: Path, tmp_path: Path) 
         ("[1]", "cannot use the policy"),
         ('{"a": {}, "b": {}}', "holds a, b, not q_critic_ppo; choose with --algo"),
         ('{"a": {"pruning": {"layers": []}}}', "no 'pruning_rate'"),
+        ('{"a": {"magic": {}}}', "unknown stage 'magic'; valid: pruning, quantization"),
+        ('{"a": {"pruning": 3}}', "pruning must hold layers, pruning_rate and actions"),
+        ('{"a": 3}', "expected decisions by stage"),
+        ('{"a": {}}', "expected decisions by stage"),
+        (stage("[3]", "[0.5]", "[0]"), "layers of pruning must be a text, got 3"),
+        (stage('["a"]', "0.5", "[0]"), "pruning_rate of pruning must be a list of"),
+        (stage('["a"]', "[0.5]", '["x"]'), "actions of pruning must be a finite number, got 'x'"),
+        (stage('["a"]', "[0.5]", "[NaN]"), "actions of pruning must be a finite number, got nan"),
+        (stage('["a"]', "[0.5]", "[1.5]"), r"actions of pruning must be in \[-1, 1\]"),
+        (stage('["a"]', "[0.5]", "[0, 0]"), "as many layers, pruning_rate, actions, at least one"),
+        (stage("[]", "[]", "[]"), "as many layers, pruning_rate, actions, at least one"),
+        ('{"a": ' * 100_000, "nested too deep"),
     ],
-    ids=["empty", "list", "several", "incomplete"],
+    ids=lambda value: value[:30],
 )
 def test_file_that_is_no_policy_is_refused(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "policy.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 import signal
 import subprocess
@@ -23,8 +24,10 @@ import torch
 from rich.console import Console
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from compress_env.checkpoints import save_checkpoint
 from compress_env.envs.pruning import PruningEnv
-from experiments import resuming
+from compress_env.models import build_model
+from experiments import compress, resuming, stages
 from experiments.algorithms import make_learner
 from experiments.compress import Config, run
 from experiments.resuming import ResumableSearch
@@ -225,7 +228,7 @@ def test_finished_run_is_shown_and_not_run_again(finished: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
 
 
-def stopped_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def stopped_run(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
     """Leave a run that was stopped after its first episode."""
     with monkeypatch.context() as patch:
         write = RunFolder.write_state
@@ -236,7 +239,7 @@ def stopped_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
         patch.setattr(RunFolder, "write_state", write_and_stop)
         with pytest.raises(KeyboardInterrupt):
-            run(Config(out=folder, **SMALL), quiet())
+            run(Config(out=folder, **SMALL | settings), quiet())
 
 
 class TestRefusals:
@@ -244,6 +247,86 @@ class TestRefusals:
         stopped_run(tmp_path / "run", monkeypatch)
         with pytest.raises(ValueError, match="started with seed=0, it cannot go on with 1"):
             run(Config(resume=tmp_path / "run", seed=1), quiet())
+
+    def test_setting_that_is_given_counts_where_it_is_the_default(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stopped_run(tmp_path / "run", monkeypatch)
+        arguments = ["compress", "--resume", str(tmp_path / "run"), "--episodes"]
+        monkeypatch.setattr("sys.argv", [*arguments, "150"])
+        message = "error: the run was started with episodes=3, it cannot go on with 150"
+        with pytest.raises(SystemExit, match=message):
+            compress.main()
+        monkeypatch.setattr("sys.argv", [*arguments, "3", "--no-tensorboard"])
+        compress.main()
+        assert (tmp_path / "run" / "table.csv").exists()
+
+    def test_other_network(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "weights.safetensors"
+        save_checkpoint(seeded(lambda: build_model("lenet5", 10, (1, 28, 28))), path)
+        stopped_run(tmp_path / "run", monkeypatch, checkpoint=path)
+        before = path.read_bytes()
+        save_checkpoint(seeded(lambda: build_model("lenet5", 10, (1, 28, 28)), 1), path)
+        with pytest.raises(ValueError, match=r"the network here is not what .*run' was started"):
+            run(Config(resume=tmp_path / "run"), quiet())
+        path.write_bytes(before)
+        assert run(Config(resume=tmp_path / "run"), quiet())
+
+    def test_other_data(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        stopped_run(tmp_path / "run", monkeypatch)
+        monkeypatch.setattr(stages, "data_digest", lambda data: "0" * 64)
+        with pytest.raises(ValueError, match=r"the data here is not what .*run' was started"):
+            run(Config(resume=tmp_path / "run"), quiet())
+
+    def test_damaged_state(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        stopped_run(tmp_path / "run", monkeypatch)
+        path = tmp_path / "run" / "state" / "q_critic_ppo-pruning.pt"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 3] ^= 4
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"cannot read .*q_critic_ppo-pruning\.pt"):
+            run(Config(resume=tmp_path / "run"), quiet())
+
+    @pytest.mark.parametrize("change", ["drop", "log", "episode", "agent"])
+    def test_state_of_another_kind(
+        self, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stopped_run(tmp_path / "run", monkeypatch)
+        path = tmp_path / "run" / "state" / "q_critic_ppo-pruning.pt"
+        state = torch.load(path, weights_only=True)
+        if change == "drop":
+            del state["is_finished"]
+        elif change == "log":
+            state["log"] = [1]
+        elif change == "episode":
+            state["log"]["episodes"][0]["accuracy"] = "high"
+        else:
+            state["agent"]["tensors"] = {"no_such_tensor": torch.zeros(1)}
+        torch.save(state, path)
+        with pytest.raises(ValueError, match=r"pruning\.pt' does not fit this run") as caught:
+            run(Config(resume=tmp_path / "run"), quiet())
+        assert "\n" not in str(caught.value)
+
+    def test_folder_of_an_earlier_version_goes_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stopped_run(tmp_path / "run", monkeypatch)
+        path = tmp_path / "run" / "config.json"
+        content = json.loads(path.read_text())
+        del content["inputs"]
+        path.write_text(json.dumps(content))
+        assert run(Config(resume=tmp_path / "run"), quiet())
+        assert json.loads(path.read_text())["inputs"].keys() == {"network", "data"}
+
+    def test_store_that_only_a_file_names(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = tmp_path / "store.sqlite"
+        stopped_run(tmp_path / "run", monkeypatch, store=store)
+        for path in tmp_path.glob("store.sqlite*"):
+            path.unlink()
+        run(Config(resume=tmp_path / "run"), quiet())
+        assert not store.exists()
 
     def test_folder_that_is_no_run(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is not a run to go on with"):
@@ -301,3 +384,21 @@ def test_saving_takes_a_small_share_of_the_time(
             search._save(dict)
     assert clock == 1000.0 + 10.0 * saves
     assert saves == 6  # at 1, and from then on 190 seconds after the one before
+
+
+@pytest.mark.parametrize("options", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}], ids=str)
+def test_names_that_a_terminal_cannot_show_stop_nothing(
+    options: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "größe-日本[b]"
+    environment = os.environ | {"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"} | options
+    settings = SMALL | {"episodes": 1, "baselines": False, "label": "Ziffern ä $_"}
+    result = subprocess.run(
+        [sys.executable, "-m", "experiments.compress", "--out", str(folder), *flags(settings)],
+        env=environment,
+        capture_output=True,
+        timeout=100,
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    assert b"Traceback" not in result.stderr and (folder / "table.csv").exists()
+    assert "Ziffern ä $_" in (folder / "report.md").read_text(encoding="utf-8")

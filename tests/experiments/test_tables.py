@@ -85,6 +85,38 @@ def test_runs_that_cannot_be_averaged_are_refused(
         read_runs((first, second))
 
 
+def test_costs_stand_beside_each_difference(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", 0, (0.01, 0.05, 0.03, 0.02))
+    table = pd.read_csv(run / "table.csv")
+    table["sparse_macs"], table["size"] = [1.0, 0.12, 0.14, 0.144], [1.0, 0.02, 0.02, 0.03]
+    table.to_csv(run / "table.csv", index=False)
+    text = summarize(read_runs((run,)))
+    costs = "50.00 against 50.00 % of the MACs, 14.40 against 12.00 % of the sparse MACs, 3.00 "
+    assert f"- ppo minus uniform: -3.00 points of test error, seed by seed, at {costs}" in text
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "[]", "must hold a JSON object"),
+        ("config.json", '{"seed": "0"}', " must be a whole number, got '0'"),
+        ("config.json", "\x00", "no JSON that can be read"),
+        ("table.csv", "network,test_error\na,1\n", "has no column n_evaluations"),
+        ("table.csv", "network,test_error,n_evaluations\na,x,1\n", "row 1: test_error must be"),
+        ("table.csv", "network,test_error,n_evaluations\na,1,1\na,1,1\n", "each network once"),
+        ("table.csv", "network,test_error,n_evaluations\n", "each network once, at least one"),
+    ],
+)
+def test_file_of_another_kind_ends_with_one_line(
+    file: str, content: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "a", 0, (0.0,) * 4)
+    (run / file).write_text(content)
+    monkeypatch.setattr("sys.argv", ["tables", "--runs", str(run)])
+    with pytest.raises(SystemExit, match=f"^error: .*{file}.*{message}"):
+        tables.main()
+
+
 def test_folder_without_a_table_ends_with_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

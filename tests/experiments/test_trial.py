@@ -242,6 +242,30 @@ def test_values_of_an_episode_that_was_running_are_kept(
     assert then == now
 
 
+def test_code_of_an_agent_is_run_only_if_it_is_named_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "trial_entrant.py"
+    source.write_text("from tests.experiments.test_trial import Stepper as Mine\n")
+    monkeypatch.chdir(tmp_path)
+    killed = small(tmp_path / "killed", agent="trial_entrant:Mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableSearch, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(killed, quiet())
+    del sys.modules["trial_entrant"]
+    monkeypatch.setattr("sys.argv", ["trial", "--resume", str(tmp_path / "killed")])
+    with pytest.raises(SystemExit, match="error: the code of 'trial_entrant:Mine' is run only if"):
+        trial.main()
+    assert "trial_entrant" not in sys.modules
+    source.write_text(source.read_text() + "# other code\n")
+    again = Config(resume=tmp_path / "killed", agent="trial_entrant:Mine")
+    with pytest.raises(ValueError, match="the agent here is not what"):
+        run(again, quiet())
+    source.write_text("from tests.experiments.test_trial import Stepper as Mine\n")
+    assert run(again, quiet())["n_evaluations"] == 4
+
+
 def test_finished_search_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(tmp_path / "out")
     with monkeypatch.context() as patch:
