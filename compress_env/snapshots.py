@@ -97,6 +97,15 @@ class PrefixNetworks(Generic[N]):
         self.snapshots: SnapshotCache[N] = SnapshotCache(max_bytes)
         self._last: tuple[Key, N] | None = None
 
+    @property
+    def last(self) -> tuple[Key, N] | None:
+        """The decisions that led to the network asked for last, and the network itself."""
+        return self._last
+
+    @last.setter
+    def last(self, last: tuple[Key, N] | None) -> None:
+        self._last = last
+
     def forget_last(self) -> None:
         """Let go of the network asked for last, which the caller may have changed."""
         self._last = None

@@ -14,6 +14,7 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
+from compress_env.counts import check_count
 from compress_env.data import DataBundle, ImageSource, load_data
 from compress_env.finetune import (
     channels_last_of,
@@ -25,7 +26,7 @@ from compress_env.finetune import (
 )
 from compress_env.layers import check_network
 from compress_env.models import load_baseline, load_checkpoint
-from compress_env.seeding import global_seed
+from compress_env.seeding import global_seed, random_states
 
 __all__ = ["CompressionTask", "FinetuneConfig", "Scorer", "select_device"]
 
@@ -70,11 +71,11 @@ class FinetuneConfig:
         """Check the ranges.
 
         Raises:
+            TypeError: If a count is not an int.
             ValueError: If a setting is out of range.
         """
         for name in ("batch_size", "evaluation_batch_size", "batch_norm_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            object.__setattr__(self, name, check_count(name, getattr(self, name), 1))
         if not 0.0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         for name in ("momentum", "weight_decay"):
@@ -151,7 +152,8 @@ class CompressionTask:
 
         Raises:
             TypeError: If `model` or `data` is something else.
-            ValueError: Unknown names, a network that does not fit the data, a bad checkpoint.
+            ValueError: Unknown names, a network that does not fit the data or is random in
+                evaluation mode, a bad checkpoint.
             FileNotFoundError: Missing data or checkpoint.
         """
         if not isinstance(model, str | nn.Module):
@@ -176,6 +178,7 @@ class CompressionTask:
         self._scores_channels_last = self.config.channels_last
         self.prepare(self.model)
         self._check_logits()
+        self._check_repeats()
         if self.device.type == "cpu":
             self._scores_channels_last = self._takes_channels_last()
 
@@ -202,6 +205,21 @@ class CompressionTask:
             raise ValueError(
                 f"model must return logits of shape {expected}, got {got}; "
                 "make_data_bundle(num_classes=) tells of classes without images"
+            )
+
+    def _check_repeats(self) -> None:
+        """Check that the network answers the same each time, and draws nothing at random."""
+        before = random_states(self.device)
+        first, second = (
+            self._example_logits(channels_last=self.config.channels_last) for _ in range(2)
+        )
+        # On a GPU sums may be rounded in another order each time.
+        tolerance = 1e-3 if self.device.type == "cuda" else 0.0
+        is_same = torch.allclose(first, second, tolerance, tolerance, equal_nan=True)
+        if not is_same or random_states(self.device) != before:
+            raise ValueError(
+                "model is random in evaluation mode too, as with dropout that is always on: its "
+                "scores would differ from run to run; let it draw nothing after eval()"
             )
 
     @torch.no_grad()
