@@ -127,8 +127,9 @@ def format_leaderboard(
         "accuracy of the best network found, by reward, 0 for `uniform` and 1 for the best known, "
         "interquartile mean over tasks and seeds; in brackets 95 % intervals, bootstraps of the "
         "seeds within tasks. Better than: probability that it finds a better network than that "
-        "search does, mean over tasks (Agarwal et al. 2021, arXiv 2108.13264), above 0.5 in its favour. "
-        "Test accuracy, in percent, is that of the same networks, which no search has seen.",
+        "search does, mean over tasks (Agarwal et al. 2021, arXiv 2108.13264), above 0.5 in its "
+        "favour. Test accuracy, in percent, is that of the same networks, which no search has "
+        "seen.",
         _format_scores(table),
         *_remarks(table, trials, known),
         "## Does learning win?",

@@ -37,7 +37,7 @@ from experiments.volatility_figures import draw_curves, draw_measures, draw_over
 from experiments.volatility_measures import cvar, dispersion_within, drawdown
 from experiments.volatility_report import Curves, format_report, summarize
 
-__all__ = ["Config", "Search", "main", "measure_trials", "run"]
+__all__ = ["OF_THE_BEST", "Config", "Search", "main", "measure_trials", "run"]
 
 DATASETS = {"digits": "Digits", "mnist": "MNIST"}
 N_SEEDS = {"digits": 10, "mnist": 5}
