@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,8 +51,8 @@ def _outside_pytorch(seed: int) -> Iterator[None]:
 
 def random_states(device: torch.device) -> list[object]:
     """Return the global random states, for comparison: unchanged where nothing was drawn."""
-    _, keys, place, *_ = np.random.get_state(legacy=True)  # noqa: NPY002
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
-    return [random.getstate(), keys.tobytes(), place, *(x.numpy().tobytes() for x in states)]
+    of_numpy = pickle.dumps(np.random.get_state())  # noqa: NPY002
+    return [random.getstate(), of_numpy, *(state.tolist() for state in states)]

@@ -178,8 +178,8 @@ def score(job: Job, settings: Mapping[str, Any], task: str, seed: int) -> float:
         )
         trial.run(config, Console(file=StringIO()))
         episodes = pd.read_csv(Path(folder) / "run" / "episodes.csv")
-    columns = (episodes[name] for name in ("accuracy", "reward", "n_evaluations"))
-    return anytime_accuracy(*columns, job.n_evaluations)
+    accuracies, rewards = episodes["accuracy"], episodes["reward"]
+    return anytime_accuracy(accuracies, rewards, episodes["n_evaluations"], job.n_evaluations)
 
 
 def tune_agent(job: Job, console: Console) -> None:

@@ -268,8 +268,8 @@ def test_real_searches_are_what_a_trial_gives_with_these_settings(tmp_path: Path
         )
         trial.run(repeated, quiet())
     episodes = pd.read_csv(tmp_path / "trial" / "episodes.csv")
-    columns = (episodes[name] for name in ("accuracy", "reward", "n_evaluations"))
-    again = anytime_accuracy(*columns, 3)
+    rewards, n_evaluations = episodes["reward"], episodes["n_evaluations"]
+    again = anytime_accuracy(episodes["accuracy"], rewards, n_evaluations, 3)
     assert tried.by_task[TINY[1]] == again
     stored = json.loads((tmp_path / "trial" / "config.json").read_text())
     assert json.loads(stored["settings"]) == tried.settings

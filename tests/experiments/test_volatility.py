@@ -103,7 +103,7 @@ def test_nothing_is_told_of_another_network_than_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = ["cells/a", "cells/b"]
-    columns = dict.fromkeys([*OF_THE_BEST, "final_accuracy"], [0.5, 0.5])
+    columns = {name: [0.5, 0.5] for name in (*OF_THE_BEST, "final_accuracy")}
     rows = pd.DataFrame({"cell": cells, "agent": "ppo", "seed": [0, 1], **columns})
     rows = rows.assign(actions="0.5 0.5", best_reward=[0.5 + 1e-12, 0.75])
     monkeypatch.setattr(volatility, "read_trials", lambda _: rows)

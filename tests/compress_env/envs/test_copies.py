@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 from torch import nn
 
 import compress_env
@@ -37,7 +37,7 @@ COPIES: dict[str, Copy] = {
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
     "pickle": lambda env: pickle.loads(pickle.dumps(env)),
-    "cloudpickle": lambda env: pickle.loads(cloudpickle.dumps(env)),
+    "cloudpickle": lambda env: pickle.loads(pickle.dumps(CloudpickleWrapper(env))).var,
 }
 each_copy = pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 

@@ -45,7 +45,8 @@ class Scripted:
 def play(env: LayerwiseCompressionEnv) -> tuple[float, bool]:
     """Return what an episode earns, and whether it has failed."""
     env.reset()
-    total, done, info = 0.0, False, {}
+    total, done = 0.0, False
+    info: dict[str, Any] = {}
     while not done:
         _, reward, done, _, info = env.step(np.array([0.0], np.float32))
         total += float(reward)
@@ -80,7 +81,8 @@ class TestFailing:
             ("episode", [float("nan")], -1.0),
         ):
             env = _unstored("bits", Scripted(*scores), reward_at=reward_at)
-            assert play(env) == (pytest.approx(expected), True)
+            earned, is_failed = play(env)
+            assert earned == pytest.approx(expected) and is_failed
 
     def test_is_told_in_the_terms_of_the_reward(self) -> None:
         env = _unstored("bits", Scripted(0.5, float("nan")))
@@ -195,9 +197,9 @@ class TestActions:
 
 class TestCounts:
     def test_those_of_numpy_are_taken(self) -> None:
-        whole = make("bits", seed=3, finetune_steps=2, min_bits=2, snapshot_bytes=1000)
+        whole: Any = make("bits", seed=3, finetune_steps=2, min_bits=2, snapshot_bytes=1000)
         numbers = {"seed": 3, "finetune_steps": 2, "min_bits": 2, "snapshot_bytes": 1000}
-        env = make("bits", **{name: np.int64(n) for name, n in numbers.items()})
+        env: Any = make("bits", **{name: np.int64(n) for name, n in numbers.items()})
         assert as_text(env.reset(seed=np.int32(5))) == as_text(whole.reset(seed=5))
         assert take(env, ACTIONS) == take(whole, ACTIONS)
         assert type(env.task_seed) is type(env.finetune_steps) is type(env.min_bits) is int
@@ -273,7 +275,7 @@ def test_hooks_that_are_random_are_refused() -> None:
 def test_what_is_random_in_training_mode_alone_repeats(draw: str) -> None:
     import random
 
-    sources = {
+    sources: dict[str, Callable[[], float]] = {
         "torch": lambda: float(torch.rand(())),
         "random": random.random,
         "numpy": lambda: float(np.random.rand()),  # noqa: NPY002
