@@ -213,8 +213,8 @@ class CompressionTask:
         first, second = (
             self._example_logits(channels_last=self.config.channels_last) for _ in range(2)
         )
-        # On a GPU sums may be rounded in another order each time.
-        tolerance = 1e-3 if self.device.type == "cuda" else 0.0
+        # Sums may be rounded in another order each time, on a GPU more so.
+        tolerance = 1e-3 if self.device.type == "cuda" else 1e-5
         is_same = torch.allclose(first, second, tolerance, tolerance, equal_nan=True)
         if not is_same or random_states(self.device) != before:
             raise ValueError(

@@ -230,7 +230,7 @@ class LayerwiseCompressionEnv(EpisodePlace):
         Returns:
             Observation (9,) float32 of the first layer, and info.
         """
-        super().reset(seed=None if seed is None else check_count("seed", seed))
+        super().reset(seed=None if seed is None else check_count("seed", seed, None))
         noise = self.transition_noise
         self._restart(int(self.np_random.integers(2**31)) if noise else self._noise_seed)
         return self._get_obs(), self._get_info()
