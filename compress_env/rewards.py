@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import product
 from typing import NamedTuple
 
 __all__ = ["REWARDS", "Reward", "RewardInput", "get_reward", "lower_bound"]
@@ -82,10 +84,13 @@ def get_reward(reward: str | Reward) -> Reward:
 
 
 def lower_bound(reward: Reward, unpruned: RewardInput) -> float:
-    """Reward of a failed step: that of the uncompressed network with no image right (ours).
+    """Reward of a failed step: the lowest that a step could have earned **(ours)**.
+
+    It is looked for where no image is right and nothing is saved, which is the lowest place of
+    every named reward, and at some other accuracies and costs, for callables that fall elsewhere.
 
     Raises:
-        ValueError: If the reward is not finite there.
+        ValueError: If the reward is not finite at the former.
     """
     try:
         bound = float(reward(unpruned._replace(accuracy=0.0, cost=unpruned.cost_high)))
@@ -93,4 +98,23 @@ def lower_bound(reward: Reward, unpruned: RewardInput) -> float:
         raise ValueError(f"the reward must be finite at accuracy 0: {error}") from None
     if not math.isfinite(bound):
         raise ValueError(f"the reward must be finite at accuracy 0, got {bound}")
-    return bound
+    return min([bound, *_finite_values(reward, _other_places(unpruned))])
+
+
+def _other_places(unpruned: RewardInput) -> Iterator[RewardInput]:
+    """Yield inputs from the whole range of accuracies and costs."""
+    low, high = unpruned.cost_low, unpruned.cost_high
+    least = low / high
+    costs = {low, (low + high) / 2.0, high, unpruned.cost}
+    macs = {unpruned.macs, max(1, int(least * unpruned.macs))}
+    params = {unpruned.params, max(1, int(least * unpruned.params))}
+    for accuracy, cost, *counts in product((0.0, 0.5, 1.0), costs, macs, params):
+        yield RewardInput(accuracy, cost, low, high, *map(int, counts))
+
+
+def _finite_values(reward: Reward, places: Iterator[RewardInput]) -> Iterator[float]:
+    for place in places:
+        with suppress(ArithmeticError, LookupError, ValueError):
+            value = float(reward(place))
+            if math.isfinite(value):
+                yield value

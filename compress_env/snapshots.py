@@ -114,6 +114,15 @@ class PrefixNetworks(Generic[N]):
         self._copying_s = 0.0  # what copies have taken that nobody has asked for
         self._advancing_s = 0.0
 
+    @property
+    def last(self) -> tuple[Key, N] | None:
+        """The decisions that led to the network asked for last, and the network itself."""
+        return self._last
+
+    @last.setter
+    def last(self, last: tuple[Key, N] | None) -> None:
+        self._last = last
+
     def forget_last(self) -> None:
         """Let go of the network asked for last, which the caller may have changed."""
         self._last = None

@@ -14,6 +14,7 @@ from typing import Literal, SupportsFloat, TypedDict
 import torch
 from torch import Tensor, nn
 
+from compress_env.counts import check_count
 from compress_env.data import DataBundle, ImageSource, load_data
 from compress_env.finetune import (
     channels_last_of,
@@ -27,7 +28,7 @@ from compress_env.intake import check_finite, check_stored, unwrapped
 from compress_env.layers import check_network
 from compress_env.models import load_baseline, load_checkpoint
 from compress_env.rehearsal import rehearse_training
-from compress_env.seeding import global_seed
+from compress_env.seeding import global_seed, random_states
 
 __all__ = ["CompressionTask", "FinetuneConfig", "Scorer", "select_device"]
 
@@ -72,11 +73,11 @@ class FinetuneConfig:
         """Check the ranges.
 
         Raises:
+            TypeError: If a count is not an int.
             ValueError: If a setting is out of range.
         """
         for name in ("batch_size", "evaluation_batch_size", "batch_norm_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            object.__setattr__(self, name, check_count(name, getattr(self, name), 1))
         if not 0.0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         for name in ("momentum", "weight_decay"):
@@ -168,8 +169,8 @@ class CompressionTask:
 
         Raises:
             TypeError: If `model` or `data` is something else.
-            ValueError: Unknown names, a bad checkpoint, a network that does not fit the data or
-                cannot be trained on it (a step of training is tried on a copy).
+            ValueError: Unknown names, a bad checkpoint, a network that does not fit the data, is
+                random in evaluation mode or cannot be trained (a step is tried on a copy).
             FileNotFoundError: Missing data or checkpoint.
         """
         if not isinstance(model, str | nn.Module):
@@ -198,6 +199,7 @@ class CompressionTask:
         self._scores_channels_last = self.config.channels_last
         self.prepare(self.model)
         self._check_logits()
+        self._check_repeats()
         self.training_only = self._rehearse()
         if self.device.type == "cpu":
             self._scores_channels_last = self._takes_channels_last()
@@ -254,6 +256,21 @@ class CompressionTask:
     def _example_images(self, n_images: int) -> Tensor:
         """Return the example image, over and over, (n_images, C, H, W)."""
         return self.example_image().repeat(n_images, 1, 1, 1)
+
+    def _check_repeats(self) -> None:
+        """Check that the network answers the same each time, and draws nothing at random."""
+        before = random_states(self.device)
+        first, second = (
+            self._example_logits(1, channels_last=self.config.channels_last) for _ in range(2)
+        )
+        # Sums may be rounded in another order each time, on a GPU more so.
+        tolerance = 1e-3 if self.device.type == "cuda" else 1e-5
+        is_same = torch.allclose(first, second, tolerance, tolerance, equal_nan=True)
+        if not is_same or random_states(self.device) != before:
+            raise ValueError(
+                "model is random in evaluation mode too, as with dropout that is always on: its "
+                "scores would differ from run to run; let it draw nothing after eval()"
+            )
 
     @torch.no_grad()
     def _example_logits(self, n_images: int, *, channels_last: bool) -> Tensor:

@@ -54,9 +54,10 @@ class Config:
 
 
 class Best(NamedTuple):
-    """The most accurate network of all episodes, each of which meets the budget."""
+    """The network of the episode with the highest reward; each meets the budget."""
 
-    accuracy: float = -math.inf  # on the validation images
+    reward: float = -math.inf  # sum over the episode; of equal ones the more accurate counts
+    accuracy: float = math.nan  # on the validation images
     rates: tuple[float, ...] = ()  # fraction of each layer that was removed, or its bits
 
 
@@ -116,6 +117,7 @@ class Collector:
         self.name: str = envs.get_attr("value_name")[0]
         self.best = Best()
         self._rates: list[list[float]] = [[] for _ in range(envs.num_envs)]
+        self._returns = np.zeros(envs.num_envs)
         self._observations = torch.as_tensor(envs.reset(seed=seed)[0])
 
     @torch.no_grad()
@@ -127,7 +129,7 @@ class Collector:
             actions = policy.sample()  # type: ignore[no-untyped-call]
             executed = actions.numpy().clip(space.low, space.high)
             new, rewards, dones, _, info = self.envs.step(executed)  # nothing is ever truncated
-            self._note(dones, info)
+            self._note(rewards, dones, info)
             log_prob = policy.log_prob(actions).sum(-1)  # type: ignore[no-untyped-call]
             numbers = (torch.as_tensor(each, dtype=torch.float32) for each in (rewards, dones))
             steps.append((observations, actions, log_prob, agent.value(observations), *numbers))
@@ -135,15 +137,17 @@ class Collector:
         rollout = Rollout(*(torch.stack(column) for column in zip(*steps, strict=True)))
         return rollout, agent.value(self._observations)
 
-    def _note(self, dones: np.ndarray, info: dict[str, Any]) -> None:
+    def _note(self, rewards: np.ndarray, dones: np.ndarray, info: dict[str, Any]) -> None:
+        self._returns += rewards
         for number, done in enumerate(dones):
             last = info["final_info"] if done else info
             self._rates[number].append(float(last[self.name][number]))
             if done:
-                finished = Best(float(last["accuracy"][number]), tuple(self._rates[number]))
-                if finished.accuracy > self.best.accuracy:  # NaN, of a failed episode, never is
-                    self.best = finished
-                self._rates[number] = []
+                reward, accuracy = float(self._returns[number]), float(last["accuracy"][number])
+                # The accuracy of a failed episode is NaN.
+                if not math.isnan(accuracy) and (reward, accuracy) > self.best[:2]:
+                    self.best = Best(reward, accuracy, tuple(self._rates[number]))
+                self._rates[number], self._returns[number] = [], 0.0
 
 
 def advantages_of(rollout: Rollout, last_values: Tensor, config: Config) -> Tensor:

@@ -13,7 +13,7 @@ from experiments.benchmark_table import OPPONENTS, Reference
 from experiments.intervals import Interval, format_mean
 from experiments.report import format_markdown
 from experiments.tables import mean_interval
-from experiments.trials import short_name
+from experiments.trials import TOLERANCE, short_name
 
 __all__ = ["beats", "format_leaderboard", "verdicts"]
 
@@ -123,24 +123,24 @@ def format_leaderboard(
     parts = [
         "# Leaderboard",
         f"{limit:.0f} network evaluations a trial, the last episode played to its end; seeds "
-        f"{', '.join(str(seed) for seed in sorted(trials['seed'].unique()))}. Score: the best "
-        "validation accuracy found, 0 for `uniform` and 1 for the best known, interquartile mean "
-        "over tasks and seeds; in brackets 95 % intervals, bootstraps of the seeds within tasks. "
-        "Better than: probability that it finds a better network than that search does, mean over "
-        "tasks (Agarwal et al. 2021, arXiv 2108.13264), above 0.5 in its favour. "
-        "Test accuracy, in percent, is that of the same networks, which no search has seen. Cost: "
-        "what they come to, percent of the unpruned network's multiply-accumulates or bytes, mean "
-        "over trials.",
+        f"{', '.join(str(seed) for seed in sorted(trials['seed'].unique()))}. Score: validation "
+        "accuracy of the best network found, by reward, 0 for `uniform` and 1 for the best known, "
+        "interquartile mean over tasks and seeds; in brackets 95 % intervals, bootstraps of the "
+        "seeds within tasks. Better than: probability that it finds a better network than that "
+        "search does, mean over tasks (Agarwal et al. 2021, arXiv 2108.13264), above 0.5 in its "
+        "favour. Test accuracy, in percent, is that of the same networks, which no search has "
+        "seen. Cost: what they come to, percent of the unpruned network's multiply-accumulates or "
+        "bytes, mean over trials.",
         _format_scores(table, trials),
         *_remarks(table, trials, known),
         "## Does learning win?",
-        "Best validation accuracy, points, paired by seed, with 95 % intervals (Student). A "
-        "learner wins where both differences are above 0 by more than their interval. These are "
-        "not widened for the number of comparisons; ± 0.00 is the same difference from each of "
-        "few seeds, often a single image, and no certainty.",
+        "Validation accuracy of the best networks, points, paired by seed, with 95 % intervals "
+        "(Student). A learner wins where both differences are above 0 by more than their "
+        "interval. These are not widened for the number of comparisons; ± 0.00 is the same "
+        "difference from each of few seeds, often a single image, and no certainty.",
         "\n".join(verdicts(trials)),
         "## Tasks",
-        "Best validation accuracy, percent, mean over seeds and 95 % interval:",
+        "Validation accuracy of the best networks, percent, mean over seeds and 95 % interval:",
         _format_tasks(trials, agents, known, "validation_accuracy"),
         "Test accuracy, percent:",
         _format_tasks(trials, agents, {}, "test_accuracy"),
@@ -193,7 +193,7 @@ def _format_interval(interval: Interval, n_digits: int) -> str:
 def _remarks(
     table: pd.DataFrame, trials: pd.DataFrame, known: Mapping[str, Reference]
 ) -> list[str]:
-    """Say what does not count, whose scores do not compare, and what exceeds the best known."""
+    """Say what does not count or compare, what is not the best, what exceeds the best known."""
     tasks = list(dict.fromkeys(trials["task"]))
     unknown = [short_name(task) for task in tasks if task not in known]
     flat = [short_name(task) for task in tasks if task in known and not known[task].has_room]
@@ -211,6 +211,7 @@ def _remarks(
         remarks.append(f"Nothing better than uniform is known, no score: {', '.join(flat)}.")
     if not fewer.empty:
         remarks.append(f"With fewer trials, their scores do not compare: {', '.join(fewer)}.")
+    remarks += _not_the_best(trials)
     for task in (task for task in tasks if task in known):
         top = trials.loc[trials.loc[trials["task"] == task, "validation_accuracy"].idxmax()]
         if top["validation_accuracy"] > known[task].best:
@@ -220,6 +221,19 @@ def _remarks(
                 f"{100.0 * known[task].best:.2f} % ({known[task].found_by})."
             )
     return remarks
+
+
+def _not_the_best(trials: pd.DataFrame) -> list[str]:
+    """Say which trials tell of another network than the one with the best reward."""
+    others = trials[trials["best_reward"] - trials["reward"] > TOLERANCE]
+    if others.empty:
+        return []
+    n_trials = int(trials["task"].isin(others["task"]).sum())
+    names = ", ".join(dict.fromkeys(map(short_name, others["task"])))
+    return [
+        f"In {len(others)} of {n_trials} trials of {names} what is told of is the most accurate "
+        "network, which is not the one with the best reward."
+    ]
 
 
 def _format_percent(values: NDArray[np.float64]) -> str:

@@ -1,6 +1,6 @@
 """Leaderboards: scores of agents over tasks and seeds, from the trials in one or several folders.
 
-The score of a trial is made of the best validation accuracy that it found within its evaluations:
+The score of a trial is made of the validation accuracy of the best network that it found:
 0 for that of the same rate or number of bits everywhere (`uniform`), 1 for the best known. Both
 stand in a stored table, `best_known.csv`, which nothing changes but
 `python -m experiments.benchmark best`; a trial that finds a better network has a score above 1.

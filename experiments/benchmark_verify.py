@@ -232,13 +232,13 @@ def _read(path: Path) -> list[dict[str, Any]]:
 def _summarize(episodes: list[dict[str, Any]], agent: str, reward_at: str) -> dict[str, Any]:
     """Return what a trial's table must say, from the rows of `episodes.csv`."""
     finished = [episode for episode in episodes if not math.isnan(episode["accuracy"])]
-    best = max(finished, key=lambda e: (e["accuracy"], -e["cost"], -e["index"]))
+    best = max(finished, key=lambda e: (e["reward"], e["accuracy"], -e["cost"], -e["index"]))
     summary = {
         "validation_accuracy": best["accuracy"],
         "reward": best["reward"],
         "cost": best["cost"],
         "actions": best["actions"],
-        "best_reward": max(episode["reward"] for episode in episodes),
+        "best_reward": best["reward"],
         "n_episodes": len(episodes),
         "n_evaluations": episodes[-1]["n_evaluations"],
     }

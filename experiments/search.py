@@ -319,9 +319,7 @@ def is_over(episodes: Sequence[Episode], n_episodes: int, n_evaluations: int | N
 
 
 def best_episode(episodes: Sequence[Episode]) -> Episode:
-    """Return the best finished episode: by validation accuracy, then lower cost, then the first.
-
-    Every episode meets the budget, so that accuracy alone decides.
+    """Return the best finished episode: by reward, then accuracy, then lower cost, then the first.
 
     Raises:
         RuntimeError: If every episode failed.
@@ -330,4 +328,4 @@ def best_episode(episodes: Sequence[Episode]) -> Episode:
     if not finished:
         reason = episodes[-1].error if episodes else "none was run"
         raise RuntimeError(f"no episode finished: {reason}")
-    return max(finished, key=lambda e: (e.accuracy, -e.cost, -e.index))
+    return max(finished, key=lambda e: (e.reward, e.accuracy, -e.cost, -e.index))

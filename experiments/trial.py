@@ -2,7 +2,7 @@
 
 `python -m experiments.trial --agent ppo --task compress_env/PruneLeNet5Digits-v0` leaves a run
 folder: every episode in `episodes.csv`, what a critic promised and what was earned in
-`overestimation.csv`, and in `table.csv` the best network by validation accuracy with the actions
+`overestimation.csv`, and in `table.csv` the network of the best episode by reward with the actions
 that lead to it, its test accuracy, and what the final policy does without exploration. An agent is
 a name, one of sb3-contrib, or `my_module:MyAgent`, looked for in the current directory too: a class
 built as `MyAgent("MlpPolicy", env, seed=SEED)`, where env is a Stable-Baselines3 `VecEnv` of one
@@ -358,7 +358,7 @@ def _row(
         "sparse_macs": best.sparse_macs,
         "sparse_params": best.sparse_params,
         "actions": format_actions(best.actions),
-        "best_reward": max(episode.reward for episode in episodes),
+        "best_reward": best.reward,
         "final_reward": outcome["reward"],
         "final_accuracy": outcome["accuracy"],
         "final_actions": format_actions(outcome["actions"]),

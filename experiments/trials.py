@@ -28,6 +28,7 @@ from experiments.trial import make_task
 
 __all__ = [
     "NUMBERS",
+    "TOLERANCE",
     "network_path",
     "read_trials",
     "run_trials",
@@ -37,6 +38,8 @@ __all__ = [
 ]
 
 RETRIES = 3
+TOLERANCE = 1e-9
+"""What rewards that were summed in another order may differ by."""
 STORE = "transitions.sqlite"
 """File in the folder that keeps what steps lead to."""
 NUMBERS = (

@@ -9,6 +9,7 @@ import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -133,20 +134,25 @@ def study_path(folder: Path, agent: str) -> Path:
     return folder / "studies" / f"{agent}.log"
 
 
-def anytime_accuracy(accuracies: ArrayLike, n_evaluations: ArrayLike, limit: int) -> float:
+def anytime_accuracy(
+    accuracies: ArrayLike, rewards: ArrayLike, n_evaluations: ArrayLike, limit: int
+) -> float:
     """Return how good the best network is on average while a search goes on **(ours)**.
 
-    The mean over k = 1 .. limit of the highest validation accuracy that the search had seen when it
-    had evaluated k networks, 0 before the first. Episodes that repeat a network count for nothing;
-    a search that ends early stays at its best. It tells more of a search than its last best alone,
-    which depends on one lucky episode.
+    The mean over k = 1 .. limit of the validation accuracy of the best episode by reward that the
+    search had seen when it had evaluated k networks, 0 before the first. Episodes that repeat a
+    network count for nothing; a search that ends early stays at its best. It tells more of a search
+    than its last best alone, which depends on one lucky episode.
 
     Args:
         accuracies: (n,) of each episode, fractions, NaN for a failed one.
+        rewards: (n,) of each episode; of equal ones the more accurate counts.
         n_evaluations: (n,) networks evaluated by the end of each, non-decreasing, 1 or more.
         limit: Networks that the search might evaluate.
     """
-    best = np.maximum.accumulate(np.nan_to_num(np.asarray(accuracies, np.float64)))
+    found = zip(np.asarray(rewards, np.float64), np.asarray(accuracies, np.float64), strict=True)
+    finished = ((-np.inf, 0.0) if np.isnan(accuracy) else (r, accuracy) for r, accuracy in found)
+    best = [accuracy for _, accuracy in accumulate(finished, max)]
     ends = np.asarray(n_evaluations, np.int64)
     # Episodes that had ended after k evaluations, (limit,)
     n_ended = np.searchsorted(ends, np.arange(1, limit + 1), side="right")
@@ -172,8 +178,8 @@ def score(job: Job, settings: Mapping[str, Any], task: str, seed: int) -> float:
         )
         trial.run(config, Console(file=StringIO()))
         episodes = pd.read_csv(Path(folder) / "run" / "episodes.csv")
-    accuracies, n_evaluations = episodes["accuracy"], episodes["n_evaluations"]
-    return anytime_accuracy(accuracies, n_evaluations, job.n_evaluations)
+    accuracies, rewards = episodes["accuracy"], episodes["reward"]
+    return anytime_accuracy(accuracies, rewards, episodes["n_evaluations"], job.n_evaluations)
 
 
 def tune_agent(job: Job, console: Console) -> None:

@@ -32,15 +32,28 @@ from experiments.command import run_command
 from experiments.sweep_folder import SweepFolder
 from experiments.trial import Config as Trial
 from experiments.trial import make_task
-from experiments.trials import read_trials, run_trials, with_stored
+from experiments.trials import TOLERANCE, read_trials, run_trials, with_stored
 from experiments.volatility_figures import draw_curves, draw_measures, draw_overestimation
 from experiments.volatility_measures import cvar, dispersion_within, drawdown
 from experiments.volatility_report import Curves, format_report, summarize
 
-__all__ = ["Config", "Search", "main", "measure_trials", "run"]
+__all__ = ["OF_THE_BEST", "Config", "Search", "main", "measure_trials", "run"]
 
 DATASETS = {"digits": "Digits", "mnist": "MNIST"}
 N_SEEDS = {"digits": 10, "mnist": 5}
+OF_THE_BEST = (
+    "validation_accuracy",
+    "test_accuracy",
+    "reward",
+    "cost",
+    "cost_fraction",
+    "dense_macs",
+    "dense_params",
+    "sparse_macs",
+    "sparse_params",
+    "actions",
+)
+"""Columns that tell of the best network."""
 REWARDS = "rewards.csv"
 """Rewards of all episodes, a line for each search."""
 
@@ -188,13 +201,17 @@ def measure_trials(path: Path, labels: Mapping[str, str]) -> tuple[pd.DataFrame,
         labels: What is searched for, by the folder of a trial.
 
     Returns:
-        One row for each search, and the rewards of all episodes by (what is searched for, agent),
+        One row for each search, without what it tells of another network than the one with the
+        best reward, and the rewards of all episodes by (what is searched for, agent),
         (S, T), seeds in the order of the rows.
     """
     trials = read_trials(path)
     trials = trials[trials["cell"].isin(list(labels))].sort_values("seed", kind="stable")
     rewards = _read_rewards(path, trials["cell"].tolist())
     trials.insert(0, "search", trials["cell"].map(labels))
+    # Known is the most accurate network instead, of which nothing is to be said here.
+    is_other = trials["best_reward"] - trials["reward"] > TOLERANCE
+    trials[list(OF_THE_BEST)] = trials[list(OF_THE_BEST)].mask(is_other)
     trials["dispersion_within"] = [dispersion_within(rewards[cell]) for cell in trials["cell"]]
     trials["drawdown_cvar"] = [cvar(drawdown(rewards[cell])) for cell in trials["cell"]]
     curves: dict[tuple[str, str], NDArray[np.float64]] = {}

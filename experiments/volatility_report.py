@@ -36,7 +36,6 @@ MEANS = (
     "best_reward",
     "final_reward",
     "final_accuracy",
-    "validation_accuracy",
     "q_overestimation",
 )
 HEADINGS = (

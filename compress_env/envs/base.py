@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -17,7 +15,9 @@ from gymnasium import spaces
 from torch import nn
 
 from compress_env.counting import total_macs
+from compress_env.counts import check_count
 from compress_env.data import DataBundle
+from compress_env.envs.episode import EpisodePlace
 from compress_env.envs.options import (
     SNAPSHOT_BYTES,
     FinetuneAt,
@@ -30,42 +30,38 @@ from compress_env.envs.options import (
     open_store,
 )
 from compress_env.envs.rendering import draw_bars, format_table
-from compress_env.envs.stage import Action, CompressionStage, Observation
+from compress_env.envs.stage import Action, Observation
 from compress_env.envs.state import (
     COSTS,
     LayerDecision,
     LayerState,
     action_to_value,
-    describe_failure,
-    describe_network,
     failed_transition,
-    is_within,
     live_layer,
     reward_input,
     scale_layer,
     scales_of,
-    timed,
 )
-from compress_env.fingerprint import describe_task, name_in_process
 from compress_env.layers import Layer, layer_table
 from compress_env.process import describe_process
 from compress_env.rewards import Reward, RewardInput, get_reward, lower_bound
 from compress_env.seeding import derive_generator
-from compress_env.snapshots import Network, PrefixNetworks
-from compress_env.store import Executed, Prefix, Transition, TransitionStore
+from compress_env.snapshots import PrefixNetworks
+from compress_env.store import Prefix, TransitionStore
 from compress_env.task import CompressionTask, FinetuneConfig, Scorer
 
 __all__ = ["LayerState", "LayerwiseCompressionEnv", "RewardAt", "TaskOptions"]
 
 
-class LayerwiseCompressionEnv(CompressionStage):
+class LayerwiseCompressionEnv(EpisodePlace):
     """Compress a network layer by layer; subclasses say what is decided and how it is done.
 
     A step compresses one layer, fine-tunes for `finetune_steps` minibatches, estimates the running
     statistics of batch-norm layers anew and scores the network. Where nothing is scored and nothing
     else reads these statistics, they are left for later. A step is a deterministic function of
     (`seed`, the values executed so far), so an episode can be replayed bit for bit on CPU, and a
-    step that `store` knows is not computed again.
+    step that `store` knows is not computed again. A step that raises, or is interrupted, has not
+    happened. A copy stands at the same place of the episode (`EpisodePlace`).
 
     Args:
         model: A name in `compress_env.models.MODELS` or a trained module, which is copied.
@@ -96,25 +92,8 @@ class LayerwiseCompressionEnv(CompressionStage):
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # noqa: RUF012  # gymnasium's own form
-    table: tuple[Layer, ...]
-    """Every convolution and linear layer, in execution order, as they are before compression."""
-    other_macs: int
-    """Multiply-accumulates per image of all other operations, the same whatever is decided."""
-    walk: tuple[Layer, ...]
-    """The layers to decide, in execution order, as they are before compression."""
     unpruned: RewardInput
     """What the network costs before compression."""
-    n_lookups: int
-    """Steps taken that the store could have known."""
-    n_hits: int
-    """Steps that it knew."""
-    _t: int
-    _ended: bool
-    _interval: tuple[float, float]
-    _executed: Prefix
-    _actions: list[float]
-    _current: Transition
-    _history: list[LayerDecision]
 
     def __init__(
         self,
@@ -144,9 +123,11 @@ class LayerwiseCompressionEnv(CompressionStage):
             ValueError: If an argument is out of range or a name is unknown.
             FileNotFoundError: If data or checkpoint are not there.
         """
-        counts = {"finetune_steps": finetune_steps, "seed": seed, "snapshot_bytes": snapshot_bytes}
+        self.finetune_steps = check_count("finetune_steps", finetune_steps)
+        self.task_seed = check_count("seed", seed)
+        self.snapshot_bytes = check_count("snapshot_bytes", snapshot_bytes)
         moments = {"finetune_at": finetune_at, "reward_at": reward_at}
-        check_options(counts, moments, render_mode, self.metadata["render_modes"])
+        check_options(moments, render_mode, self.metadata["render_modes"])
         self.reward_fn = get_reward(reward)
         self.task = CompressionTask(
             model,
@@ -158,13 +139,10 @@ class LayerwiseCompressionEnv(CompressionStage):
             config=config_of(FinetuneConfig, finetune_config, "finetune_config"),
             scorer=scorer,
         )
-        self.finetune_steps = finetune_steps
         self.finetune_at = finetune_at
         self.reward_at = reward_at
         self.render_mode = render_mode
-        self.task_seed = seed
         self.transition_noise = transition_noise
-        self.snapshot_bytes = snapshot_bytes
         self._scorer_fingerprint = fingerprint_of(scorer)
         self.store = open_store(store, scorer)
         self._own_store = None if isinstance(store, TransitionStore) else self.store
@@ -178,9 +156,9 @@ class LayerwiseCompressionEnv(CompressionStage):
             layer.macs for layer in self.table
         )
         self.skipped_layers: dict[str, str] = {}
-        self.step_seconds: dict[str, float] = {}
-        self._evaluated: set[tuple[int, Prefix]] = set()
-        self._noise_seed = seed
+        self.step_seconds = {}
+        self._evaluated = set()
+        self._noise_seed = self.task_seed
         self.observation_space = spaces.Box(0.0, 1.0, (len(LayerState._fields),), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
 
@@ -189,13 +167,12 @@ class LayerwiseCompressionEnv(CompressionStage):
         self.walk = tuple(walk)
         self._scales = scales_of(self.walk)
         max_bytes = 0 if self.store is None else self.snapshot_bytes
-        self._networks: PrefixNetworks[Network] = PrefixNetworks(
-            self._fresh, self._advance, len(self.walk), max_bytes
-        )
+        self._networks = PrefixNetworks(self._fresh, self._advance, len(self.walk), max_bytes)
         self._uncompressed = self._describe(self.task.model, (), None)
         self.unpruned = reward_input(self._uncompressed, self._cost(self._uncompressed, ()))
         self._reward_low = lower_bound(self.reward_fn, self.unpruned)
-        self._restart()
+        self._own_arguments()
+        self._restart(self._noise_seed)
 
     def step(self, action: Action) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
         """Compress the layer about to be decided.
@@ -214,27 +191,38 @@ class LayerwiseCompressionEnv(CompressionStage):
         """
         if self._ended:
             raise gym.error.ResetNeeded("the episode has ended, call reset()")
-        executed, value = self._decide(self._executed, action_to_value(action, self._interval))
-        self._actions.append(float(action[0]))
-        layer = self.walk[self._t].name
-        result = self._transition((*self._executed, executed))
+        value = action_to_value(action, self._interval)
+        with self._all_or_nothing():
+            return self._take(float(action[0]), value)
+
+    def _take(
+        self, action: float, value: float
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Carry out a decision; an action is only remembered."""
+        layer, (executed, value) = self.walk[self._t].name, self._decide(self._executed, value)
+        prefix = (*self._executed, executed)
+        self._actions = (*self._actions, action)
+        result = self._transition(prefix)
         if result.error is not None:
-            return self._fail(layer, value, result.error)
-        self._executed, self._current = (*self._executed, executed), result
+            return self._fail(prefix, value, result.error)
+        self._executed, self._current = prefix, result
         reward, terms = self._get_reward()
-        self._history.append(LayerDecision(layer, value, result.accuracy, terms.get("cost")))
+        decision = LayerDecision(layer, value, result.accuracy, terms.get("cost"))
+        self._history = (*self._history, decision)
         self._t += 1
         self._ended = self._t == len(self.walk)
         if not self._ended:
-            self._interval = self._bounds(self._executed, result)
-        info = self._get_info() | {
-            "layer": layer,
-            self.value_name: value,
-            "reward_terms": terms,
-        }
+            self._interval = self._bounds(prefix, result)
+        self._count(prefix)
+        info = self._get_info() | {"layer": layer, self.value_name: value, "reward_terms": terms}
         if result.accuracy is not None:
             info["accuracy"] = result.accuracy
         return self._get_obs(), reward, self._ended, False, info
+
+    def _count(self, executed: Prefix) -> None:
+        """Remember that a network has been evaluated."""
+        if self._is_scored(len(executed)):
+            self._evaluated.add((self._noise_seed, executed))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -248,10 +236,9 @@ class LayerwiseCompressionEnv(CompressionStage):
         Returns:
             Observation (9,) float32 of the first layer, and info.
         """
-        super().reset(seed=seed)
-        if self.transition_noise:
-            self._noise_seed = int(self.np_random.integers(2**31))
-        self._restart()
+        super().reset(seed=None if seed is None else check_count("seed", seed, None))
+        noise = self.transition_noise
+        self._restart(int(self.np_random.integers(2**31)) if noise else self._noise_seed)
         return self._get_obs(), self._get_info()
 
     def render(self) -> Any:
@@ -269,11 +256,6 @@ class LayerwiseCompressionEnv(CompressionStage):
         if self._own_store is not None:
             self._own_store.close()
             self.store = self._own_store = None
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Build the environment anew, from its arguments."""
-        # As it is, EzPickle would leave `_networks` with the methods of another instance.
-        type(self).__init__(self, *state["_ezpickle_args"], **state["_ezpickle_kwargs"])
 
     def compressed_model(self) -> nn.Module:
         """Return a copy of the current network as an ordinary module in evaluation mode.
@@ -322,151 +304,40 @@ class LayerwiseCompressionEnv(CompressionStage):
 
     def restore_episode(self, state: dict[str, Any]) -> Observation:
         """Take the actions of an episode again, and return the observation that followed them."""
-        self._noise_seed = state["noise_seed"]
         if state["np_random"] is not None:
             self.np_random.bit_generator.state = state["np_random"]
-        self._restart()
+        self._restart(state["noise_seed"])
         for action in state["actions"]:
             self.step(np.array([action]))  # float64, should the agent have given that
         return self._get_obs()
 
-    def _restart(self) -> None:
+    def _restart(self, noise_seed: int) -> None:
+        interval = self._bounds((), self._uncompressed)
         self._networks.forget_last()
-        self._lent = False
-        self._t = 0
-        self._ended = False
-        self._executed = ()
-        self._actions = []
-        self._current = self._uncompressed
-        self._history = []
-        self._interval = self._bounds((), self._uncompressed)
-
-    def _transition(self, executed: Prefix) -> Transition:
-        """Return what the network is after `executed`: from the store, or computed and kept."""
-        self.step_seconds = {}
-        if self._is_scored(len(executed)):
-            self._evaluated.add((self._noise_seed, executed))
-        store = None if self._lent else self.store
-        if store is None:
-            return self._compute(executed)[0]
-        task, key = self._task_name(), (self._noise_seed, *executed)
-        with self._timed("store"):
-            known = store.get(task, key, partial(self._can_be, len(executed)))
-        self.n_lookups += 1
-        self.n_hits += known is not None
-        if known is not None:
-            return known
-        result, is_final = self._compute(executed)
-        if is_final:
-            with self._timed("store"):
-                store.put(task, key, result)
-        return result
-
-    def _can_be(self, n_done: int, found: Transition) -> bool:
-        """Return whether so many decisions can have led to what a store says."""
-        widest = {name: self._scales[name] for name in ("out_channels", "in_channels")}
-        bound = self._uncompressed._replace(**widest)
-        return is_within(found, bound, self._is_scored(n_done))
-
-    def _compute(self, executed: Prefix) -> tuple[Transition, bool]:
-        """Return what the network is after `executed`, and whether it would be so again."""
-        try:
-            network = self._network_after(executed)
-            accuracy = None
-            if self._is_scored(len(executed)):
-                with self._timed("evaluation"):
-                    accuracy = self.task.score(network.model)
-            return self._describe(network.model, executed, accuracy), True
-        except (FloatingPointError, torch.OutOfMemoryError) as failure:
-            text = describe_failure(failure)
-            is_memory = isinstance(failure, torch.OutOfMemoryError)
-        if is_memory and self.task.device.type == "cuda":
-            self._networks.snapshots.clear()
-            torch.cuda.empty_cache()
-        return self._uncompressed._replace(error=text), not is_memory
-
-    def _advance(self, network: Network, seed: int, t: int, executed: Executed) -> None:
-        """Compress layer `t`, fine-tune and estimate batch-norm statistics, in place."""
-        self._compress(network, seed, t, executed)
-        if self.finetune_at == "layer" or t + 1 == len(self.walk):
-            with self._timed("finetune"):
-                generator = derive_generator(seed, t, 0)
-                self.task.finetune(network.model, self.finetune_steps, generator)
-        if self._has_statistics(t + 1):
-            self._estimate(network.model, seed, t)
-
-    def _has_statistics(self, n_done: int) -> bool:
-        """Whether something reads batch-norm statistics after so many decisions."""
-        return self.runs_network or self._lent or self._is_scored(n_done)
-
-    def _estimate(self, model: nn.Module, seed: int, t: int) -> None:
-        with self._timed("batch_norm"):
-            self.task.reestimate_batch_norm(model, derive_generator(seed, t, 1))
-
-    def _estimate_if_due(self, model: nn.Module) -> None:
-        """Estimate the statistics that the last step has spared itself."""
-        n_done = len(self._executed)
-        if n_done > 0 and not self._has_statistics(n_done):
-            self._estimate(model, self._noise_seed, n_done - 1)
-
-    @torch.inference_mode(False)  # a caller's `torch.no_grad()` would stop fine-tuning
-    def _network_after(self, executed: Prefix) -> Network:
-        """Return the network after `executed`, computed now if a store has spared that so far."""
-        networks, seed = self._networks, self._noise_seed
-        if self._lent:
-            return networks.follow(seed, executed)
-        self._heed_process()
-        return networks.at(seed, executed)
-
-    def _heed_process(self) -> None:
-        """Start afresh where this process computes in another way than before."""
-        now = describe_process(self.task.device)
-        if now != self._process:
-            self._process = now
-            self._forget_computed()
-
-    def _forget_computed(self) -> None:
-        """Let go of what was computed while the process computed in another way."""
-        self._networks.forget()
-
-    def _is_scored(self, n_done: int) -> bool:
-        return self.reward_at == "layer" or n_done == len(self.walk)
-
-    def _task_name(self) -> str:
-        """Return this task's name in the store, which follows what the process is set to now."""
-        if self._described is None:
-            settings = {
-                "finetune_steps": self.finetune_steps,
-                "finetune_at": self.finetune_at,
-                "reward_at": self.reward_at,
-                "seed": self.task_seed,
-                "scorer": self._scorer_fingerprint,
-            }
-            self._described = describe_task(self.task, type(self), settings | self._settings)
-        self._heed_process()
-        return name_in_process(self._described, self.task, self._process)
-
-    def _describe(self, model: nn.Module, executed: Prefix, accuracy: float | None) -> Transition:
-        next_layer = self.walk[min(len(executed), len(self.walk) - 1)].name
-        return describe_network(model, self.positions, self.other_macs, next_layer, accuracy)
+        self._lent = self._ended = False
+        self._noise_seed, self._interval, self._current = noise_seed, interval, self._uncompressed
+        self._t, self._executed, self._actions, self._history = 0, (), (), ()
 
     def _fail(
-        self, layer: str, value: float, error: str
+        self, executed: Prefix, value: float, error: str
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """End the episode with the reward's lower bound."""
+        """End the episode with the reward's lower bound for every step that is still scored."""
+        n_left = len(self.walk) - self._t if self.reward_at == "layer" else 1
+        reward = n_left * self._reward_low
+        self._count(executed)
         self._ended = True
         # The failed network may not even run.
         self._networks.forget_last()
         self._executed = ()
         self._current = failed_transition(self._uncompressed, self.walk[self._t])
         info = self._get_info() | {
-            "layer": layer,
+            "layer": self.walk[self._t].name,
             self.value_name: value,
             "accuracy": math.nan,
-            "reward_terms": {"reward": self._reward_low},
+            "reward_terms": {"reward": reward},
             "error": error,
         }
-        return self._get_obs(), self._reward_low, True, False, info
+        return self._get_obs(), reward, True, False, info
 
     def _get_obs(self) -> Observation:
         """Describe the layer about to be decided; after the last decision, the last layer."""
@@ -491,7 +362,6 @@ class LayerwiseCompressionEnv(CompressionStage):
             terms.pop("accuracy")
             return 0.0, terms | {"reward": 0.0}
         reward = float(self.reward_fn(measured))
+        if not math.isfinite(reward):
+            raise ValueError(f"the reward must be finite, got {reward} of {measured}")
         return reward, terms | {"reward": reward}
-
-    def _timed(self, phase: str) -> AbstractContextManager[None]:
-        return timed(self.step_seconds, phase)

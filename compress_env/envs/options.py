@@ -56,22 +56,13 @@ class TaskOptions(TypedDict, total=False):
 
 
 def check_options(
-    counts: dict[str, Any],
-    moments: Mapping[str, str],
-    render_mode: str | None,
-    render_modes: list[str],
+    moments: Mapping[str, str], render_mode: str | None, render_modes: list[str]
 ) -> None:
     """Check the keywords that nothing else checks.
 
     Raises:
-        TypeError: If a count is not an int.
-        ValueError: If a count is negative or a name unknown.
+        ValueError: If a name is unknown.
     """
-    for name, value in counts.items():
-        if not isinstance(value, int):
-            raise TypeError(f"{name} must be an int, got {value!r}")
-        if value < 0:
-            raise ValueError(f"{name} must be 0 or more, got {value}")
     for name, moment in moments.items():
         if moment not in ("layer", "episode"):
             raise ValueError(f"unknown {name} {moment!r}; valid: layer, episode")

@@ -12,6 +12,7 @@ from gymnasium.utils import EzPickle
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compress_env.counts import check_count
 from compress_env.data import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.options import config_of
@@ -43,7 +44,7 @@ CHANNEL_SHARES = {
 }
 
 
-class PruningEnv(LayerwiseCompressionEnv, EzPickle):
+class PruningEnv(LayerwiseCompressionEnv):
     """Remove input channels of every layer that allows it, in execution order.
 
     Channels that can only go together form one group, decided at its first consumer; the image's
@@ -100,7 +101,7 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
 
     An episode starts from the unpruned network and ends, `terminated`, after the last layer, or
     when a step fails (loss not finite, CUDA out of memory): then with the reward's lower bound
-    and `info["error"]`.
+    for this and every later step that would have been scored, and `info["error"]`.
 
     ## Arguments
 
@@ -160,10 +161,14 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
             options: See `LayerwiseCompressionEnv`.
 
         Raises:
+            TypeError: If a count is not an int.
             ValueError: If an argument is out of range, a name unknown, no layer prunable or the
                 budget unreachable.
             FileNotFoundError: If data or checkpoint are not there.
         """
+        _check_arguments(method, max_pruning_rate, channel_share, macs)
+        channel_round = check_count("channel_round", channel_round, 1)
+        elements = config_of(VariationalConfig, variational, "variational")
         EzPickle.__init__(
             self,
             model,
@@ -175,11 +180,9 @@ class PruningEnv(LayerwiseCompressionEnv, EzPickle):
             channel_round=channel_round,
             channel_share=channel_share,
             macs=macs,
-            variational=variational,
+            variational=elements,
             **options,
         )
-        _check_arguments(method, max_pruning_rate, channel_round, channel_share, macs)
-        elements = config_of(VariationalConfig, variational, "variational")
         super().__init__(model, data, **options)
         if has_quantizers(self.task.model):
             raise ValueError("the network is quantized: prune it before, or bake it")
@@ -395,7 +398,6 @@ def _columns(alive: NDArray[np.int64], positions: NDArray[np.int64], n_columns: 
 def _check_arguments(
     method: str,
     max_pruning_rate: float,
-    channel_round: int,
     channel_share: float | None,
     macs: str | None,
 ) -> None:
@@ -403,8 +405,6 @@ def _check_arguments(
         raise ValueError(f"unknown method {method!r}; valid: {', '.join(CHANNEL_SHARES)}")
     if not 0.0 < max_pruning_rate <= 1.0:
         raise ValueError(f"max_pruning_rate must be in (0, 1], got {max_pruning_rate}")
-    if channel_round < 1:
-        raise ValueError(f"channel_round must be at least 1, got {channel_round}")
     if channel_share is not None and method != "channel+variational":
         raise ValueError(f"channel_share is for method 'channel+variational', not {method!r}")
     if channel_share is not None and not 0.0 < channel_share < 1.0:

@@ -13,6 +13,7 @@ from gymnasium.utils import EzPickle
 from torch import Tensor, nn
 
 from compress_env.checkpoints import checkpoint_bytes
+from compress_env.counts import check_count
 from compress_env.data import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.state import replace_weight
@@ -50,7 +51,7 @@ class _Quantized:
     model: nn.Module
 
 
-class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
+class QuantizationEnv(LayerwiseCompressionEnv):
     """Allocate bits to every convolution and linear layer, in execution order.
 
     These are the `Conv2d` and `Linear` modules that the forward pass calls. All else stays float32:
@@ -98,7 +99,7 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
 
     An episode starts from the uncompressed network and ends, `terminated`, after the last layer,
     or when a step fails (loss not finite, CUDA out of memory): then with the reward's lower bound
-    and `info["error"]`.
+    for this and every later step that would have been scored, and `info["error"]`.
 
     ## Arguments
 
@@ -149,9 +150,11 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
             options: See `LayerwiseCompressionEnv`.
 
         Raises:
+            TypeError: If a count is not an int.
             ValueError: If an argument is out of range, a name unknown or the budget unreachable.
             FileNotFoundError: If data or checkpoint are not there.
         """
+        min_bits, activation_bits = _check_bits(min_bits, activation_bits)
         EzPickle.__init__(
             self,
             model,
@@ -162,12 +165,6 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
             scales=scales,
             **options,
         )
-        if not 1 <= min_bits <= MAX_BITS:
-            raise ValueError(f"min_bits must be in 1..{MAX_BITS}, got {min_bits}")
-        if activation_bits not in (None, ACTIVATION_BITS):
-            raise ValueError(
-                f"activation_bits must be None or {ACTIVATION_BITS}, got {activation_bits}"
-            )
         if scales not in SCALES:
             raise ValueError(f"scales must be one of {', '.join(SCALES)}, got {scales!r}")
         super().__init__(model, data, **options)
@@ -282,6 +279,19 @@ class QuantizationEnv(LayerwiseCompressionEnv, EzPickle):
         if not self._current.size_bytes:
             terms.pop("cost")
         return reward, terms
+
+
+def _check_bits(min_bits: int, activation_bits: int | None) -> tuple[int, int | None]:
+    min_bits = check_count("min_bits", min_bits, None)
+    if not 1 <= min_bits <= MAX_BITS:
+        raise ValueError(f"min_bits must be in 1..{MAX_BITS}, got {min_bits}")
+    if activation_bits is not None:
+        activation_bits = check_count("activation_bits", activation_bits, None)
+    if activation_bits not in (None, ACTIVATION_BITS):
+        raise ValueError(
+            f"activation_bits must be None or {ACTIVATION_BITS}, got {activation_bits}"
+        )
+    return min_bits, activation_bits
 
 
 def _check_weights(model: nn.Module) -> None:

@@ -37,6 +37,8 @@ __all__ = [
     "timed",
 ]
 
+ROUNDING = 1e-5
+"""How far an action may lie outside its bounds."""
 COUNTS = ("out_channels", "in_channels", "kernel_height", "kernel_width", "stride", "macs")
 
 
@@ -214,7 +216,8 @@ def action_to_value(action: NDArray[Any], interval: tuple[float, float]) -> floa
     """Map an action affinely onto the interval of the layer about to be decided.
 
     Args:
-        action: (1,) in [-1, 1].
+        action: (1,) in [-1, 1]; beyond by no more than rounding, as `RescaleAction` may give it, is
+            clipped.
         interval: What -1 and 1 stand for.
 
     Raises:
@@ -225,9 +228,10 @@ def action_to_value(action: NDArray[Any], interval: tuple[float, float]) -> floa
         raise ValueError(f"action must have shape (1,), got {array.shape}")
     if not np.isfinite(array).all():
         raise ValueError(f"action must be finite and in [-1, 1], got {array[0]}")
-    if abs(array[0]) > 1.0:
+    if abs(array[0]) > 1.0 + ROUNDING:
         raise ValueError(
             f"action must be in [-1, 1], got {array[0]}; gymnasium.wrappers.ClipAction clips"
         )
     low, high = interval
-    return float(low + (array[0] + 1.0) / 2.0 * (high - low))
+    share = (min(max(array[0], -1.0), 1.0) + 1.0) / 2.0
+    return float(low + share * (high - low))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from compress_env.counts import check_count
 from compress_env.layers import compute_layers
 from compress_env.pruning.variational import InformationDropout, remove_elements, saliency
 from compress_env.task import CompressionTask
@@ -37,9 +38,11 @@ class VariationalConfig:
         """Check the ranges.
 
         Raises:
+            TypeError: If `n_steps` is not an int.
             ValueError: If a setting is out of range.
         """
-        for name in ("n_steps", "kl_weight", "temperature"):
+        object.__setattr__(self, "n_steps", check_count("n_steps", self.n_steps))
+        for name in ("kl_weight", "temperature"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 

@@ -92,13 +92,23 @@ def test_the_collector_keeps_the_best_episode() -> None:
     assert rollout.dones.tolist() == [[0.0] * 2] * 3 + [[1.0] * 2] + [[0.0] * 2] * 3 + [[1.0] * 2]
     assert rollout.rewards[3].tolist() == [-0.5, -0.75] and rollout.rewards[7, 0] == -0.25
     assert rollout.observations.shape == (8, 2, 9) and last.shape == (2,)
-    assert collector.best.accuracy == 0.75
+    assert collector.best[:2] == (-0.25, 0.75)
     env = collector.envs.envs[0].unwrapped
     assert isinstance(env, LayerwiseCompressionEnv)
     taken = rollout.actions[4:, 0, 0].clamp(-1, 1).tolist()
     env.reset()
     executed = [env.step(np.array([a], np.float32))[-1]["bits"] for a in taken[:3]]
     assert list(collector.best.rates)[:3] == executed
+
+
+def test_the_best_episode_has_the_highest_reward() -> None:
+    """The network that is right least often is the best one for a reward that wants it so."""
+    scores = iter([0.5, 0.25, 0.75, 0.3])
+    options: dict[str, Any] = {"scorer": lambda _: next(scores), "reward": lambda x: -x.accuracy}
+    collector = Collector(make_fakes(Config(n_envs=2), store=None, **options), 0)
+    torch.manual_seed(0)
+    collector.collect(Agent(9, 1), 8)
+    assert collector.best[:2] == (-0.25, 0.25)
 
 
 def test_it_learns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,6 +38,8 @@ def rows(**accuracies: list[float]) -> pd.DataFrame:
             "seed": seed,
             "validation_accuracy": accuracy,
             "test_accuracy": accuracy - 0.01,
+            "reward": accuracy - 1.0,
+            "best_reward": accuracy - 1.0,
             "n_evaluations": 7.0,
             "seconds": 1.5,
             "limit": 7.0,
@@ -68,6 +70,16 @@ def test_probability_of_improvement_by_hand() -> None:
     mixed = improvement_interval([[0.0, 1.0, 2.0]], [[0.0, 1.0, 2.0]])
     assert mixed.value == 0.5 and 0.0 <= mixed.low < 0.4 and 0.6 < mixed.high <= 1.0
     assert np.isnan(improvement_interval([], []).value)
+
+
+def test_trials_that_tell_of_another_network_than_the_best_are_named() -> None:
+    found = rows(ppo=[0.93, 0.95], random=[0.9, 0.91])
+    known = {"compress_env/A-v0": Reference(0.8, 0.99, "somebody")}
+    table = make_leaderboard(found, known)
+    assert "most accurate" not in format_leaderboard(table, found, known)
+    found["best_reward"] += [0.0, 0.01, 0.0, 0.0]
+    text = format_leaderboard(table, found, known)
+    assert "In 1 of 4 trials of A-v0 what is told of is the most accurate network, " in text
 
 
 def test_leaderboard_tells_how_likely_an_agent_is_better() -> None:

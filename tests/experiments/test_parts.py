@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +109,16 @@ class TestSearch:
         np.testing.assert_allclose(episode.values, env.uniform_value(), atol=1.0 / counts.min())
         assert np.ptp(episode.values) < 0.2
 
-    def test_best_is_by_accuracy_then_cost(self) -> None:
-        cheap = replace(EPISODE, index=1, cost=5.0, reward=-0.2)
-        failed = replace(EPISODE, index=2, accuracy=None, reward=1.0)
-        worse = replace(EPISODE, index=3, accuracy=0.8, cost=1.0, reward=-0.05)
-        episodes = [EPISODE, cheap, failed, worse]
-        assert best_episode(episodes) is cheap
+    def test_best_is_by_reward_then_accuracy_then_cost_then_the_first(self) -> None:
+        accurate = replace(EPISODE, index=1, accuracy=0.99, cost=1.0, reward=-0.2)
+        cheap = replace(EPISODE, index=2, cost=5.0)
+        repeated = replace(cheap, index=3)
+        failed = replace(EPISODE, index=4, accuracy=None, reward=1.0)
+        worse = replace(EPISODE, index=5, accuracy=0.8, cost=1.0)
+        for order in permutations([EPISODE, accurate, cheap, repeated, failed, worse]):
+            assert best_episode(order) is cheap
+        rewarded = replace(worse, reward=-0.05)
+        assert best_episode([EPISODE, accurate, cheap, failed, rewarded]) is rewarded
         with pytest.raises(RuntimeError, match="no episode finished"):
             best_episode([failed])
 

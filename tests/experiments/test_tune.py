@@ -68,12 +68,21 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str, int]]:
 def test_anytime_accuracy_by_hand() -> None:
     """Best after 1, 2, 3, 4, 5 evaluations: 0.2, 0.2, 0.6, 0.6, 0.6; one failed, one repeated."""
     accuracies, n_evaluations = [0.2, math.nan, 0.6, 0.5, 0.5], [1, 2, 3, 4, 4]
-    assert anytime_accuracy(accuracies, n_evaluations, 5) == pytest.approx(2.2 / 5)
+    found = anytime_accuracy(accuracies, accuracies, n_evaluations, 5)
+    assert found == pytest.approx(2.2 / 5)
+
+
+def test_anytime_accuracy_is_that_of_the_best_episode_by_reward() -> None:
+    """Accuracy of the best after 1, 2, 3, 4: 0.9, 0.5, 0.6, 0.6; the third is a tie."""
+    found = anytime_accuracy([0.9, 0.5, 0.6, 0.8], [-3.0, 1.0, 1.0, 0.0], [1, 2, 3, 4], 4)
+    assert found == pytest.approx(2.6 / 4)
 
 
 def test_anytime_accuracy_begins_with_the_first_episode_and_forgets_what_is_beyond() -> None:
-    assert anytime_accuracy([0.8, 1.0], [2, 4], 3) == pytest.approx((0.0 + 0.8 + 0.8) / 3)
-    assert anytime_accuracy([math.nan], [1], 4) == 0.0
+    assert anytime_accuracy([0.8, 1.0], [0.8, 1.0], [2, 4], 3) == pytest.approx(
+        (0.0 + 0.8 + 0.8) / 3
+    )
+    assert anytime_accuracy([math.nan], [-1.0], [1], 4) == 0.0
 
 
 def test_best_set_is_chosen_after_it_was_played_again(
@@ -259,7 +268,8 @@ def test_real_searches_are_what_a_trial_gives_with_these_settings(tmp_path: Path
         )
         trial.run(repeated, quiet())
     episodes = pd.read_csv(tmp_path / "trial" / "episodes.csv")
-    again = anytime_accuracy(episodes["accuracy"], episodes["n_evaluations"], 3)
+    rewards, n_evaluations = episodes["reward"], episodes["n_evaluations"]
+    again = anytime_accuracy(episodes["accuracy"], rewards, n_evaluations, 3)
     assert tried.by_task[TINY[1]] == again
     stored = json.loads((tmp_path / "trial" / "config.json").read_text())
     assert json.loads(stored["settings"]) == tried.settings

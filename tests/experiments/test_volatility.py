@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from experiments import trials, volatility
-from experiments.volatility import Config, Search, measure_trials, run
+from experiments.volatility import OF_THE_BEST, Config, Search, measure_trials, run
 from experiments.volatility_figures import draw_curves, draw_measures, draw_overestimation
 from experiments.volatility_measures import cvar, dispersion_within, drawdown
 from experiments.volatility_report import (
@@ -97,6 +97,21 @@ def test_what_is_published_of_searches_is_gone_on_with(
     (published / "rewards.csv").unlink()
     with pytest.raises(ValueError, match=r"has no rewards of cells/pruning-ddpg-seed0"):
         measure_trials(published, dict.fromkeys(both["cell"], "any"))
+
+
+def test_nothing_is_told_of_another_network_than_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = ["cells/a", "cells/b"]
+    columns = {name: [0.5, 0.5] for name in (*OF_THE_BEST, "final_accuracy")}
+    rows = pd.DataFrame({"cell": cells, "agent": "ppo", "seed": [0, 1], **columns})
+    rows = rows.assign(actions="0.5 0.5", best_reward=[0.5 + 1e-12, 0.75])
+    monkeypatch.setattr(volatility, "read_trials", lambda _: rows)
+    monkeypatch.setattr(volatility, "_read_rewards", lambda *_: dict.fromkeys(cells, np.ones(30)))
+    table, _ = measure_trials(tmp_path, dict.fromkeys(cells, "any"))
+    assert table[list(OF_THE_BEST)].notna().all(axis=1).tolist() == [True, False]
+    assert table.loc[1, list(OF_THE_BEST)].isna().all()
+    assert table["final_accuracy"].tolist() == [0.5, 0.5]
 
 
 def test_unknown_searches_are_named() -> None:

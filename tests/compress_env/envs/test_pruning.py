@@ -277,7 +277,7 @@ class TestFailures:
             seeded(PlainNet), data(), finetune_steps=3, finetune_config=config, device="cpu"
         )
         observation, reward, terminated, truncated, info = act(env, [0.0])[0]
-        assert (reward, terminated, truncated) == (-1.0, True, False)
+        assert (reward, terminated, truncated) == (-3.0, True, False)
         assert info["error"].startswith("FloatingPointError")
         assert env.observation_space.contains(observation)
         fresh, _ = env.reset()

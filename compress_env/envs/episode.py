@@ -1,0 +1,100 @@
+"""The place in an episode: what goes back after an error, and what a copy goes on from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from gymnasium.utils import EzPickle
+
+from compress_env.envs.state import LayerDecision
+from compress_env.envs.transitions import StoredTransitions
+from compress_env.store import Prefix, Transition, TransitionStore
+
+__all__ = ["EpisodePlace"]
+
+_PLACE = (
+    "_t",
+    "_ended",
+    "_interval",
+    "_executed",
+    "_actions",
+    "_current",
+    "_history",
+    "_noise_seed",
+    "_lent",
+)
+_RANDOM = ("_np_random", "_np_random_seed", "action_space", "observation_space")
+
+
+class EpisodePlace(StoredTransitions, EzPickle):
+    """An episode that can be left and taken up again.
+
+    A copy, deep, shallow or pickled, is built from the arguments of the original, with the network
+    and the settings that this has, whatever has become of what the caller gave; images and a
+    `scorer` are the caller's own. It stands where the original stood in its episode, and goes on
+    in the same way.
+    """
+
+    _t: int
+    _ended: bool
+    _interval: tuple[float, float]
+    _actions: tuple[float, ...]
+    _current: Transition
+    _history: tuple[LayerDecision, ...]
+    _evaluated: set[tuple[int, Prefix]]
+    _own_store: TransitionStore | None
+
+    def _own_arguments(self) -> None:
+        """Make copies from what this environment has, not from what the caller may change."""
+        _, data = self._ezpickle_args
+        on_cpu = self.task.device.type == "cpu"
+        model = self.task.model if on_cpu else self.task.copy_model().cpu()
+        self._ezpickle_args = (model, data)
+        own = {"checkpoint": None, "finetune_config": self.task.config}
+        self._ezpickle_kwargs = {**self._ezpickle_kwargs, **own}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the arguments, and the place in the episode."""
+        is_under_way = self._t > 0 and not self._ended
+        return {
+            "_ezpickle_args": self._ezpickle_args,
+            "_ezpickle_kwargs": self._ezpickle_kwargs,
+            "place": self._place(),
+            "random": {name: copy.deepcopy(getattr(self, name)) for name in _RANDOM},
+            "network": copy.deepcopy(self._networks.last) if self._lent else None,
+            "evaluated": set(self._evaluated) if is_under_way else set(),
+            "is_closed": self.store is None,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Build the environment anew, from its arguments, and go to its place."""
+        # As it is, EzPickle would leave `_networks` with the methods of another instance.
+        type(self).__init__(self, *state["_ezpickle_args"], **state["_ezpickle_kwargs"])
+        vars(self).update(state["random"])
+        self._go_to(state["place"])
+        self._networks.last = state["network"]
+        self._evaluated = state["evaluated"]
+        if state["is_closed"]:
+            self.close()
+
+    def _place(self) -> dict[str, Any]:
+        """Return what tells one place in an episode from another; nothing of it ever changes."""
+        return {name: getattr(self, name) for name in _PLACE}
+
+    def _go_to(self, place: dict[str, Any]) -> None:
+        vars(self).update(place)
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Go back to where the block began, should it raise."""
+        place = self._place()
+        network = copy.deepcopy(self._networks.last) if self._lent else None
+        try:
+            yield
+        except BaseException:
+            self._go_to(place)
+            self._networks.last = network  # what is not lent can be computed again
+            raise
