@@ -96,7 +96,7 @@ def _inside(module: nn.Module) -> nn.Module | None:
     if isinstance(module, _PARALLEL):
         return module.module
     # `torch.compile`'s wrapper, whose class is only imported by who compiles.
-    return module._modules.get("_orig_mod")
+    return dict(module.named_children()).get("_orig_mod")
 
 
 def _wrapped_part(model: nn.Module) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,13 +18,19 @@ from compress_env.intake import check_finite, check_stored, unwrapped
 from compress_env.task import CompressionTask, FinetuneConfig
 from tests.fakes import BranchedNet, PlainNet, make_data, seeded
 
+
+def _compiled(model: nn.Module) -> nn.Module:
+    wrapped: Any = torch.compile(model)
+    return wrapped  # type: ignore[no-any-return]
+
+
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "compile": lambda m: torch.compile(m),  # type: ignore[dict-item]
+    "compile": _compiled,
     "parallel": nn.DataParallel,
     "averaged": torch.optim.swa_utils.AveragedModel,
-    "both": lambda m: torch.compile(nn.DataParallel(m)),  # type: ignore[dict-item]
-    "part": lambda m: nn.Sequential(torch.compile(m)),  # type: ignore[arg-type]
-    "deep part": lambda m: nn.Sequential(nn.Sequential(nn.DataParallel(torch.compile(m)))),  # type: ignore[arg-type]
+    "both": lambda m: _compiled(nn.DataParallel(m)),
+    "part": lambda m: nn.Sequential(_compiled(m)),
+    "deep part": lambda m: nn.Sequential(nn.Sequential(nn.DataParallel(_compiled(m)))),
 }
 
 
@@ -61,20 +68,22 @@ def test_wrapped_networks_are_taken_everywhere(wrapped: nn.Module, tmp_path: Pat
     assert all(torch.equal(a, b) for a, b in zip(wrapped.parameters(), expected, strict=True))
 
 
+_prune: Any = prune
+_utils: Any = nn.utils
 HOOKS: dict[str, tuple[Callable[[nn.Module], object], str]] = {
-    "mask": (lambda m: prune.l1_unstructured(m, "weight", 0.3), r"prune\.remove\(.*'weight'\)"),
-    "bias mask": (lambda m: prune.random_unstructured(m, "bias", 1), r"prune\.remove\(.*'bias'\)"),
-    "weight norm": (nn.utils.weight_norm, "remove_weight_norm"),  # type: ignore[dict-item]
-    "spectral norm": (nn.utils.spectral_norm, "remove_spectral_norm"),
+    "mask": (lambda m: _prune.l1_unstructured(m, "weight", 0.3), r"prune\.remove\(.*'weight'\)"),
+    "bias mask": (lambda m: _prune.random_unstructured(m, "bias", 1), r"prune\.remove\(.*'bias'\)"),
+    "weight norm": (_utils.weight_norm, "remove_weight_norm"),
+    "spectral norm": (_utils.spectral_norm, "remove_spectral_norm"),
 }
 
 
 @pytest.mark.parametrize("kind", HOOKS)
 def test_weights_that_a_hook_computes_are_refused(kind: str, tmp_path: Path) -> None:
     attach, remedy = HOOKS[kind]
-    model = seeded(PlainNet)
+    model: Any = seeded(PlainNet)
     with warnings.catch_warnings(action="ignore"):
-        attach(model.conv2)  # type: ignore[arg-type]
+        attach(model.conv2)
     uses: list[Callable[[], object]] = [
         lambda: check_stored(model),
         lambda: PruningEnv(model, make_data()),
@@ -91,18 +100,18 @@ def test_weights_that_a_hook_computes_are_refused(kind: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_parameter_that_is_not_finite_is_named(value: float) -> None:
-    model = seeded(PlainNet)
-    model.fc1.weight.data[1, 2] = value  # type: ignore[union-attr, operator, index]
+    model: Any = seeded(PlainNet)
+    model.fc1.weight.data[1, 2] = value
     for kind in (PruningEnv, QuantizationEnv):
         with pytest.raises(ValueError, match=r"^'fc1\.weight' of the network has NaN or infinite"):
             kind(model, make_data())
 
 
 def test_buffers_may_be_infinite_but_no_nan() -> None:
-    model = nn.Sequential(nn.Linear(2, 2))
+    model: Any = nn.Sequential(nn.Linear(2, 2))
     model[0].register_buffer("mask", torch.tensor([0.0, -torch.inf]))
     check_finite(model)
-    model[0].mask[0] = torch.nan  # type: ignore[index, operator]
+    model[0].mask[0] = torch.nan
     with pytest.raises(ValueError, match=r"'0\.mask'"):
         check_finite(model)
 

@@ -49,8 +49,8 @@ class Relabelled(TensorDataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         """Return an image and another label than that beside it."""
-        image, label = super().__getitem__(index)
-        return image, 1 - label
+        images, labels = self.tensors
+        return images[index], 1 - labels[index]
 
 
 class RelabelledSubset(Subset[Any]):

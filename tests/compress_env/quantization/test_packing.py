@@ -378,5 +378,5 @@ def test_a_network_that_left_its_architecture_is_saved_without_its_name(tmp_path
         save(tmp_path / "net.cenv", model)
     del model.architecture
     save(tmp_path / "net.cenv", model)
-    again = load(tmp_path / "net.cenv", _another_head())
+    again: Any = load(tmp_path / "net.cenv", _another_head())
     assert torch.equal(again.extra.weight, model.extra.weight)
