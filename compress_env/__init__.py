@@ -36,7 +36,6 @@ register(
 register(
     id="compress_env/Quantization-v0",
     entry_point="compress_env.envs.quantization:QuantizationEnv",
-    kwargs={"scales": "rounded"},
 )
 register(
     id="compress_env/PruneLeNet5Digits-v0",
@@ -46,7 +45,7 @@ register(
 register(
     id="compress_env/QuantizeLeNet5Digits-v0",
     entry_point="compress_env.envs.quantization:QuantizationEnv",
-    kwargs={"model": "lenet5", "data": "digits", "size_budget": 0.1, "scales": "rounded"},
+    kwargs={"model": "lenet5", "data": "digits", "size_budget": 0.1},
 )
 register(
     id="compress_env/PruneLeNet5MNIST-v0",
@@ -56,7 +55,7 @@ register(
 register(
     id="compress_env/QuantizeLeNet5MNIST-v0",
     entry_point="compress_env.envs.quantization:QuantizationEnv",
-    kwargs={"model": "lenet5", "data": "mnist", "size_budget": 0.1, "scales": "rounded"},
+    kwargs={"model": "lenet5", "data": "mnist", "size_budget": 0.1},
 )
 
 # The deep tasks: small images, few minibatches, and accuracy measured at an episode's end alone, so
@@ -70,7 +69,7 @@ _DEEP: dict[str, Any] = {
     "snapshot_bytes": 0,
 }
 _DEEP_PRUNING: dict[str, Any] = _DEEP | {"method": "magnitude", "finetune_steps": 4}
-_DEEP_QUANTIZATION: dict[str, Any] = _DEEP | {"finetune_steps": 1, "scales": "rounded"}
+_DEEP_QUANTIZATION: dict[str, Any] = _DEEP | {"finetune_steps": 1}
 
 register(
     id="compress_env/PruneVGG8Digits-v0",

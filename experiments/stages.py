@@ -183,7 +183,9 @@ class Job:
         """Make the environment of stage 2; its budget is the nearest that the network can meet."""
         bits = self.config.activation_bits
         if is_free:
-            return QuantizationEnv(model.cpu(), self._data, activation_bits=bits, **self._options())
+            return QuantizationEnv(
+                model.cpu(), self._data, activation_bits=bits, scales="best", **self._options()
+            )
         free = QuantizationEnv(
             model, self.task.data, device=self.task.device, activation_bits=bits
         ).unpruned
@@ -196,6 +198,7 @@ class Job:
             self._data,
             size_budget=size_budget,
             activation_bits=bits,
+            scales="best",
             **self._options(),
         )
 

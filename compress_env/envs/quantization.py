@@ -40,7 +40,7 @@ from compress_env.store import Executed, Prefix, Transition, flatten
 
 __all__ = ["QuantizationEnv"]
 
-SCALES = {"best": fit_scale, "rounded": rounded_scale}
+SCALES = {"rounded": rounded_scale, "best": fit_scale}
 """How the scales of a layer's channels are found, by name."""
 
 
@@ -110,7 +110,7 @@ class QuantizationEnv(LayerwiseCompressionEnv):
     | `size_budget` | None | highest size allowed, a fraction of the float32 safetensors file |
     | `min_bits` | 1 | fewest bits of any layer |
     | `activation_bits` | None | 8: inputs of decided layers are rounded to 256 levels |
-    | `scales` | `"best"` | `"rounded"`: the best clip's scale, rounded |
+    | `scales` | `"rounded"` | `"best"`: the best scales, not the best clips' scales rounded |
     | others | | see `LayerwiseCompressionEnv` |
 
     Without a budget the reward `err` is best served by 8 bits everywhere. With one, what counts is
@@ -119,7 +119,8 @@ class QuantizationEnv(LayerwiseCompressionEnv):
 
     ## Version history
 
-    v0: first version; every id of it has `scales="rounded"`.
+    v0: first version. `scales="rounded"` is what it does; `"best"` errs less in channels of few
+    weights, such as depthwise filters.
     """
 
     value_name = "bits"
@@ -133,7 +134,7 @@ class QuantizationEnv(LayerwiseCompressionEnv):
         size_budget: float | None = None,
         min_bits: int = 1,
         activation_bits: int | None = None,
-        scales: Literal["best", "rounded"] = "best",
+        scales: Literal["rounded", "best"] = "rounded",
         **options: Unpack[TaskOptions],
     ) -> None:
         """Load the task and check that the budget can be met.
@@ -145,7 +146,7 @@ class QuantizationEnv(LayerwiseCompressionEnv):
                 safetensors; in (0, 1].
             min_bits: Fewest bits of any layer, 1..8.
             activation_bits: Bits of the inputs of decided layers: 8, or None for float32.
-            scales: How the scale of a channel is found: `fit_scale` or `rounded_scale` of
+            scales: How the scale of a channel is found: `rounded_scale` or `fit_scale` of
                 `compress_env.quantization.scales`.
             options: See `LayerwiseCompressionEnv`.
 

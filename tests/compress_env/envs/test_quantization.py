@@ -19,8 +19,9 @@ from compress_env.envs.quantization import QuantizationEnv
 from compress_env.layers import compute_layers
 from compress_env.models import build_model
 from compress_env.quantization.activations import input_quantizer_of
-from compress_env.quantization.fake_quant import bake, bits_of
+from compress_env.quantization.fake_quant import bake, bits_of, quantizer_of
 from compress_env.quantization.packing import load, pack, save
+from compress_env.quantization.scales import fit_scale, rounded_scale
 from compress_env.task import FinetuneConfig
 from tests.fakes import BranchedNet, PlainNet, make_data, seeded
 
@@ -304,3 +305,28 @@ def test_an_input_given_by_keyword_cannot_be_quantized() -> None:
     env.reset()
     with pytest.raises(ValueError, match=r"'conv1' gets its input by keyword: call it as conv1"):
         env.step(np.ones(1, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("options", "fit"),
+    [({}, rounded_scale), ({"scales": "rounded"}, rounded_scale), ({"scales": "best"}, fit_scale)],
+    ids=["default", "rounded", "best"],
+)
+def test_scales_are_found_as_asked(options: dict[str, Any], fit: Any) -> None:
+    model = seeded(PlainNet)
+    env = QuantizationEnv(model, data(), **QUICK, **options)
+    act(env, [1.0, 1.0, 1.0, 1.0])
+    layers = compute_layers(model)
+    scales = {name: fit(layer.weight, 8) for name, layer in layers.items()}
+    for name, layer in compute_layers(env.live_model()).items():
+        quantizer = quantizer_of(layer)
+        assert quantizer is not None and torch.equal(quantizer.scale, scales[name])
+    others = [rounded_scale(layers[name].weight, 8) for name in scales]
+    differ = any(not torch.equal(a, b) for a, b in zip(scales.values(), others, strict=True))
+    assert differ == (fit is fit_scale)
+
+
+def test_unknown_scales_are_refused() -> None:
+    unknown: Any = "worst"
+    with pytest.raises(ValueError, match="scales must be one of rounded, best, got 'worst'"):
+        QuantizationEnv(seeded(PlainNet), data(), scales=unknown)
