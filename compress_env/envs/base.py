@@ -356,8 +356,9 @@ class LayerwiseCompressionEnv(CompressionStage):
 
     def _can_be(self, n_done: int, found: Transition) -> bool:
         """Return whether so many decisions can have led to what a store says."""
-        widest = {name: self._scales[name] for name in ("out_channels", "in_channels")}
-        bound = self._uncompressed._replace(**widest)
+        bound = self._uncompressed._replace(
+            out_channels=self._scales["out_channels"], in_channels=self._scales["in_channels"]
+        )
         return is_within(found, bound, self._is_scored(n_done))
 
     def _compute(self, executed: Prefix) -> tuple[Transition, bool]:
