@@ -186,7 +186,7 @@ def _hooks() -> Iterator[Any]:
     for name, registry in _REGISTRIES:
         if registry:
             yield [name, list(registry.values()), modules._global_is_full_backward_hook]
-    yield from torch.overrides._get_current_function_mode_stack()
+    yield from torch.overrides._get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     yield from _get_current_dispatch_mode_stack()
     saved = torch._C._autograd._top_saved_tensors_default_hooks(True)
     if saved is not None:

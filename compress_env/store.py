@@ -5,9 +5,9 @@ a file in WAL mode for the processes and runs of one machine. Rows are JSON with
 in a file is ever executed.
 
 Whom to trust with a file: whoever can write to it says what steps led to. A stranger's file can
-neither run code, nor hang a process, nor raise an error; of what it holds only what a network could
-have come to is believed (`Transition`). But that can be wrong all the same, such as an accuracy of
-0.97 that is 0.1: the checksum tells of damage, not of lies. Take files from those alone whose
+neither run code, nor hang a process, nor raise an error, and what it holds is only believed where
+a network could have come to it (`Transition`). Even so it can be wrong, such as an accuracy of 0.97
+that is really 0.1: the checksum tells of damage, not of lies. Take files from those alone whose
 results you would publish as your own.
 """
 

@@ -27,7 +27,7 @@ from rich.console import Console
 from torch import nn
 
 from compress_env.data import DataBundle, load_data
-from compress_env.envs.options import StoreOption
+from compress_env.envs.options import FinetuneAt, RewardAt, StoreOption
 from compress_env.envs.pruning import PruningEnv, PruningMethod
 from compress_env.models import build_model, load_baseline
 from compress_env.task import FinetuneConfig, select_device
@@ -37,16 +37,26 @@ from experiments.lasso_timing import conv_size, measure_peak_bytes, time_lasso
 from experiments.report import format_markdown
 from experiments.run_folder import RunFolder
 from experiments.stored import check_name
-from experiments.timing import Rows, time_actors, time_steps, time_stores
+from experiments.timing import (
+    Rows,
+    branching_episodes,
+    new_episodes,
+    time_actors,
+    time_episodes,
+    time_steps,
+    time_stores,
+)
 
 __all__ = ["Config", "main", "run"]
 
 LASSO_TIMES = ("reduction_ms", "path_ms", "gram_ms", "rows_ms")
 T = TypeVar("T")
-Part = Literal["step", "store", "actors", "lasso"]
+Part = Literal["step", "store", "episodes", "actors", "lasso"]
+EPISODES = {"all new": new_episodes, "with common beginnings": branching_episodes}
 TITLES = {
     "step": "A step, medians in milliseconds; ratio = step / bare loop",
     "store": "Searches with and without a store",
+    "episodes": "The same random episodes with and without a store; ratio = time / without",
     "actors": "QCriticPPO with worker processes, without a store",
     "lasso": "Selection of channels by the path and by bisection, medians in milliseconds",
 }
@@ -56,7 +66,7 @@ TITLES = {
 class Config:
     """Settings of the measurements."""
 
-    parts: tuple[Part, ...] = ("step", "store", "actors", "lasso")
+    parts: tuple[Part, ...] = ("step", "store", "episodes", "actors", "lasso")
     """What to measure."""
     model: str = "lenet5"
     """Named network."""
@@ -78,6 +88,8 @@ class Config:
     """Environment steps to time per method, at least 30 for a ratio worth quoting."""
     search_steps: int = 1600
     """Environment steps of each search in the part `store`."""
+    episodes: int = 30
+    """Episodes of each kind in the part `episodes`, the first of which is not counted."""
     actor_steps: int = 160
     """Environment steps of each search in the part `actors`."""
     algorithms: tuple[str, ...] = ("ppo", "q_critic_ppo")
@@ -90,6 +102,10 @@ class Config:
     """Rounds of the part `lasso`, each of both methods."""
     finetune_steps: int = 20
     """Minibatches of fine-tuning in each step."""
+    finetune_at: FinetuneAt = "layer"
+    """Fine-tune after every `layer`, or at the end of each `episode`."""
+    reward_at: RewardAt = "layer"
+    """Score after every `layer`, or at the end of each `episode`."""
     channels_last: bool = False
     """Keep networks and images in the channels-last memory format."""
     bf16: bool = False
@@ -114,6 +130,8 @@ class Config:
         for name in ("steps", "search_steps", "actor_steps", "lasso_repetitions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.episodes < 2:
+            raise ValueError(f"episodes must be at least 2, got {self.episodes}")
         if not self.methods or not self.parts:
             raise ValueError("expected at least one method and one part, got none")
         if self.store is not None and self.store.exists():
@@ -162,6 +180,8 @@ class Measurement:
             method=method,
             flops_budget=config.flops_budget,
             finetune_steps=config.finetune_steps,
+            finetune_at=config.finetune_at,
+            reward_at=config.reward_at,
             finetune_config=settings,
             seed=config.seed,
             store=store,
@@ -174,6 +194,8 @@ class Measurement:
             return self._each("step", config.methods, self._time_steps)
         if part == "store":
             return self._each("store", config.algorithms, self._time_stores)
+        if part == "episodes":
+            return self._each("episodes", list(EPISODES), self._time_episodes)
         if part == "lasso":
             return self._each("lasso", config.lasso_channels, self._time_lasso)
         return self._once("actors", self._time_actors)
@@ -208,6 +230,19 @@ class Measurement:
             "warm": self._env(method, path),
         }
         return time_stores(envs, algorithm, self.config.search_steps, self.config.seed)
+
+    def _time_episodes(self, kind: str) -> Rows:
+        method = self.config.methods[0]
+        path = self.folder.state_path / f"{kind}.sqlite"
+        path.unlink(missing_ok=True)  # of a measurement that was stopped
+        stores: dict[str, StoreOption] = {"none": None, "memory": "memory", "file": path}
+        envs = {name: self._env(method, store) for name, store in stores.items()}
+        rng = np.random.default_rng(self.config.seed)
+        episodes = EPISODES[kind](self.config.episodes, len(envs["none"].walk), rng)
+        rows = time_episodes(envs, episodes)
+        for env in envs.values():
+            env.close()
+        return [{"episodes": kind} | row for row in rows]
 
     def _time_actors(self) -> Rows:
         # One worker gets one core, as each of two does; and then both.
@@ -253,6 +288,20 @@ def _store_table(rows: Rows) -> str:
     return format_markdown(("agent, store", "steps/s", "times none", "hits %"), lines)
 
 
+def _episode_table(rows: Rows) -> str:
+    lines = [
+        (
+            f"{row['episodes']}, {row['store']}",
+            f"{1e3 * row['seconds'] / row['steps']:.1f}",
+            f"{row['ratio']:.2f}",
+            f"{row['median_ratio']:.2f}",
+            f"{100 * row['hit_rate']:.0f}",
+        )
+        for row in rows
+    ]
+    return format_markdown(("episodes, store", "ms a step", "ratio", "median", "hits %"), lines)
+
+
 def _actor_table(rows: Rows) -> str:
     lines = [
         (
@@ -290,6 +339,7 @@ def _lasso_table(rows: Rows) -> str:
 TABLES: dict[Part, Callable[[Rows], str]] = {
     "step": _step_table,
     "store": _store_table,
+    "episodes": _episode_table,
     "actors": _actor_table,
     "lasso": _lasso_table,
 }

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from torch import nn
@@ -21,7 +23,17 @@ from compress_env.workers import make_actors
 from experiments.agent_state import random_state, restore_random_state
 from experiments.algorithms import make_learner
 
-__all__ = ["PHASES", "Rows", "bare_loop", "time_actors", "time_steps", "time_stores"]
+__all__ = [
+    "PHASES",
+    "Rows",
+    "bare_loop",
+    "branching_episodes",
+    "new_episodes",
+    "time_actors",
+    "time_episodes",
+    "time_steps",
+    "time_stores",
+]
 
 PHASES = (
     "statistics",
@@ -34,6 +46,7 @@ PHASES = (
     "store",
 )
 Rows = list[dict[str, Any]]
+Actions: TypeAlias = NDArray[np.float32]
 
 
 def bare_loop(
@@ -163,6 +176,63 @@ def time_stores(
 
 def _returning(env: PruningEnv) -> Any:
     return lambda: env
+
+
+def new_episodes(n_episodes: int, n_layers: int, rng: np.random.Generator) -> Actions:
+    """Return random actions, (n_episodes, n_layers) float32: no two episodes begin alike."""
+    return rng.uniform(-1.0, 1.0, (n_episodes, n_layers)).astype(np.float32)
+
+
+def branching_episodes(n_episodes: int, n_layers: int, rng: np.random.Generator) -> Actions:
+    """Return actions, (n_episodes, n_layers) float32: each leaves an earlier episode somewhere."""
+    episodes = new_episodes(n_episodes, n_layers, rng)
+    for number in range(1, n_episodes):
+        n_shared = rng.integers(1, n_layers)
+        episodes[number, :n_shared] = episodes[rng.integers(number), :n_shared]
+    return episodes
+
+
+def time_episodes(envs: dict[str, PruningEnv], episodes: Actions) -> Rows:
+    """Time the same episodes with several stores, which take turns; one row per store.
+
+    The first episode warms up and is not counted. Which store goes first changes from episode to
+    episode.
+
+    Args:
+        envs: An environment for each kind of store, that without one called `none`.
+        episodes: (n_episodes, n_layers) actions.
+
+    Returns:
+        Steps, seconds, the ratio of these to those without a store (of all, and the median of
+        single episodes) and the share of steps that the store knew.
+    """
+    names, seconds = list(envs), {name: np.zeros(len(episodes)) for name in envs}
+    for number, actions in enumerate(episodes):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            seconds[name][number] = _time_episode(envs[name], actions)
+    seconds = {name: values[1:] for name, values in seconds.items()}
+    return [
+        {
+            "store": name,
+            "steps": values.size * episodes.shape[1],
+            "seconds": values.sum(),
+            "ratio": values.sum() / seconds["none"].sum(),
+            "median_ratio": float(np.median(values / seconds["none"])),
+            "hit_rate": envs[name].n_hits / max(1, envs[name].n_lookups),
+        }
+        for name, values in seconds.items()
+    ]
+
+
+def _time_episode(env: PruningEnv, actions: NDArray[np.float32]) -> float:
+    start = perf_counter()
+    env.reset()
+    for action in actions:
+        if env.step(action[None])[2]:
+            break
+    _synchronize(env.task.device)
+    return perf_counter() - start
 
 
 def time_actors(

@@ -341,7 +341,7 @@ class Doubled(Halved):
 def forward_of_its_own(model: nn.Module) -> None:
     conv = model.get_submodule("conv2")
     plain = conv.forward
-    conv.forward = lambda x: functional.dropout(plain(x), 0.9, conv.training)  # type: ignore[method-assign]
+    conv.forward = lambda x: functional.dropout(plain(x), 0.9, conv.training)
 
 
 def training_of_its_own(model: nn.Module) -> None:
@@ -354,7 +354,8 @@ def with_buffer(model: nn.Module, value: float) -> None:
 
 
 def hidden_from_state_dict(model: nn.Module, by: float) -> None:
-    model.register_state_dict_post_hook(lambda m, state, *_: state.pop("fc1.bias"))
+    register: Callable[..., Any] = model.register_state_dict_post_hook
+    register(lambda m, state, *_: state.pop("fc1.bias"))
     with torch.no_grad():
         # Without a mark on the logits: the next layer does not read these.
         model.get_parameter("fc2.weight").zero_()
@@ -406,7 +407,7 @@ VARIANTS: dict[str, Callable[[nn.Module], object]] = {
     "another buffer": lambda model: with_buffer(model, 2.0),
     "hidden": lambda model: hidden_from_state_dict(model, 0.0),
     "hidden, another value": lambda model: hidden_from_state_dict(model, 0.1),
-    "memory format": lambda model: model.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+    "memory format": lambda model: model.to(memory_format=torch.channels_last),
 }
 
 
@@ -470,9 +471,9 @@ def test_a_patched_class_of_a_library_makes_another_task(monkeypatch: pytest.Mon
 def test_hooks_that_refer_to_the_whole_network_are_described_in_no_time() -> None:
     model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(30)), nn.Flatten(), nn.Linear(64, 3))
     everything = list(model)
-    for module in everything:
-        module.neighbours = [x for x in everything if x is not module]  # type: ignore[assignment]
-        module.register_forward_hook(lambda m, given, out: out + len(everything))
+    for layer in everything:
+        layer.neighbours = [x for x in everything if x is not layer]  # type: ignore[assignment]
+        layer.register_forward_hook(lambda m, given, out: out + len(everything))
     start = perf_counter()
     assert len(digest(Code([list(model), [m._forward_hooks for m in model]]))) == 64
     assert perf_counter() - start < 2.0

@@ -52,12 +52,12 @@ class FunctionMode(TorchFunctionMode):
     pass
 
 
-class DispatchMode(TorchDispatchMode):
+class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     pass
 
 
 def set_matmul(value: str) -> None:
-    torch.backends.mkldnn.matmul.fp32_precision = value
+    torch.backends.mkldnn.matmul.fp32_precision = value  # type: ignore[attr-defined]
 
 
 CHANGES: dict[str, Callable[[], AbstractContextManager[Any]]] = {

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from experiments.run_folder import RunFolder
 from experiments.throughput import Config, run, summarize_steps
+from experiments.timing import branching_episodes, new_episodes
 
 
 def quiet() -> Console:
@@ -43,6 +44,42 @@ def test_store_spares_what_it_knows(tmp_path: Path) -> None:
         assert table["hit_rate"]["warm"] == 1
         assert table["hit_rate"]["cold"] < 1
         assert table["seconds"]["warm"] < table["seconds"]["none"]
+
+
+def test_episodes_are_timed_with_and_without_a_store(tmp_path: Path) -> None:
+    config = Config(
+        parts=("episodes",),
+        methods=("magnitude",),
+        dataset="digits",
+        random_weights=True,
+        episodes=4,
+        finetune_steps=1,
+        finetune_at="episode",
+        reward_at="episode",
+        out=tmp_path / "out",
+    )
+    rows = pd.DataFrame(run(config, quiet())["episodes"]).set_index(["episodes", "store"])
+    for kind in ("all new", "with common beginnings"):
+        table = rows.loc[kind]
+        assert table.index.tolist() == ["none", "memory", "file"]
+        assert (table["steps"] == 3 * 4).all()
+        assert table["ratio"]["none"] == table["median_ratio"]["none"] == 1.0
+        np.testing.assert_allclose(table["ratio"], table["seconds"] / table["seconds"]["none"])
+        assert table["hit_rate"]["none"] == 0
+        assert table["hit_rate"]["memory"] == table["hit_rate"]["file"]
+    hits = rows["hit_rate"].unstack()["memory"]
+    assert hits["with common beginnings"] > hits["all new"]
+    text = (tmp_path / "out" / "throughput.md").read_text()
+    assert "| episodes, store | ms a step | ratio | median | hits % |" in text
+
+
+def test_episodes_are_drawn_as_they_are_called() -> None:
+    new = new_episodes(20, 6, np.random.default_rng(0))
+    assert len(set(new[:, 0])) == 20
+    branching = branching_episodes(20, 6, np.random.default_rng(0))
+    assert branching.shape == new.shape
+    assert len(set(branching[:, 0])) == 1
+    assert len({tuple(episode) for episode in branching}) == 20
 
 
 @pytest.mark.timeout(240)
@@ -103,6 +140,8 @@ def test_selection_is_timed_without_network_and_images(tmp_path: Path) -> None:
 def test_no_steps_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="steps must be at least 1"):
         run(Config(steps=0, out=tmp_path / "out"), quiet())
+    with pytest.raises(ValueError, match="episodes must be at least 2"):
+        run(Config(episodes=1, out=tmp_path / "out"), quiet())
     with pytest.raises(ValueError, match="lasso_repetitions must be at least 1"):
         run(Config(parts=("lasso",), lasso_repetitions=0, out=tmp_path / "out"), quiet())
     assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,8 @@ import torch
 from compress_env import fingerprint
 from compress_env import store as store_module
 from compress_env.envs.base import LayerwiseCompressionEnv
-from compress_env.store import Transition, TransitionStore
+from compress_env.snapshots import Network
+from compress_env.store import Executed, Prefix, Transition, TransitionStore
 from compress_env.task import FinetuneConfig
 from tests.compress_env.envs.fakes import (
     EPISODES,
@@ -147,12 +148,13 @@ class TestOtherWaysOfComputing:
             env.reset()
             take(env, [0.5])
             with flushing():
-                done: list[int] = []
-                advance = env._networks._advance
-                env._networks._advance = lambda network, seed, t, executed: (  # type: ignore[method-assign]
-                    done.append(t),  # type: ignore[func-returns-value]
-                    advance(network, seed, t, executed),
-                )
+                done, advance = [], env._networks._advance
+
+                def counting(network: Network, seed: int, t: int, executed: Executed) -> None:
+                    done.append(t)
+                    advance(network, seed, t, executed)
+
+                env._networks._advance = counting
                 before = env.n_hits
                 take(env, [0.5])
                 assert (done, env.n_hits) == ([0, 1], before)
@@ -203,14 +205,12 @@ class TestRowsOfStrangers:
     ) -> None:
         path = tmp_path / "store"
         put = TransitionStore.put
+
+        def lie(store: TransitionStore, task: str, executed: Prefix, truth: Transition) -> None:
+            put(store, task, executed, truth._replace(**changes))
+
         with closing(make(store=path)) as env, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                TransitionStore, "put", lambda self, *key: put(self, *key[:2], lie(key[2]))
-            )
-
-            def lie(truth: Transition) -> Transition:
-                return truth._replace(**changes)
-
+            patch.setattr(TransitionStore, "put", lie)
             play(env, [0.5] * 4)
         TestFaults.check(make(store=path), caplog, "a row says what cannot be")
 
