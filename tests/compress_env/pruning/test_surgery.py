@@ -209,3 +209,25 @@ def test_walk_leaves_the_model_alone_and_can_be_pickled() -> None:
 def test_network_without_hidden_channels_is_refused() -> None:
     with pytest.raises(ValueError, match="no prunable layer"):
         find_walk(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), IMAGE)
+
+
+def test_a_deep_network_without_prunable_layers_is_refused_in_a_short_line() -> None:
+    layers: list[nn.Module] = [nn.Conv2d(1, 4, 3, padding=1)]
+    for _ in range(60):
+        layers += [nn.Softmax(1), nn.Conv2d(4, 4, 3, padding=1)]
+    model = nn.Sequential(*layers, nn.Softmax(1), nn.Flatten(), nn.Linear(256, 3))
+    with pytest.raises(
+        ValueError, match=r"no prunable layer \(2: .*'softmax'.*; and 58 more\)"
+    ) as e:
+        find_walk(model.eval(), IMAGE)
+    assert len(str(e.value)) < 600
+
+
+def test_a_long_message_of_a_network_that_breaks_is_cut_short() -> None:
+    class Talkative(PlainNet):
+        def forward(self, images: Tensor) -> Tensor:
+            if self.conv1.out_channels < 4:
+                raise RuntimeError("too narrow " * 1000)
+            return super().forward(images)
+
+    assert len(find_walk(seeded(Talkative), IMAGE).skipped["conv2"]) < 300

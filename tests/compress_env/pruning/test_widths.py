@@ -167,7 +167,8 @@ def _check_pruned_equals_zeroed(model: nn.Module, walk: Walk, n_draws: int = 40)
         pruned, zeroed = copy.deepcopy(model), copy.deepcopy(model)
         live, level = LiveChannels(pruned), int(rng.integers(1, 17))
         for group in groups:
-            n_keep = min(group.n_channels, int(rng.choice([level, rng.integers(1, 17)])))
+            own = int(rng.integers(1, 17))
+            n_keep = min(group.n_channels, level if rng.random() < 0.5 else own)
             gone = rng.permutation(group.n_channels)[n_keep:]
             live.remove(group, gone)
             zero_channels(zeroed, group, gone.tolist())
