@@ -19,9 +19,9 @@ from torch import nn
 
 from agents.arguments import SEED, checked, in_a_line
 from agents.baselines import actions_for, place_in_walk
+from compress_env.allocation import afie, allocate, allocate_in_rounds, sensitivity
 from compress_env.envs.base import LayerState
 from compress_env.envs.pruning import PruningEnv
-from compress_env.importance import afie, allocate, allocate_in_rounds, sensitivity
 from compress_env.pruning.cost import Unit
 
 __all__ = ["AFIE", "SBPF", "GivenRates"]
@@ -78,7 +78,7 @@ class GivenRates:
 class AFIE(GivenRates):
     """Rates by the entropy of each layer's weights (Lu et al., arXiv 2208.06660).
 
-    No image is looked at. See `compress_env.importance.afie` and `allocate`.
+    No image is looked at. See `compress_env.allocation.afie` and `allocate`.
 
     Args:
         env: a pruning environment; its unpruned network is scored.
@@ -118,7 +118,7 @@ class SBPF(GivenRates):
     Scores are those of the environment's task: validation accuracy, or what its scorer says. With
     several rounds the pruned and fine-tuned networks that later rounds measure come from episodes
     of ``env``, each from the unpruned network at the rates so far **(ours)**; reset it afterwards.
-    See `compress_env.importance.sensitivity` and `allocate_in_rounds`.
+    See `compress_env.allocation.sensitivity` and `allocate_in_rounds`.
 
     Args:
         env: a pruning environment.

@@ -4,14 +4,14 @@ from typing import Any
 
 from gymnasium import register
 
-from compress_env.data import DataBundle, load_data, make_data_bundle
+from compress_env.data.bundle import DataBundle, load_data, make_data_bundle
 from compress_env.envs import LayerState, PruningEnv, QuantizationEnv
+from compress_env.envs.workers import make_actors
 from compress_env.quantization.export import export_onnx
 from compress_env.quantization.fake_quant import bake
 from compress_env.quantization.packing import load, save
-from compress_env.rewards import RewardInput
-from compress_env.store import TransitionStore
-from compress_env.workers import make_actors
+from compress_env.store.store import TransitionStore
+from compress_env.task.rewards import RewardInput
 
 __all__ = [
     "DataBundle",

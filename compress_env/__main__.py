@@ -14,13 +14,13 @@ from typing import TextIO
 
 import torch
 
-from compress_env.checkpoints import state_bytes
 from compress_env.files import replacing
-from compress_env.layers import FLOAT_BYTES
+from compress_env.networks.checkpoints import state_bytes
 from compress_env.quantization.contents import Contents
 from compress_env.quantization.export import export_onnx
 from compress_env.quantization.fake_quant import dequantize
 from compress_env.quantization.packing import read_file, unpack
+from compress_env.task.layers import FLOAT_BYTES
 
 __all__ = ["main"]
 

@@ -2,7 +2,7 @@
 
 A task's network, data, budget, reward and fine-tuning are the keywords that its id is registered
 with (`compress_env/__init__.py`); its baseline is trained by the entry of
-`compress_env.models.RECIPES`. What they say is read from there, so that it is stated once.
+`compress_env.networks.models.RECIPES`. What they say is read from there, so that it is stated once.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 
 from compress_env.envs.options import config_of
-from compress_env.models import RECIPES
-from compress_env.task import FinetuneConfig
+from compress_env.networks.models import RECIPES
+from compress_env.task.task import FinetuneConfig
 
 __all__ = ["SUITE", "SuiteTask", "describe_suite"]
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from compress_env.data import DataBundle, ImageSource, make_data_bundle
-from experiments.pools import Outcome
-from experiments.sweep_folder import Task, work
+from compress_env.data.bundle import DataBundle, ImageSource, make_data_bundle
+from experiments.sweep.folder import Task, work
+from experiments.sweep.pools import Outcome
 
 DATA_ROOT = Path(os.environ.get("COMPRESS_ENV_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -20,29 +20,30 @@ import torch
 from torch import nn
 
 from compress_env.envs.base import LayerwiseCompressionEnv
-from compress_env.layers import compute_layers
-from compress_env.models import MODELS, build_model
-from compress_env.pruning.surgery import find_walk
+from compress_env.networks.models import MODELS, build_model
+from compress_env.pruning.graph.surgery import find_walk
 from compress_env.suite import SUITE, describe_suite
-from experiments import benchmark_table, volatility_report
-from experiments.benchmark_report import NOT_LEARNING, beats, format_leaderboard, verdicts
-from experiments.benchmark_table import (
+from compress_env.task.layers import compute_layers
+from experiments.benchmark import table as benchmark_table
+from experiments.benchmark.report import NOT_LEARNING, beats, format_leaderboard, verdicts
+from experiments.benchmark.table import (
     BEST_KNOWN,
     OPPONENTS,
     make_leaderboard,
     read_best_known,
     update_best_known,
 )
-from experiments.hyperparameters import HYPERPARAMETERS
-from experiments.intervals import format_mean
-from experiments.latency import OnnxNetwork
-from experiments.ppo_penalties import TABLES
-from experiments.ppo_penalties_report import Results, format_report
-from experiments.report import FILE_HEADINGS, HEADINGS, format_markdown, read_rows
-from experiments.tables import read_runs, summarize
-from experiments.trials import read_trials
-from experiments.volatility import SEARCHES, measure_trials
-from experiments.volatility_measures import paired_difference
+from experiments.common.intervals import format_mean
+from experiments.common.latency import OnnxNetwork
+from experiments.compress.report import FILE_HEADINGS, HEADINGS, format_markdown, read_rows
+from experiments.ppo_penalties.ppo_penalties import TABLES
+from experiments.ppo_penalties.report import Results, format_report
+from experiments.search.hyperparameters import HYPERPARAMETERS
+from experiments.tables.tables import read_runs, summarize
+from experiments.trial.trials import read_trials
+from experiments.volatility import report as volatility_report
+from experiments.volatility.measures import paired_difference
+from experiments.volatility.volatility import SEARCHES, measure_trials
 from tests.fakes import PlainNet, seeded
 
 ROOT = Path(__file__).parents[1]

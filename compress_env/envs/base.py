@@ -14,9 +14,8 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from compress_env.counting import total_macs
 from compress_env.counts import check_count
-from compress_env.data import DataBundle
+from compress_env.data.bundle import DataBundle
 from compress_env.envs.episode import EpisodePlace
 from compress_env.envs.options import (
     SNAPSHOT_BYTES,
@@ -42,13 +41,14 @@ from compress_env.envs.state import (
     scale_layer,
     scales_of,
 )
-from compress_env.layers import Layer, layer_table
-from compress_env.process import describe_process
-from compress_env.rewards import Reward, RewardInput, get_reward, lower_bound
 from compress_env.seeding import derive_generator
-from compress_env.snapshots import PrefixNetworks
-from compress_env.store import Prefix, TransitionStore
-from compress_env.task import CompressionTask, FinetuneConfig, Scorer
+from compress_env.store.process import describe_process
+from compress_env.store.snapshots import PrefixNetworks
+from compress_env.store.store import Prefix, TransitionStore
+from compress_env.task.counting import total_macs
+from compress_env.task.layers import Layer, layer_table
+from compress_env.task.rewards import Reward, RewardInput, get_reward, lower_bound
+from compress_env.task.task import CompressionTask, FinetuneConfig, Scorer
 
 __all__ = ["LayerState", "LayerwiseCompressionEnv", "RewardAt", "TaskOptions"]
 
@@ -64,8 +64,8 @@ class LayerwiseCompressionEnv(EpisodePlace):
     happened. A copy stands at the same place of the episode (`EpisodePlace`).
 
     Args:
-        model: A name in `compress_env.models.MODELS` or a trained module, which is copied.
-        data: A name in `compress_env.data.DATASETS` or a bundle (`make_data_bundle`).
+        model: A name in `compress_env.networks.models.MODELS` or a trained module, which is copied.
+        data: A name in `compress_env.data.bundle.DATASETS` or a bundle (`make_data_bundle`).
         checkpoint: Weights for `model` (safetensors, or a plain `state_dict`).
         data_root: Where a named data set lies.
         download: Whether a missing data set may be downloaded.
@@ -78,7 +78,7 @@ class LayerwiseCompressionEnv(EpisodePlace):
             one only.
         finetune_config: Batch size, learning rate and the like, as a `FinetuneConfig` or a dict of
             some of its fields.
-        reward: A name in `compress_env.rewards.REWARDS` or a callable of a `RewardInput`.
+        reward: A name in `compress_env.task.rewards.REWARDS` or a callable of a `RewardInput`.
         reward_at: `"layer"` scores after every layer; `"episode"` after the last one only, and
             earlier rewards are 0.
         seed: The task's seed: minibatch order and sampled positions. Independent of

@@ -11,7 +11,7 @@ from gymnasium.utils import EzPickle
 
 from compress_env.envs.state import LayerDecision
 from compress_env.envs.transitions import StoredTransitions
-from compress_env.store import Prefix, Transition, TransitionStore
+from compress_env.store.store import Prefix, Transition, TransitionStore
 
 __all__ = ["EpisodePlace"]
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar
 
 import torch
 
-from compress_env.rewards import Reward
-from compress_env.store import TransitionStore
-from compress_env.task import FinetuneConfig, Scorer
+from compress_env.store.store import TransitionStore
+from compress_env.task.rewards import Reward
+from compress_env.task.task import FinetuneConfig, Scorer
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -13,23 +13,27 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compress_env.counts import check_count
-from compress_env.data import DataBundle
+from compress_env.data.bundle import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.options import config_of
-from compress_env.layers import Layer, format_minimum, layer_at
-from compress_env.pruning.calibration import Calibration
+from compress_env.pruning.channels.calibration import Calibration
+from compress_env.pruning.channels.reconstruction import reconstruct
+from compress_env.pruning.channels.selection import (
+    select_at_random,
+    select_by_lasso,
+    select_by_magnitude,
+)
+from compress_env.pruning.channels.statistics import LayerStatistics
 from compress_env.pruning.cost import Unit
 from compress_env.pruning.elements import VariationalConfig, prune_elements
+from compress_env.pruning.graph.surgery import ChannelGroup, LiveChannels, find_walk
 from compress_env.pruning.plan import PruningPlan
-from compress_env.pruning.reconstruction import reconstruct
-from compress_env.pruning.selection import select_at_random, select_by_lasso, select_by_magnitude
 from compress_env.pruning.sizes import check_costs, sized_model, warn_of_little
-from compress_env.pruning.statistics import LayerStatistics
-from compress_env.pruning.surgery import ChannelGroup, LiveChannels, find_walk
 from compress_env.quantization.activations import has_quantizers
 from compress_env.seeding import derive_generator
-from compress_env.snapshots import Network
-from compress_env.store import Executed, Prefix, Transition
+from compress_env.store.snapshots import Network
+from compress_env.store.store import Executed, Prefix, Transition
+from compress_env.task.layers import Layer, format_minimum, layer_at
 
 __all__ = ["MacsKind", "PruningEnv", "PruningMethod"]
 
@@ -92,8 +96,8 @@ class PruningEnv(LayerwiseCompressionEnv):
 
     ## Reward
 
-    `reward` of (accuracy, cost), see `compress_env.rewards`. The cost F is multiply-accumulates
-    per image: dense ones where only channels go, and where elements go those by non-zero weights,
+    `reward` of (accuracy, cost), see `compress_env.task.rewards`. F is multiply-accumulates per
+    image: dense ones where only channels go, and where elements go those by non-zero weights,
     unless `macs` says otherwise. Zeros do not make a dense kernel faster. Every term is
     in `info["reward_terms"]`.
 
@@ -147,8 +151,8 @@ class PruningEnv(LayerwiseCompressionEnv):
         """Load the task, find the walk and check that the budget can be met.
 
         Args:
-            model: A name in `compress_env.models.MODELS` or a trained module.
-            data: A name in `compress_env.data.DATASETS` or a bundle.
+            model: A name in `compress_env.networks.models.MODELS` or a trained module.
+            data: A name in `compress_env.data.bundle.DATASETS` or a bundle.
             method: What is removed, and how it is selected.
             flops_budget: Highest MACs, as a fraction of the unpruned ones; in (0, 1].
             filters_budget: Most filters that stay, as a fraction of those of all layers whose

@@ -12,12 +12,11 @@ import torch
 from gymnasium.utils import EzPickle
 from torch import Tensor, nn
 
-from compress_env.checkpoints import checkpoint_bytes
 from compress_env.counts import check_count
-from compress_env.data import DataBundle
+from compress_env.data.bundle import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.state import replace_weight
-from compress_env.layers import compute_layers, format_minimum, largest_bits_within, layer_at
+from compress_env.networks.checkpoints import checkpoint_bytes
 from compress_env.quantization.activations import (
     ACTIVATION_BITS,
     attach_input,
@@ -35,8 +34,9 @@ from compress_env.quantization.fake_quant import (
 from compress_env.quantization.packing import pack
 from compress_env.quantization.scales import fit_scale, rounded_scale
 from compress_env.quantization.skipped import find_skipped
-from compress_env.snapshots import Network
-from compress_env.store import Executed, Prefix, Transition, flatten
+from compress_env.store.snapshots import Network
+from compress_env.store.store import Executed, Prefix, Transition, flatten
+from compress_env.task.layers import compute_layers, format_minimum, largest_bits_within, layer_at
 
 __all__ = ["QuantizationEnv"]
 
@@ -88,7 +88,7 @@ class QuantizationEnv(LayerwiseCompressionEnv):
 
     ## Reward
 
-    `reward` of (accuracy, cost), see `compress_env.rewards`. Here the cost F is the size in bytes
+    `reward` of (accuracy, cost), see `compress_env.task.rewards`. Here F is the size in bytes
     of the packed file that `compress_env.save` writes of the live network, which is also
     `info["size_bytes"]`; steps that are not scored pack nothing, and give neither. F_high is the
     size of the float32 network as safetensors, and F_low the most that `min_bits` everywhere can
@@ -140,8 +140,8 @@ class QuantizationEnv(LayerwiseCompressionEnv):
         """Load the task and check that the budget can be met.
 
         Args:
-            model: A name in `compress_env.models.MODELS` or a trained module.
-            data: A name in `compress_env.data.DATASETS` or a bundle.
+            model: A name in `compress_env.networks.models.MODELS` or a trained module.
+            data: A name in `compress_env.data.bundle.DATASETS` or a bundle.
             size_budget: Highest size in bytes, as a fraction of that of the float32 network as
                 safetensors; in (0, 1].
             min_bits: Fewest bits of any layer, 1..8.

@@ -9,8 +9,8 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from compress_env.snapshots import Network
-from compress_env.store import Executed, Prefix, Transition
+from compress_env.store.snapshots import Network
+from compress_env.store.store import Executed, Prefix, Transition
 
 __all__ = ["Action", "CompressionStage", "Observation"]
 

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from compress_env.layers import (
+from compress_env.store.store import Transition
+from compress_env.task.layers import (
     Layer,
     compute_layers,
     describe_layer,
     nonzero_params,
 )
-from compress_env.rewards import RewardInput
-from compress_env.store import Transition
+from compress_env.task.rewards import RewardInput
 
 __all__ = [
     "COSTS",

@@ -11,13 +11,13 @@ from torch import nn
 from compress_env.envs.options import FinetuneAt, RewardAt
 from compress_env.envs.stage import CompressionStage
 from compress_env.envs.state import describe_failure, describe_network, is_within, timed
-from compress_env.fingerprint import describe_task, name_in_process
-from compress_env.layers import Layer
-from compress_env.process import Process, describe_process
 from compress_env.seeding import derive_generator
-from compress_env.snapshots import Network, PrefixNetworks
-from compress_env.store import Executed, Prefix, Transition, TransitionStore
-from compress_env.task import CompressionTask
+from compress_env.store.fingerprint import describe_task, name_in_process
+from compress_env.store.process import Process, describe_process
+from compress_env.store.snapshots import Network, PrefixNetworks
+from compress_env.store.store import Executed, Prefix, Transition, TransitionStore
+from compress_env.task.layers import Layer
+from compress_env.task.task import CompressionTask
 
 __all__ = ["StoredTransitions"]
 

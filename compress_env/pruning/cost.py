@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from compress_env.layers import Layer, dense_params
-from compress_env.pruning.groups import ChannelGroup, Side
+from compress_env.pruning.graph.groups import ChannelGroup, Side
+from compress_env.task.layers import Layer, dense_params
 
 __all__ = ["PruningCost", "Unit"]
 

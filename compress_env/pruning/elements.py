@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from compress_env.counts import check_count
-from compress_env.layers import compute_layers
 from compress_env.pruning.variational import InformationDropout, remove_elements, saliency
-from compress_env.task import CompressionTask
+from compress_env.task.layers import compute_layers
+from compress_env.task.task import CompressionTask
 
 __all__ = [
     "VariationalConfig",

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import nn
 
-from compress_env.layers import Layer, round_channels, smallest_rate_within
 from compress_env.pruning.cost import PruningCost, Unit
-from compress_env.pruning.surgery import Decision
-from compress_env.store import Prefix
+from compress_env.pruning.graph.surgery import Decision
+from compress_env.store.store import Prefix
+from compress_env.task.layers import Layer, round_channels, smallest_rate_within
 
 __all__ = ["PruningPlan"]
 

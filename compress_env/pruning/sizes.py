@@ -8,10 +8,10 @@ import logging
 import numpy as np
 from torch import Tensor, nn
 
-from compress_env.counting import macs_by_module
+from compress_env.pruning.graph.surgery import LiveChannels
 from compress_env.pruning.plan import PruningPlan
-from compress_env.pruning.surgery import LiveChannels
-from compress_env.store import Prefix
+from compress_env.store.store import Prefix
+from compress_env.task.counting import macs_by_module
 
 __all__ = ["check_costs", "sized_model", "warn_of_little"]
 

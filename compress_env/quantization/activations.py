@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from compress_env.layers import compute_layers
 from compress_env.quantization.fake_quant import is_quantized
+from compress_env.task.layers import compute_layers
 
 __all__ = [
     "ACTIVATION_BITS",

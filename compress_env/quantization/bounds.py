@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from torch import nn
 
-from compress_env.layers import FLOAT_BYTES, compute_layers
 from compress_env.quantization.activations import Range, attach_input
 from compress_env.quantization.coding import encode_symbols, most_bytes
 from compress_env.quantization.fake_quant import MAX_BITS, attach
 from compress_env.quantization.format import header_bytes, read
 from compress_env.quantization.packing import pack
+from compress_env.task.layers import FLOAT_BYTES, compute_layers
 
 __all__ = ["SizeBounds", "size_bounds"]
 

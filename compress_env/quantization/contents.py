@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from compress_env.models import Architecture
+from compress_env.networks.models import Architecture
 from compress_env.quantization.coding import EncodedIntegers
 
 __all__ = ["Contents", "InputLevels", "PackedWeight", "QuantizedWeight"]

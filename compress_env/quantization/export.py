@@ -18,8 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.utils import parametrize
 
 from compress_env.files import replacing
-from compress_env.intake import check_stored, unwrapped
-from compress_env.layers import check_network
+from compress_env.networks.intake import check_stored, unwrapped
 from compress_env.quantization.activations import ACTIVATION_BITS, InputQuantizer
 from compress_env.quantization.fake_quant import (
     bake,
@@ -28,6 +27,7 @@ from compress_env.quantization.fake_quant import (
     quantizer_of,
 )
 from compress_env.quantization.folding import fold_batch_norm
+from compress_env.task.layers import check_network
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 
-from compress_env.layers import compute_layers
 from compress_env.quantization.activations import detach_input
 from compress_env.quantization.fake_quant import (
     bake,
@@ -26,6 +25,7 @@ from compress_env.quantization.fake_quant import (
     quantize_to_integers,
     quantizer_of,
 )
+from compress_env.task.layers import compute_layers
 
 __all__ = ["fold_batch_norm"]
 

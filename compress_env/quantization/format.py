@@ -27,8 +27,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from compress_env.layers import FLOAT_BYTES
-from compress_env.models import Architecture
+from compress_env.networks.models import Architecture
 from compress_env.quantization.coding import (
     CODES,
     INDEXES,
@@ -54,6 +53,7 @@ from compress_env.quantization.values import (
     encode_others,
     itemsize,
 )
+from compress_env.task.layers import FLOAT_BYTES
 
 __all__ = [
     "FORMAT_VERSION",

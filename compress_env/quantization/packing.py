@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from compress_env.files import replacing
-from compress_env.intake import check_stored, unwrapped
-from compress_env.layers import compute_layers
-from compress_env.models import Architecture, build_model
+from compress_env.networks.intake import check_stored, unwrapped
+from compress_env.networks.models import Architecture, build_model
+from compress_env.networks.state_dicts import shared_names
+from compress_env.networks.torch_files import open_regular
 from compress_env.quantization.activations import (
     Range,
     attach_input,
@@ -37,8 +38,7 @@ from compress_env.quantization.fake_quant import (
 )
 from compress_env.quantization.format import read, read_bytes, write
 from compress_env.quantization.shrinking import load_into
-from compress_env.state_dicts import shared_names
-from compress_env.torch_files import open_regular
+from compress_env.task.layers import compute_layers
 
 __all__ = ["load", "pack", "read_file", "save", "unpack"]
 

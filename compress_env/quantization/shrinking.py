@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from compress_env.state_dicts import Weights, load_weights
+from compress_env.networks.state_dicts import Weights, load_weights
 
 __all__ = ["load_into"]
 

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compress_env.layers import FLOAT_BYTES
 from compress_env.quantization.coding import Stream, decode_symbols, encode_symbols
+from compress_env.task.layers import FLOAT_BYTES
 
 __all__ = [
     "INTEGERS",

@@ -15,7 +15,7 @@ from agents.greedy import choose_levels
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
-from compress_env.layers import compute_layers
+from compress_env.task.layers import compute_layers
 from tests.agents.fakes import TargetEnv
 from tests.fakes import BranchedNet, PlainNet, make_data, seeded
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from agents import AFIE, SBPF
 from agents.importance import GivenRates
+from compress_env.allocation import afie, allocate, sensitivity
 from compress_env.envs.pruning import PruningEnv
-from compress_env.importance import afie, allocate, sensitivity
 from tests.fakes import BranchedNet, PlainNet, make_data, seeded
 
 

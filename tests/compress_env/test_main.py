@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from compress_env.__main__ import main
-from compress_env.layers import compute_layers
-from compress_env.models import Architecture, build_model, load_checkpoint
+from compress_env.networks.models import Architecture, build_model, load_checkpoint
 from compress_env.quantization.fake_quant import attach
 from compress_env.quantization.packing import pack, save
-from experiments.latency import OnnxNetwork
+from compress_env.task.layers import compute_layers
+from experiments.common.latency import OnnxNetwork
 
 
 def test_one_line_for_each_layer_and_the_total(

@@ -14,12 +14,12 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from torch import nn
 
-from compress_env.data import DataBundle, load_data
+from compress_env.data.bundle import DataBundle, load_data
 from compress_env.envs.base import LayerwiseCompressionEnv
-from compress_env.layers import layer_table
-from compress_env.models import RECIPES, build_model
-from compress_env.pruning.surgery import find_walk
+from compress_env.networks.models import RECIPES, build_model
+from compress_env.pruning.graph.surgery import find_walk
 from compress_env.suite import SUITE, describe_suite
+from compress_env.task.layers import layer_table
 from tests.fakes import seeded
 
 NAMED = sorted(i for i in gym.registry if i.startswith("compress_env/") and gym.spec(i).kwargs)

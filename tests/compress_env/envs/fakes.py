@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compress_env.data import DataBundle
+from compress_env.data.bundle import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
-from compress_env.task import FinetuneConfig
+from compress_env.task.task import FinetuneConfig
 from tests.fakes import BranchedNet, PlainNet, make_data, seeded
 
 CONFIG = FinetuneConfig(batch_size=16, batch_norm_batches=2)

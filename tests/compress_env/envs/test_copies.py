@@ -18,7 +18,7 @@ from torch import nn
 
 import compress_env
 from compress_env.envs.base import LayerwiseCompressionEnv
-from compress_env.models import build_model, save_checkpoint
+from compress_env.networks.models import build_model, save_checkpoint
 from tests.compress_env.envs.fakes import (
     CONFIG,
     KINDS,

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compress_env.envs.pruning import PruningEnv
-from compress_env.layers import compute_layers
 from compress_env.pruning.elements import VariationalConfig
+from compress_env.task.layers import compute_layers
 from tests.fakes import BranchedNet, PlainNet, make_data, seeded
 
 QUICK: dict[str, Any] = {

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.options import config_of
-from compress_env.layers import sparse_macs, sparse_params
 from compress_env.quantization.packing import pack
 from compress_env.seeding import derive_generator
-from compress_env.task import FinetuneConfig
+from compress_env.task.layers import sparse_macs, sparse_params
+from compress_env.task.task import FinetuneConfig
 from tests.compress_env.envs.fakes import make
 
 State = dict[str, Tensor]

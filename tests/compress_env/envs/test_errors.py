@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compress_env.envs.base import LayerwiseCompressionEnv
-from compress_env.rewards import REWARDS, RewardInput
-from compress_env.task import CompressionTask
+from compress_env.task.rewards import REWARDS, RewardInput
+from compress_env.task.task import CompressionTask
 from tests.compress_env.envs.fakes import Sensitive, as_text, make, take
 
 ACTIONS = [0.5, -0.3, 0.1, 0.9, -1.0, 0.2, 0.4, 0.6]

@@ -15,10 +15,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from compress_env.data import make_data_bundle
+from compress_env.data.bundle import make_data_bundle
 from compress_env.envs.pruning import PruningEnv
-from compress_env.layers import compute_layers, dense_macs
-from compress_env.task import FinetuneConfig
+from compress_env.task.layers import compute_layers, dense_macs
+from compress_env.task.task import FinetuneConfig
 from tests.fakes import BranchedNet, PlainNet, ShapedNet, make_data, seeded
 
 QUICK: dict[str, Any] = {"finetune_steps": 0, "device": "cpu"}

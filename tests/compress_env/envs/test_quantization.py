@@ -13,16 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from compress_env.checkpoints import save_checkpoint
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
-from compress_env.layers import compute_layers
-from compress_env.models import build_model
+from compress_env.networks.checkpoints import save_checkpoint
+from compress_env.networks.models import build_model
 from compress_env.quantization.activations import input_quantizer_of
 from compress_env.quantization.fake_quant import bake, bits_of, quantizer_of
 from compress_env.quantization.packing import load, pack, save
 from compress_env.quantization.scales import fit_scale, rounded_scale
-from compress_env.task import FinetuneConfig
+from compress_env.task.layers import compute_layers
+from compress_env.task.task import FinetuneConfig
 from tests.fakes import BranchedNet, PlainNet, make_data, seeded
 
 QUICK: dict[str, Any] = {"finetune_steps": 0, "device": "cpu"}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compress_env.envs.base import LayerwiseCompressionEnv
-from compress_env.task import FinetuneConfig
+from compress_env.task.task import FinetuneConfig
 from tests.compress_env.envs.fakes import (
     EPISODES,
     KINDS,

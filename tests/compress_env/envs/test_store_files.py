@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from compress_env import fingerprint
-from compress_env import store as store_module
 from compress_env.envs.base import LayerwiseCompressionEnv
-from compress_env.snapshots import Network
-from compress_env.store import Executed, Prefix, Transition, TransitionStore
-from compress_env.task import FinetuneConfig
+from compress_env.store import fingerprint
+from compress_env.store import store as store_module
+from compress_env.store.snapshots import Network
+from compress_env.store.store import Executed, Prefix, Transition, TransitionStore
+from compress_env.task.task import FinetuneConfig
 from tests.compress_env.envs.fakes import (
     EPISODES,
     Named,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from compress_env.models import MODELS, build_model
+from compress_env.networks.models import MODELS, build_model
 from compress_env.networks.resnet import BasicBlock, resnet
-from compress_env.pruning.surgery import LiveChannels, find_walk, zero_channels
+from compress_env.pruning.graph.surgery import LiveChannels, find_walk, zero_channels
 
 PARAMETERS = {  # for three channels and ten classes
     "lenet5": 61_706 + 2 * 150,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress_env.models import build_model
+from compress_env.networks.models import build_model
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "googlenet", "squeezenet1_1"])
@@ -87,7 +87,7 @@ def test_timm_itself_builds_a_network() -> None:
 
 def test_neither_package_is_imported_before_it_is_asked_for() -> None:
     script = (
-        "import sys, compress_env.models as models\n"
+        "import sys, compress_env.networks.models as models\n"
         "models.build_model('vgg8', 10, (1, 16, 16))\n"
         "print({'torchvision', 'timm'} & set(sys.modules))\n"
     )

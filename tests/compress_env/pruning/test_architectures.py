@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress_env import PruningEnv
-from compress_env.finetune import reestimate_batch_norm
-from compress_env.models import build_model
-from compress_env.pruning.surgery import ChannelGroup, LiveChannels, zero_channels
-from compress_env.task import FinetuneConfig
+from compress_env.networks.models import build_model
+from compress_env.pruning.graph.surgery import ChannelGroup, LiveChannels, zero_channels
+from compress_env.task.finetune import reestimate_batch_norm
+from compress_env.task.task import FinetuneConfig
 from tests.fakes import make_data
 
 QUICK = FinetuneConfig(batch_size=2, batch_norm_batches=1)

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compress_env.layers import compute_layers
 from compress_env.pruning.elements import (
     VariationalConfig,
     measure_information,
@@ -29,7 +28,8 @@ from compress_env.pruning.variational import (
     remove_elements,
     saliency,
 )
-from compress_env.task import CompressionTask
+from compress_env.task.layers import compute_layers
+from compress_env.task.task import CompressionTask
 from tests.fakes import BranchedNet, PlainNet, make_data, seeded
 
 

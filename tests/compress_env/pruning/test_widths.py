@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress_env.pruning.surgery import LiveChannels, Walk, find_walk, zero_channels
+from compress_env.pruning.graph.surgery import LiveChannels, Walk, find_walk, zero_channels
 from tests.fakes import seeded
 
 IMAGE = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress_env.layers import compute_layers
 from compress_env.quantization.activations import Range, attach_input
 from compress_env.quantization.bounds import size_bounds
 from compress_env.quantization.fake_quant import attach
 from compress_env.quantization.packing import pack
+from compress_env.task.layers import compute_layers
 from tests.compress_env.quantization.fakes import DepthwiseNet
 from tests.fakes import BranchedNet, seeded
 

@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 import compress_env
-from compress_env.data import DataBundle, load_data
-from compress_env.layers import compute_layers
-from compress_env.models import build_model
-from compress_env.pruning.surgery import LiveChannels, find_walk
+from compress_env.data.bundle import DataBundle, load_data
+from compress_env.networks.models import build_model
+from compress_env.pruning.graph.surgery import LiveChannels, find_walk
 from compress_env.quantization import export
 from compress_env.quantization.activations import attach_input, measure_input_range
 from compress_env.quantization.export import export_onnx, export_program
 from compress_env.quantization.fake_quant import attach, quantize_to_integers, quantizer_of
 from compress_env.quantization.folding import fold_batch_norm
-from experiments import latency
-from experiments.latency import OnnxNetwork
+from compress_env.task.layers import compute_layers
+from experiments.common import latency
+from experiments.common.latency import OnnxNetwork
 from tests.fakes import BranchedNet, PlainNet, read_all, seeded
 
 KERNELS = pytest.mark.parametrize("integer_kernels", [False, True], ids=["float", "integer"])

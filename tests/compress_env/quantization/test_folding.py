@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress_env.layers import compute_layers
-from compress_env.models import build_model
+from compress_env.networks.models import build_model
 from compress_env.quantization.activations import Range, attach_input, input_quantizer_of
 from compress_env.quantization.fake_quant import (
     attach,
@@ -19,6 +18,7 @@ from compress_env.quantization.fake_quant import (
     quantizer_of,
 )
 from compress_env.quantization.folding import fold_batch_norm
+from compress_env.task.layers import compute_layers
 from tests.fakes import BranchedNet, seeded
 
 

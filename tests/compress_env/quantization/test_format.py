@@ -21,12 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from compress_env.layers import compute_layers
-from compress_env.models import build_model
+from compress_env.networks.models import build_model
 from compress_env.quantization.activations import Range, attach_input
 from compress_env.quantization.fake_quant import attach
 from compress_env.quantization.format import header_bytes, read
 from compress_env.quantization.packing import pack, unpack
+from compress_env.task.layers import compute_layers
 
 MISTAKE = "damaged or not a packed network|cannot build|the stored network|expected a"
 

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import compress_env
-from compress_env.layers import compute_layers
-from compress_env.models import Architecture, build_model
+from compress_env.networks.models import Architecture, build_model
 from compress_env.quantization.activations import Range, attach_input, input_quantizer_of
 from compress_env.quantization.fake_quant import attach, bake, bits_of, float_weight, quantizer_of
 from compress_env.quantization.format import read
 from compress_env.quantization.packing import load, pack, save, unpack
+from compress_env.task.layers import compute_layers
 from tests.compress_env.quantization.fakes import DepthwiseNet, quantized_net
 from tests.fakes import make_data, seeded
 

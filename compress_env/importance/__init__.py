@@ -1,7 +1,0 @@
-"""Importance of layers without reinforcement learning, and the pruning rates that follow."""
-
-from compress_env.importance.afie import afie
-from compress_env.importance.allocation import allocate, allocate_in_rounds, decision_scores
-from compress_env.importance.sensitivity import sensitivity
-
-__all__ = ["afie", "allocate", "allocate_in_rounds", "decision_scores", "sensitivity"]

@@ -1,0 +1,1 @@
+"""Which channels stay? Statistics of a layer, selection and reconstruction."""

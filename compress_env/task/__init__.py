@@ -1,0 +1,1 @@
+"""What is compressed, and how is the result judged? The task, fine-tuning, costs and rewards."""

@@ -1,0 +1,228 @@
+"""The hot loops: fine-tuning, batch-norm re-estimation and evaluation.
+
+None of them waits for the device inside the loop.
+
+Options that they share: `bf16` runs the forward pass under autocast in bfloat16 (weights stay
+float32, logits are float32 again); `channels_last` lays the images out channels last, which many
+kernels compute faster. The network's own layout is that of `use_channels_last`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from compress_env.task.layers import compute_layers
+
+__all__ = [
+    "channels_last_of",
+    "compute_logits",
+    "evaluate",
+    "finetune",
+    "reestimate_batch_norm",
+    "use_channels_last",
+]
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+def use_channels_last(model: nn.Module) -> None:
+    """Lay out all 4-d parameters of `model` channels last, in place; values and objects stay."""
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = channels_last_of(parameter.data)
+
+
+def channels_last_of(tensor: Tensor) -> Tensor:
+    """Return a (n, C, H, W) tensor in memory as (n, H, W, C), with the strides that say so.
+
+    With one channel or pixel both layouts are the same bytes and PyTorch keeps the strides that it
+    finds, but chooses kernels by them: without this, results would depend on where a tensor has
+    been before.
+    """
+    _, channels, height, width = tensor.shape
+    strides = (channels * height * width, 1, width * channels, channels)
+    return tensor.contiguous(memory_format=torch.channels_last).as_strided(tensor.shape, strides)
+
+
+def compute_logits(
+    model: nn.Module, images: Tensor, *, bf16: bool = False, channels_last: bool = False
+) -> Tensor:
+    """Run `model` in the mode that it is in.
+
+    Args:
+        model: Network with logits (b, classes) as output.
+        images: (b, C, H, W) float32.
+        bf16: See the module.
+        channels_last: See the module.
+
+    Returns:
+        Logits (b, classes), float32 where `bf16`, otherwise in the network's dtype.
+    """
+    if channels_last and images.dim() == 4:
+        images = channels_last_of(images)
+    if not bf16:
+        return model(images)  # type: ignore[no-any-return]
+    with torch.autocast(images.device.type, torch.bfloat16):
+        logits: Tensor = model(images)
+    return logits.float()
+
+
+def finetune(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    learning_rate: float,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    anneal_steps: int | None = None,
+    penalty: Callable[[], Tensor] | None = None,
+    bf16: bool = False,
+    channels_last: bool = False,
+) -> None:
+    """Train `model` by SGD on the cross-entropy of the given minibatches, in place.
+
+    Frozen parameters (`requires_grad=False`) stay as they are. Weights of convolutions and linear
+    layers that are zero stay zero: the zeros are the mask.
+
+    Args:
+        model: Network with logits (b, classes) as output.
+        batches: Images (b, C, H, W) float32 and labels (b,) int64 on the model's device.
+        learning_rate: Step size.
+        momentum: Momentum of SGD.
+        weight_decay: L2 penalty.
+        anneal_steps: Lower the step size to 0 over that many minibatches, along a cosine;
+            constant when None.
+        penalty: Called after each forward pass; what it returns, (), is added to the loss.
+        bf16: See the module.
+        channels_last: See the module.
+
+    Raises:
+        FloatingPointError: If the loss of any minibatch or a weight after them is not finite.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        return
+    masks = zero_masks(model)
+    optimizer = torch.optim.SGD(
+        parameters,
+        learning_rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        fused=all(_can_be_fused(p) for p in parameters),
+    )
+    schedule = anneal_steps and CosineAnnealingLR(optimizer, anneal_steps)
+    losses = []
+    model.train()
+    try:
+        for images, labels in batches:
+            optimizer.zero_grad(set_to_none=True)
+            logits = compute_logits(model, images, bf16=bf16, channels_last=channels_last)
+            loss = cross_entropy(logits, labels)
+            if penalty is not None:
+                loss = loss + penalty()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            _apply(masks)
+            if schedule:
+                schedule.step()
+            losses.append(loss.detach())
+    finally:
+        model.eval()
+    finite = [torch.isfinite(x).all() for x in (*losses, *parameters)]
+    if not bool(torch.stack(finite).all()):
+        raise FloatingPointError("loss or weights are not finite")
+
+
+def _can_be_fused(parameter: Tensor) -> bool:
+    """Whether SGD can update a tensor by one kernel, which knows no gaps between elements."""
+    dense = parameter.is_contiguous() or (
+        parameter.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
+    )
+    return dense and parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda")
+
+
+def zero_masks(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Pair each weight tensor that has zeros with the boolean mask of its other elements.
+
+    Waits for the device once.
+    """
+    weights = (
+        p
+        for layer in compute_layers(model).values()
+        for p in layer.parameters()
+        if p.dim() > 1  # the (float) weight, also below a parametrization
+    )
+    pairs = [(w.detach(), w.detach() != 0) for w in weights]
+    if not pairs:
+        return []
+    full = torch.stack([mask.all() for _, mask in pairs]).tolist()
+    return [pair for pair, is_full in zip(pairs, full, strict=True) if not is_full]
+
+
+def _apply(masks: list[tuple[Tensor, Tensor]]) -> None:
+    for weight, mask in masks:
+        weight.mul_(mask)
+
+
+def reestimate_batch_norm(
+    model: nn.Module, batches: Batches, *, bf16: bool = False, channels_last: bool = False
+) -> None:
+    """Reset every batch-norm's running statistics and estimate them from `batches`, in place.
+
+    The statistics become the plain average over the minibatches (`momentum=None`). Networks
+    without batch-norm are left alone and `batches` is not consumed.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in norms if m.track_running_stats]
+    if not norms:
+        return
+    model.eval()
+    with _cumulative(norms), torch.no_grad():
+        for images, _ in batches:
+            compute_logits(model, images, bf16=bf16, channels_last=channels_last)
+
+
+@contextmanager
+def _cumulative(norms: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()
+
+
+def evaluate(
+    model: nn.Module, batches: Batches, *, bf16: bool = False, channels_last: bool = False
+) -> float:
+    """Return the fraction of images whose largest logit is the label's.
+
+    Raises:
+        FloatingPointError: If a logit is not finite.
+    """
+    model.eval()
+    n_images = 0
+    correct, finite = [], []
+    with torch.inference_mode():
+        for images, labels in batches:
+            logits = compute_logits(model, images, bf16=bf16, channels_last=channels_last)
+            correct.append((logits.argmax(1) == labels).sum())
+            finite.append(torch.isfinite(logits).all())
+            n_images += len(labels)
+    n_correct, is_finite = torch.stack(
+        [torch.stack(correct).sum(), torch.stack(finite).all()]
+    ).tolist()
+    if not is_finite:
+        raise FloatingPointError("logits are not finite")
+    return int(n_correct) / n_images

@@ -1,0 +1,432 @@
+"""CompressionTask: a network, its data, the device, how to fine-tune it and how to score it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import multiprocessing
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, SupportsFloat, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from compress_env.counts import check_count
+from compress_env.data.bundle import DataBundle, ImageSource, load_data
+from compress_env.networks.intake import check_finite, check_stored, unwrapped
+from compress_env.networks.models import load_baseline, load_checkpoint
+from compress_env.seeding import global_seed, random_states
+from compress_env.task.finetune import (
+    channels_last_of,
+    compute_logits,
+    evaluate,
+    finetune,
+    reestimate_batch_norm,
+    use_channels_last,
+)
+from compress_env.task.layers import check_network
+from compress_env.task.rehearsal import rehearse_training
+
+__all__ = ["CompressionTask", "FinetuneConfig", "Scorer", "select_device"]
+
+Split = Literal["train", "calibration", "validation", "test"]
+
+
+class ForwardOptions(TypedDict):
+    """Keyword arguments of `compress_env.task.finetune.compute_logits`."""
+
+    bf16: bool
+    channels_last: bool
+
+
+Scorer = Callable[[nn.Module], float]
+"""Maps a network in evaluation mode to a score in [0, 1], used instead of validation accuracy."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How a network is fine-tuned and evaluated."""
+
+    batch_size: int = 64
+    """Images per fine-tuning minibatch."""
+    learning_rate: float = 0.01
+    """Step size of SGD."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-4
+    """L2 penalty."""
+    evaluation_batch_size: int = 500
+    """Images per batch when scoring."""
+    batch_norm_batches: int = 8
+    """Batches of training images from which running statistics are estimated anew."""
+    channels_last: bool = False
+    """Whether network and images are kept channels last while fine-tuning. On a GPU the network
+    is scored so too; on the CPU it always is where it can be, as that is faster there."""
+    bf16: bool = False
+    """Whether the forward pass of fine-tuning and scoring runs in bfloat16; weights, batch-norm
+    statistics and the statistics of channel selection stay float32 or better."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            TypeError: If a count is not an int.
+            ValueError: If a setting is out of range.
+        """
+        for name in ("batch_size", "evaluation_batch_size", "batch_norm_batches"):
+            object.__setattr__(self, name, check_count(name, getattr(self, name), 1))
+        if not 0.0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        for name in ("momentum", "weight_decay"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
+
+def select_device(device: str | torch.device) -> torch.device:
+    """Turn `"auto"`, `"cuda:auto"`, a name or a device into a device that is there.
+
+    `"auto"` is CUDA where available, otherwise the CPU. `"cuda:auto"` goes round the visible GPUs:
+    the main process gets `cuda:0`, worker process i of `multiprocessing` (counted from 0) gets
+    `cuda:(i % n_gpus)`; nothing is started on a GPU to find out.
+
+    Raises:
+        ValueError: If the device is unknown or not available.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if str(device) == "cuda:auto":
+        return _gpu_of_this_process()
+    try:
+        selected = torch.device(device)
+        torch.empty(0, device=selected)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(device)!r} is not available: {reason}") from None
+    return selected
+
+
+def _gpu_of_this_process() -> torch.device:
+    n_gpus = torch.cuda.device_count()
+    if n_gpus == 0:
+        raise ValueError("device 'cuda:auto' is not available: there is no CUDA device")
+    identity = multiprocessing.current_process()._identity  # empty in the main process
+    number = identity[-1] - 1 if identity else 0
+    return torch.device("cuda", number % n_gpus)
+
+
+def _check_gradient_hooks(model: nn.Module) -> None:
+    """Check that no parameter calls anything, which a copy of it would not do.
+
+    Raises:
+        ValueError: If one does.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise ValueError(
+                f"the parameter {name!r} has a hook, which copies of the network would lose: "
+                "remove it, or put a hook on the module that owns the parameter"
+            )
+
+
+class CompressionTask:
+    """What is compressed and how the result is judged; knows nothing of layers or agents.
+
+    Attributes:
+        model: The network before compression, in evaluation mode on `device`. Never changed.
+        data: The four image sets, on `device`.
+        device: Where everything runs.
+        config: How networks are fine-tuned.
+        training_only: Modules with parameters that run in training mode only, by dotted name.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module = "lenet5",
+        data: str | DataBundle = "digits",
+        *,
+        checkpoint: str | Path | None = None,
+        data_root: str | Path | None = None,
+        download: bool = False,
+        device: str | torch.device = "auto",
+        config: FinetuneConfig | None = None,
+        scorer: Scorer | None = None,
+    ) -> None:
+        """Load what is named, copy what is given.
+
+        Args:
+            model: A name in `compress_env.networks.models.MODELS`, or a trained module (copied).
+            data: A name in `compress_env.data.bundle.DATASETS`, or a bundle (`make_data_bundle`).
+            checkpoint: Weights for `model`: safetensors, or a `state_dict` that
+                `torch.load(weights_only=True)` reads. A named model without a recipe needs it.
+            data_root: Where a named data set lies.
+            download: Whether a missing data set may be downloaded.
+            device: `"auto"`, `"cuda:auto"` or any PyTorch device: see `select_device`.
+            config: How networks are fine-tuned.
+            scorer: Used instead of validation accuracy.
+
+        Raises:
+            TypeError: If `model` or `data` is something else.
+            ValueError: Unknown names, a bad checkpoint, a network that does not fit the data, is
+                random in evaluation mode or cannot be trained (a step is tried on a copy).
+            FileNotFoundError: Missing data or checkpoint.
+        """
+        if not isinstance(model, str | nn.Module):
+            raise TypeError(f"model must be a name or a module, got {model!r}")
+        if not isinstance(data, str | DataBundle):
+            raise TypeError(f"data must be a name or a DataBundle, got {type(data).__name__}")
+        self.config = config or FinetuneConfig()
+        self.device = select_device(device)
+        if isinstance(data, str):
+            data = load_data(data, data_root=data_root, download=download)
+        self.data = data.to(self.device)
+        if isinstance(model, str):
+            model = load_baseline(model, self.data, checkpoint=checkpoint, device=self.device)
+        else:
+            model = unwrapped(model)
+            check_network(model)
+            _check_gradient_hooks(model)
+            check_stored(model)
+            model = copy.deepcopy(model)
+            if checkpoint is not None:
+                load_checkpoint(model, checkpoint)
+            check_finite(model)
+        self.model = model.to(self.device).eval()
+        self._scorer = scorer
+        self._scoring_size = self.config.evaluation_batch_size
+        self._scores_channels_last = self.config.channels_last
+        self.prepare(self.model)
+        self._check_logits()
+        self._check_repeats()
+        self.training_only = self._rehearse()
+        if self.device.type == "cpu":
+            self._scores_channels_last = self._takes_channels_last()
+
+    def copy_model(self) -> nn.Module:
+        """Return a copy of `model`.
+
+        Most of what a module holds are empty containers, which `copy.deepcopy` copies slowly: it is
+        given the copies of these.
+        """
+        held = [value for module in self.model.modules() for value in vars(module).values()]
+        empty = {id(x): type(x)() for x in held if type(x) in (dict, OrderedDict, set) and not x}
+        return copy.deepcopy(self.model, empty)
+
+    def _check_logits(self) -> None:
+        """Check that images of the data lead to logits, a single one, too."""
+        reason = self._why_no_logits(1)
+        if reason is not None and self._why_no_logits(2) is None:
+            raise ValueError(
+                f"{reason}, but two images are fine: something drops the dimension of a batch of "
+                "one image, as squeeze() does; use flatten(1) instead"
+            )
+        if reason is not None:
+            hint = "make_data_bundle(num_classes=) tells of classes without images"
+            raise ValueError(f"{reason}; {hint}" if "must return logits" in reason else reason)
+
+    def _why_no_logits(self, n_images: int) -> str | None:
+        """Return why a batch of images does not lead to logits; None when it does."""
+        expected = (n_images, self.data.num_classes)
+        try:
+            logits = self._example_logits(n_images, channels_last=self.config.channels_last)
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            return f"model cannot take images of shape {self.data.image_shape}: {reason}"
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        return (
+            None if got == expected else f"model must return logits of shape {expected}, got {got}"
+        )
+
+    def _rehearse(self) -> frozenset[str]:
+        """Try a step of training where there is something to train."""
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            return frozenset()
+        n_images = min(2, self.config.batch_size, len(self.data.train))
+        with torch.inference_mode(False), global_seed(0, self.device):  # dropout draws from there
+            return rehearse_training(
+                self.copy_model(),
+                self._example_images(n_images),
+                self.data.num_classes,
+                bf16=self.config.bf16,
+                channels_last=self.config.channels_last,
+            )
+
+    def _example_images(self, n_images: int) -> Tensor:
+        """Return the example image, over and over, (n_images, C, H, W)."""
+        return self.example_image().repeat(n_images, 1, 1, 1)
+
+    def _check_repeats(self) -> None:
+        """Check that the network answers the same each time, and draws nothing at random."""
+        before = random_states(self.device)
+        first, second = (
+            self._example_logits(1, channels_last=self.config.channels_last) for _ in range(2)
+        )
+        # Sums may be rounded in another order each time, on a GPU more so.
+        tolerance = 1e-3 if self.device.type == "cuda" else 1e-5
+        is_same = torch.allclose(first, second, tolerance, tolerance, equal_nan=True)
+        if not is_same or random_states(self.device) != before:
+            raise ValueError(
+                "model is random in evaluation mode too, as with dropout that is always on: its "
+                "scores would differ from run to run; let it draw nothing after eval()"
+            )
+
+    @torch.no_grad()
+    def _example_logits(self, n_images: int, *, channels_last: bool) -> Tensor:
+        images, bf16 = self._example_images(n_images), self.config.bf16
+        return compute_logits(self.model, images, bf16=bf16, channels_last=channels_last)
+
+    def _takes_channels_last(self) -> bool:
+        """Whether the network answers the same to images that lie channels last in memory.
+
+        `view` cannot flatten such features, `flatten` and `reshape` can.
+        """
+        try:
+            logits = self._example_logits(1, channels_last=True)
+        except RuntimeError:
+            return False
+        expected = self._example_logits(1, channels_last=False)
+        return torch.allclose(logits, expected, rtol=1e-2, atol=1e-2, equal_nan=True)
+
+    def prepare(self, model: nn.Module) -> None:
+        """Give a network the memory layout that it is computed in, in place.
+
+        Done by everything that runs a network, so that a network gives the same numbers however it
+        came about; values and parameter objects stay.
+        """
+        if self.config.channels_last:
+            use_channels_last(model)
+
+    def example_image(self) -> Tensor:
+        """Return the first calibration image, (1, C, H, W) float32 on the device."""
+        return next(self.data.calibration.batches([torch.tensor([0])]))[0]
+
+    def finetune(
+        self,
+        model: nn.Module,
+        n_steps: int,
+        generator: torch.Generator,
+        *,
+        anneal: bool = False,
+        penalty: Callable[[], Tensor] | None = None,
+    ) -> None:
+        """Run `n_steps` minibatches of SGD on `model`, in place.
+
+        Args:
+            model: The network.
+            n_steps: Minibatches; 0 leaves the network alone.
+            generator: Draws minibatches and augmentation; its seed is that of dropout.
+            anneal: Whether the learning rate falls to 0 along a cosine; constant otherwise.
+            penalty: Called after each forward pass; added to the cross-entropy.
+
+        Raises:
+            FloatingPointError: If the loss is not finite.
+        """
+        self.prepare(model)
+        if n_steps == 0:
+            return
+        batches = self.train_batches(n_steps, generator)
+        with global_seed(generator.initial_seed(), self.device):  # dropout draws from there
+            finetune(
+                model,
+                batches,
+                learning_rate=self.config.learning_rate,
+                momentum=self.config.momentum,
+                weight_decay=self.config.weight_decay,
+                anneal_steps=n_steps if anneal else None,
+                penalty=penalty,
+                bf16=self.config.bf16,
+                channels_last=self.config.channels_last,
+            )
+
+    def reestimate_batch_norm(self, model: nn.Module, generator: torch.Generator) -> None:
+        """Estimate the running statistics of every batch-norm from training images, in place."""
+        self.prepare(model)
+        batches = self.train_batches(self.config.batch_norm_batches, generator)
+        reestimate_batch_norm(model, batches, **self._scoring)
+
+    def train_batches(
+        self, n_batches: int, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Draw minibatches of training images without replacement within an epoch."""
+        if n_batches == 0:
+            return
+        source, size = self.data.train, min(self.config.batch_size, len(self.data.train))
+        per_epoch = len(source) // size
+        n_epochs = math.ceil(n_batches / per_epoch)
+        epochs = (torch.randperm(len(source), generator=generator) for _ in range(n_epochs))
+        order = torch.cat([epoch[: per_epoch * size] for epoch in epochs])
+        batches = torch.split(order[: n_batches * size], size)
+        yield from source.batches(batches, generator=generator)
+
+    def calibration_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all calibration images in their order, in the memory layout of scoring."""
+        for images, labels in self._in_order(self.data.calibration):
+            yield (channels_last_of(images) if self._scores_channels_last else images), labels
+
+    def score(self, model: nn.Module) -> float:
+        """Return the validation accuracy of `model`, or what the injected scorer says.
+
+        Raises:
+            FloatingPointError: If the score or a logit is not finite.
+            TypeError: If the scorer returns no number.
+            ValueError: If it returns one outside [0, 1].
+        """
+        if self._scorer is None:
+            return self.accuracy(model, "validation")
+        return _checked_score(self._scorer(model.eval()))
+
+    def accuracy(self, model: nn.Module, split: Split) -> float:
+        """Return the accuracy of `model`, a fraction, on one of the four image sets.
+
+        Where a batch does not fit into memory, batches are half as large from then on, and all
+        images are evaluated again.
+
+        Raises:
+            FloatingPointError: If a logit is not finite.
+            torch.OutOfMemoryError: If not even one image fits.
+        """
+        source: ImageSource = getattr(self.data, split)
+        self.prepare(model)
+        while True:
+            try:
+                return evaluate(model, self._in_order(source), **self._scoring)
+            except torch.OutOfMemoryError:
+                size = min(self._scoring_size, len(source))
+                if size == 1:
+                    raise
+            # Here, as the error's traceback holds on to tensors.
+            self._scoring_size = size // 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    @property
+    def scoring_batch_size(self) -> int:
+        """Images per batch when scoring, halved whenever so many did not fit into memory."""
+        return self._scoring_size
+
+    @property
+    def _scoring(self) -> ForwardOptions:
+        return {"bf16": self.config.bf16, "channels_last": self._scores_channels_last}
+
+    def _in_order(self, source: ImageSource) -> Iterator[tuple[Tensor, Tensor]]:
+        n_batches = math.ceil(len(source) / self._scoring_size)
+        return source.batches(torch.arange(len(source)).tensor_split(n_batches))
+
+
+def _checked_score(score: SupportsFloat) -> float:
+    """Return what a scorer has returned as a float in [0, 1]."""
+    try:
+        number = score.__float__()  # a str has none
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        got = " ".join(repr(score).split())
+        raise TypeError(f"the scorer must return a number in [0, 1], got {got:.80}") from None
+    if not math.isfinite(number):
+        raise FloatingPointError(f"the scorer returned {number}")
+    if not 0.0 <= number <= 1.0:
+        raise ValueError(
+            f"the scorer must return a score in [0, 1], got {number}; percentages are to be "
+            "divided by 100"
+        )
+    return number

@@ -1,0 +1,1 @@
+"""Which agent is best? Trials on the suite, leaderboards, and their verification."""

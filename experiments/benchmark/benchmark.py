@@ -1,0 +1,245 @@
+"""Run agents on the suite's tasks and seeds at the same number of evaluations, and rank them.
+
+`python -m experiments.benchmark --agent my_module:MyAgent random cma_es --out runs/mine` runs each
+agent on every task from every seed (`experiments.trial`), in several processes, and writes
+`leaderboard.csv`, `.md` and `.png`. The same command goes on where it was stopped and repeats
+nothing that is finished; other agents, tasks or seeds with the same `--out` are added.
+
+`python -m experiments.benchmark verify RUN` replays what a folder holds. `... table RUN [RUN ...]`
+makes one leaderboard from several folders. `... best RUN [RUN ...] --out FILE` writes a table of
+the best known accuracies, which scores are measured by, with what the runs have found.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import product
+from pathlib import Path
+
+import gymnasium as gym
+import pandas as pd
+import tyro
+from rich.console import Console
+
+from compress_env.files import replacing
+from compress_env.suite import SUITE
+from experiments.benchmark import verify as benchmark_verify
+from experiments.benchmark.figures import draw_scores
+from experiments.benchmark.report import format_leaderboard
+from experiments.benchmark.table import (
+    BEST_KNOWN,
+    Reference,
+    make_leaderboard,
+    read_best_known,
+    read_runs,
+    update_best_known,
+    write_best_known,
+)
+from experiments.common.checks import check_choices, check_lowest
+from experiments.common.command import ending_in_one_line
+from experiments.search.algorithms import PRUNING_ONLY
+from experiments.sweep.cells import Cell, make_cell
+from experiments.sweep.folder import SweepFolder
+from experiments.sweep.pools import Outcome
+from experiments.trial.trial import Config as Trial
+from experiments.trial.trials import run_trials, save_networks, with_stored
+
+__all__ = ["BestConfig", "Config", "TableConfig", "find_best", "main", "make_table", "run"]
+
+KNOWN_COPY = "best_known.csv"
+QUANTIZATION = gym.spec("compress_env/Quantization-v0").entry_point
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a benchmark."""
+
+    agent: tuple[str, ...] = ("uniform", "random")
+    """Agents: names, or my_module:MyAgent, looked for in the current directory too; afie and sbpf,
+    which choose pruning rates only, are not run on tasks of quantization."""
+    tasks: tuple[str, ...] = ()
+    """Gymnasium ids of tasks; all of the suite when not given."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the agents."""
+    n_evaluations: int = 300
+    """Distinct networks whose accuracy a trial may ask for."""
+    jobs: int | None = None
+    """Trials at a time; one for each core when not given."""
+    out: Path | None = None
+    """Folder, to begin or to go on with; a new one under runs/ when not given."""
+    best_known: Path = BEST_KNOWN
+    """Table of the best known accuracies."""
+    data_root: Path | None = None
+    """Folder of the data sets' files."""
+
+    def trials(self) -> list[Trial]:
+        """Make the settings of all trials.
+
+        Raises:
+            ValueError: If one is wrong.
+        """
+        check_choices(self, "agent", "seeds")
+        check_lowest(self, 1, "n_evaluations", "jobs")
+        root = None if self.data_root is None else self.data_root.absolute()
+        tasks = self.tasks or tuple(task.id for task in SUITE)
+        for agent in self.agent:
+            if not any(_can_play(agent, task) for task in tasks):
+                raise ValueError(f"{agent} chooses pruning rates, and no task asks for them")
+        return [
+            Trial(agent, task, seed, n_evaluations=self.n_evaluations, data_root=root).complete()
+            for task in tasks
+            for agent in self.agent
+            if _can_play(agent, task)
+            for seed in self.seeds
+        ]
+
+
+def _can_play(agent: str, task: str) -> bool:
+    """Tell whether an agent has what a task asks for; an unknown task is found out later."""
+    spec = gym.registry.get(task)
+    return agent not in PRUNING_ONLY or spec is None or spec.entry_point != QUANTIZATION
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """Settings of a leaderboard made from folders."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of benchmarks."""
+    tasks: tuple[str, ...] = ()
+    """Tasks that count; all when not given."""
+    out: Path | None = None
+    """Folder for leaderboard.csv, .md and .png; standard output when not given."""
+    best_known: Path = BEST_KNOWN
+    """Table of the best known accuracies."""
+
+
+@dataclass(frozen=True)
+class BestConfig:
+    """Settings of a new table of the best known accuracies."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of benchmarks, with trials of `uniform` on each task that is new in the table."""
+    out: Path
+    """File to write."""
+    best_known: Path = BEST_KNOWN
+    """Table to start from."""
+
+
+def run(config: Config, console: Console) -> list[Outcome]:
+    """Run a benchmark, or go on with one, and write the leaderboard.
+
+    Args:
+        config: The settings.
+        console: Where progress and the leaderboard go.
+
+    Returns:
+        The trials that have failed.
+
+    Raises:
+        ValueError: If a setting is wrong; nothing has been written then.
+        FileNotFoundError: If data are not there.
+        Interrupted: If somebody stops it.
+    """
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    path = (config.out or Path("runs") / f"benchmark-{stamp}").absolute()
+    folder = SweepFolder(path, rows_suffice=True)
+    known = read_best_known(config.best_known)
+    cells = with_stored(folder, [make_cell("trial", trial) for trial in config.trials()])
+    _check_alike(config, cells)
+    save_networks(cells, folder, console)
+    failed = run_trials(cells, folder, console, jobs=config.jobs)
+    if len(failed) < len(cells):
+        write_best_known(folder.path / KNOWN_COPY, known)
+        _write_leaderboard(folder.path, read_runs([folder.path]), known, console)
+    return failed
+
+
+def _check_alike(config: Config, cells: Sequence[Cell]) -> None:
+    """Check that a folder holds nothing that a leaderboard could not take.
+
+    Raises:
+        ValueError: If trials have other evaluations, episodes or keywords of the task.
+    """
+    expected = {"n_evaluations": config.n_evaluations, "n_episodes": None, "env_kwargs": "{}"}
+    for cell, (name, value) in product(cells, expected.items()):
+        found = getattr(cell.config, name)
+        if found != value:
+            raise ValueError(
+                f"{str(config.out)!r} holds trials with {name}={found!r}, got {value!r}; "
+                "choose another folder"
+            )
+
+
+def _write_leaderboard(
+    out: Path, trials: pd.DataFrame, known: dict[str, Reference], console: Console
+) -> None:
+    table = make_leaderboard(trials, known)
+    text = format_leaderboard(table, trials, known)
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
+    with replacing(out / "leaderboard.csv") as path:
+        table.to_csv(path, index=False)
+    with replacing(out / "leaderboard.md") as path:
+        path.write_text(text, encoding="utf-8")
+    with replacing(out / "leaderboard.png") as path:
+        draw_scores(table).savefig(path, dpi=150)
+
+
+def make_table(config: TableConfig, console: Console) -> None:
+    """Make a leaderboard from one or several folders.
+
+    Raises:
+        ValueError: If they hold no trials, trials that do not go together, or none of a task.
+    """
+    trials, known = read_runs(config.runs), read_best_known(config.best_known)
+    missing = [task for task in config.tasks if task not in set(trials["task"])]
+    if missing:
+        found = ", ".join(dict.fromkeys(trials["task"]))
+        raise ValueError(f"no trial of the task {missing[0]!r}; there are trials of {found}")
+    if config.tasks:
+        trials = trials[trials["task"].isin(config.tasks)].reset_index(drop=True)
+    if config.out is None:
+        text = format_leaderboard(make_leaderboard(trials, known), trials, known)
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
+        return
+    config.out.mkdir(parents=True, exist_ok=True)
+    _write_leaderboard(config.out, trials, known, console)
+
+
+def find_best(config: BestConfig, console: Console) -> None:
+    """Write a table of the best known accuracies.
+
+    Raises:
+        ValueError: If the folders hold no trials, or none of `uniform` on a task that is new.
+    """
+    known = read_best_known(config.best_known)
+    updated = update_best_known(known, read_runs(config.runs))
+    for task, reference in updated.items():
+        if reference != known.get(task):
+            text = f"{task}: {reference.best} by {reference.found_by}"
+            console.print(text, soft_wrap=True, markup=False, highlight=False)
+    write_best_known(config.out, updated)
+
+
+def main() -> None:
+    """Run from the command line; exit with 1 if a trial has failed."""
+    name, rest = (sys.argv[1:2] or [""])[0], sys.argv[2:]
+    if name == "verify":
+        _run(lambda: benchmark_verify.main(rest))
+    elif name == "table":
+        _run(lambda: make_table(tyro.cli(TableConfig, args=rest), Console()))
+    elif name == "best":
+        _run(lambda: find_best(tyro.cli(BestConfig, args=rest), Console()))
+    else:
+        _run(lambda: run(tyro.cli(Config, description=__doc__), Console()))
+
+
+def _run(command: Callable[[], Sequence[Outcome] | None]) -> None:
+    """Run a command; whatever goes wrong ends it with one line."""
+    with ending_in_one_line():
+        failed = command()
+    if failed:
+        sys.exit(1)

@@ -1,0 +1,267 @@
+"""What a leaderboard says in words: scores, accuracies by task, and whether learning has won."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from experiments.benchmark.table import OPPONENTS, Reference
+from experiments.common.intervals import Interval, format_mean
+from experiments.compress.report import format_markdown
+from experiments.search.algorithms import SINGLE
+from experiments.tables.tables import mean_interval
+from experiments.trial.trials import TOLERANCE, short_name
+
+__all__ = ["beats", "format_leaderboard", "verdicts"]
+
+KEYS = ["agent", "task"]
+ENDS = ("", "_low", "_high")
+NOT_LEARNING = {*OPPONENTS, *SINGLE, "tpe"}
+
+
+def beats(trials: pd.DataFrame, agent: str, opponent: str) -> tuple[float, float]:
+    """Compare the best validation accuracies of two agents on one task, seed by seed.
+
+    Args:
+        trials: Of one task.
+        agent: An agent.
+        opponent: The one that it is compared with.
+
+    Returns:
+        Mean of the differences in points (percentage points), above 0 in favour of the first, and
+        half-width of its 95 % interval (Student); NaN for a single seed, both NaN for none.
+    """
+    accuracies = trials.pivot(index="seed", columns="agent", values="validation_accuracy")
+    differences = 100.0 * (accuracies[agent] - accuracies[opponent]).dropna().to_numpy()
+    return mean_interval(differences) if len(differences) else (np.nan, np.nan)
+
+
+def verdicts(trials: pd.DataFrame) -> list[str]:
+    """Say for each task which learner beats random search and CMA-ES, or that none does.
+
+    Agents of other modules count as learners.
+    """
+    return [
+        f"- {short_name(str(task))}: {_verdict(rows)}"
+        for task, rows in trials.groupby("task", sort=False)
+    ]
+
+
+def _fewer_evaluations(trials: pd.DataFrame) -> str:
+    """Say which of the two opponents has not used its evaluations on a task."""
+    texts = []
+    for key, name in OPPONENTS.items():
+        mine = trials[trials["agent"] == key]
+        used, limit = mine["n_evaluations"].mean(), mine["limit"].iloc[0]
+        if used < limit:
+            texts.append(f" {_capitalize(name)} has used {used:.0f} of {limit:.0f} evaluations.")
+    return "".join(texts)
+
+
+def _capitalize(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _verdict(trials: pd.DataFrame) -> str:
+    agents = list(dict.fromkeys(trials["agent"]))
+    learners = [agent for agent in agents if agent not in NOT_LEARNING]
+    missing = [name for key, name in OPPONENTS.items() if key not in agents]
+    if missing:
+        return f"no verdict without {' and '.join(missing)}."
+    if not learners:
+        return "no learner was run."
+    found = {
+        agent: {opponent: beats(trials, agent, opponent) for opponent in OPPONENTS}
+        for agent in learners
+    }
+    better = {
+        opponent: [
+            agent for agent in learners if found[agent][opponent][0] > found[agent][opponent][1]
+        ]
+        for opponent in OPPONENTS
+    }
+    winners = [agent for agent in learners if all(agent in names for names in better.values())]
+    if winners:
+        texts = (f"`{agent}` beats both: {_format_differences(found[agent])}" for agent in winners)
+        return "; ".join(texts) + "." + _fewer_evaluations(trials)
+    top = max(learners, key=lambda agent: np.nan_to_num(found[agent]["cma_es"][0], nan=-np.inf))
+    beaten = (
+        f"{OPPONENTS[name]} is beaten by {_format_names(mine)}" for name, mine in better.items()
+    )
+    return (
+        f"no learner beats both; {', '.join(beaten)}. The best, `{top}`: "
+        f"{_format_differences(found[top])}.{_fewer_evaluations(trials)}"
+    )
+
+
+def _format_names(agents: Sequence[str]) -> str:
+    return ", ".join(f"`{agent}`" for agent in agents) or "none"
+
+
+def _format_differences(differences: Mapping[str, tuple[float, float]]) -> str:
+    return ", ".join(
+        f"{mean:+.2f}{'' if np.isnan(half) else f' ± {half:.2f}'} over {OPPONENTS[opponent]}"
+        for opponent, (mean, half) in differences.items()
+    )
+
+
+def format_leaderboard(
+    table: pd.DataFrame, trials: pd.DataFrame, known: Mapping[str, Reference]
+) -> str:
+    """Format a leaderboard as Markdown.
+
+    Args:
+        table: From `make_leaderboard`.
+        trials: What it was made from.
+        known: The best known accuracies.
+    """
+    limit = trials["limit"].iloc[0]
+    agents = table["agent"].tolist()
+    parts = [
+        "# Leaderboard",
+        f"{limit:.0f} network evaluations a trial, the last episode played to its end; seeds "
+        f"{', '.join(str(seed) for seed in sorted(trials['seed'].unique()))}. Score: validation "
+        "accuracy of the best network found, by reward, 0 for `uniform` and 1 for the best known, "
+        "interquartile mean over tasks and seeds; in brackets 95 % intervals, bootstraps of the "
+        "seeds within tasks. Better than: probability that it finds a better network than that "
+        "search does, mean over tasks (Agarwal et al. 2021, arXiv 2108.13264), above 0.5 in its "
+        "favour. Test accuracy, in percent, is that of the same networks, which no search has "
+        "seen. Cost: what they come to, percent of the unpruned network's multiply-accumulates or "
+        "bytes, mean over trials.",
+        _format_scores(table, trials),
+        *_remarks(table, trials, known),
+        "## Does learning win?",
+        "Validation accuracy of the best networks, points, paired by seed, with 95 % intervals "
+        "(Student). A learner wins where both differences are above 0 by more than their "
+        "interval. These are not widened for the number of comparisons; ± 0.00 is the same "
+        "difference from each of few seeds, often a single image, and no certainty.",
+        "\n".join(verdicts(trials)),
+        "## Tasks",
+        "Validation accuracy of the best networks, percent, mean over seeds and 95 % interval:",
+        _format_tasks(trials, agents, known, "validation_accuracy"),
+        "Test accuracy, percent:",
+        _format_tasks(trials, agents, {}, "test_accuracy"),
+        "Network evaluations, mean over seeds. A trial also ends after three times the episodes "
+        "that would use them all, as agents repeat networks:",
+        _format_tasks(trials, agents, {}, "n_evaluations", lambda values: f"{values.mean():.0f}"),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _format_scores(table: pd.DataFrame, trials: pd.DataFrame) -> str:
+    known = trials if "cost_fraction" in trials else trials.assign(cost_fraction=np.nan)
+    costs = 100.0 * known.groupby("agent")["cost_fraction"].mean()
+    lines = []
+    for row in table.to_dict("records"):
+        over = (Interval(*(row[f"over_{name}{end}"] for end in ENDS)) for name in OPPONENTS)
+        lines.append(
+            (
+                f"`{row['agent']}`",
+                _format_interval(Interval(row["score"], row["low"], row["high"]), 3),
+                *(_format_interval(interval, 2) for interval in over),
+                f"{row['tasks']}",
+                f"{row['trials']}",
+                f"{100.0 * row['test_accuracy']:.2f}",
+                f"{row['n_evaluations']:.0f}",
+                f"{costs[row['agent']]:.2f}",
+            )
+        )
+    better = (f"better than {text}" for text in OPPONENTS.values())
+    headings = (
+        "agent",
+        "score",
+        *better,
+        "tasks",
+        "trials",
+        "test accuracy",
+        "evaluations",
+        "cost",
+    )
+    return format_markdown(headings, lines)
+
+
+def _format_interval(interval: Interval, n_digits: int) -> str:
+    value, low, high = (f"{end:.{n_digits}f}" for end in interval)
+    if np.isnan(interval.value):
+        return "-"
+    return value if np.isnan(interval.low) else f"{value} ({low} to {high})"
+
+
+def _remarks(
+    table: pd.DataFrame, trials: pd.DataFrame, known: Mapping[str, Reference]
+) -> list[str]:
+    """Say what does not count or compare, what is not the best, what exceeds the best known."""
+    tasks = list(dict.fromkeys(trials["task"]))
+    unknown = [short_name(task) for task in tasks if task not in known]
+    flat = [short_name(task) for task in tasks if task in known and not known[task].has_room]
+    fewer = table.loc[table["trials"] < table["trials"].max(), "agent"]
+    over = trials[trials["agent"].isin(SINGLE) & (trials["n_evaluations"] > trials["limit"])]
+    remarks = []
+    if not over.empty:
+        agents = ", ".join(dict.fromkeys(over["agent"]))
+        remarks.append(
+            f"With more evaluations than allowed, their scores do not compare: {agents}."
+        )
+    if unknown:
+        remarks.append(f"Not in the table of the best known, without score: {', '.join(unknown)}.")
+    if flat:
+        remarks.append(f"Nothing better than uniform is known, no score: {', '.join(flat)}.")
+    if not fewer.empty:
+        remarks.append(f"With fewer trials, their scores do not compare: {', '.join(fewer)}.")
+    remarks += _not_the_best(trials)
+    for task in (task for task in tasks if task in known):
+        top = trials.loc[trials.loc[trials["task"] == task, "validation_accuracy"].idxmax()]
+        if top["validation_accuracy"] > known[task].best:
+            remarks.append(
+                f"`{top['agent']}`, seed {top['seed']}, exceeds the best known of "
+                f"{short_name(task)}: {100.0 * top['validation_accuracy']:.2f} against "
+                f"{100.0 * known[task].best:.2f} % ({known[task].found_by})."
+            )
+    return remarks
+
+
+def _not_the_best(trials: pd.DataFrame) -> list[str]:
+    """Say which trials tell of another network than the one with the best reward."""
+    others = trials[trials["best_reward"] - trials["reward"] > TOLERANCE]
+    if others.empty:
+        return []
+    n_trials = int(trials["task"].isin(others["task"]).sum())
+    names = ", ".join(dict.fromkeys(map(short_name, others["task"])))
+    return [
+        f"In {len(others)} of {n_trials} trials of {names} what is told of is the most accurate "
+        "network, which is not the one with the best reward."
+    ]
+
+
+def _format_percent(values: NDArray[np.float64]) -> str:
+    return format_mean(100.0 * values)
+
+
+def _format_tasks(
+    trials: pd.DataFrame,
+    agents: Sequence[str],
+    known: Mapping[str, Reference],
+    column: str,
+    format_cell: Callable[[NDArray[np.float64]], str] = _format_percent,
+) -> str:
+    """Format a table with a line for each agent and a column for each task, then the references."""
+    tasks = list(dict.fromkeys(trials["task"]))
+    by_pair = {pair: rows.to_numpy() for pair, rows in trials.groupby(KEYS)[column]}
+    lines = [
+        (
+            f"`{agent}`",
+            *(format_cell(by_pair[agent, t]) if (agent, t) in by_pair else "-" for t in tasks),
+        )
+        for agent in agents
+    ]
+    if known:
+        stored = [known.get(task, Reference(np.nan, np.nan, "")) for task in tasks]
+        for name, values in (
+            ("score 0", [reference.uniform for reference in stored]),
+            ("score 1", [reference.best for reference in stored]),
+        ):
+            lines.append((name, *("-" if np.isnan(x) else f"{100.0 * x:.2f}" for x in values)))
+    return format_markdown(("agent", *map(short_name, tasks)), lines)

@@ -1,0 +1,254 @@
+"""Leaderboards: scores of agents over tasks and seeds, from the trials in one or several folders.
+
+The score of a trial is made of the validation accuracy of the best network that it found:
+0 for that of the same rate or number of bits everywhere (`uniform`), 1 for the best known. Both
+stand in a stored table, `best_known.csv`, which nothing changes but
+`python -m experiments.benchmark best`; a trial that finds a better network has a score above 1.
+What is shown of an agent is the interquartile mean over tasks and seeds, with a bootstrap interval
+that resamples the seeds of each task (Agarwal et al. 2021, arXiv 2108.13264).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from compress_env.files import replacing
+from compress_env.networks.checkpoints import read_safetensors, same_weights
+from compress_env.suite import SUITE
+from experiments.common.intervals import Interval, improvement_interval, iqm_interval
+from experiments.common.stored import parse, read_table
+from experiments.trial.trials import network_path, read_trials, short_name
+
+__all__ = [
+    "BEST_KNOWN",
+    "OPPONENTS",
+    "Reference",
+    "improvement",
+    "make_leaderboard",
+    "normalize",
+    "read_best_known",
+    "read_runs",
+    "update_best_known",
+    "write_best_known",
+]
+
+OPPONENTS = {"random": "random search", "cma_es": "CMA-ES"}
+"""What a learner must beat, at the same number of evaluations."""
+BEST_KNOWN = Path(__file__).with_name("best_known.csv")
+"""The table that comes with the package."""
+
+
+class Reference(NamedTuple):
+    """What scores of a task are measured by."""
+
+    uniform: float
+    """Validation accuracy that stands for a score of 0."""
+    best: float
+    """Validation accuracy that stands for a score of 1."""
+    found_by: str
+    """Who found it, and with how many evaluations."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether anything better than uniform is known; there are no scores otherwise."""
+        return self.best > self.uniform
+
+
+def read_best_known(path: Path) -> dict[str, Reference]:
+    """Read the table of the best known accuracies, by task.
+
+    Raises:
+        ValueError: If the file is no such table.
+    """
+    try:
+        kinds = {"task": str, "uniform": float, "best": float, "found_by": str}
+        rows = parse(path, read_table(path, kinds), kinds)[[*kinds]].itertuples(index=False)
+        known = {task: Reference(low, high, by) for task, low, high, by in rows}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} is no table of best known accuracies: {error}") from None
+    for task, reference in known.items():
+        if not 0.0 <= reference.uniform <= reference.best <= 1.0:
+            raise ValueError(
+                f"{str(path)!r}: expected 0 <= uniform <= best <= 1 for {task}, got "
+                f"{reference.uniform} and {reference.best}"
+            )
+    return known
+
+
+def write_best_known(path: Path, known: Mapping[str, Reference]) -> None:
+    """Write the table that `read_best_known` reads."""
+    rows = [{"task": task} | reference._asdict() for task, reference in known.items()]
+    with replacing(path) as temporary:
+        pd.DataFrame(rows, columns=["task", *Reference._fields]).to_csv(temporary, index=False)
+
+
+def update_best_known(known: Mapping[str, Reference], trials: pd.DataFrame) -> dict[str, Reference]:
+    """Return the table with what the trials have found.
+
+    Args:
+        known: The table so far. An accuracy in it is replaced by a higher one only.
+        trials: From `read_runs`.
+
+    Raises:
+        ValueError: If a task that is not in the table has no trial of `uniform`.
+    """
+    updated = dict(known)
+    for task in dict.fromkeys(trials["task"]):
+        rows = trials[trials["task"] == task].reset_index(drop=True)
+        accuracies = rows["validation_accuracy"].to_numpy()
+        top = rows.iloc[int(accuracies.argmax())]
+        by = f"{top['agent']}, seed {top['seed']}, {top['n_evaluations']:.0f} evaluations"
+        found = Reference(np.nan, float(accuracies.max()), by)
+        uniform = accuracies[rows["agent"] == "uniform"]
+        if task in updated:
+            old = updated[task]
+            updated[task] = found._replace(uniform=old.uniform) if found.best > old.best else old
+        elif not len(uniform):
+            raise ValueError(f"expected a trial of uniform on {task}, got none")
+        else:
+            updated[task] = found._replace(uniform=float(uniform[0]))
+    return updated
+
+
+def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
+    """Read the trials of several folders into one table, as `read_trials` returns it.
+
+    Tasks come in the order of the suite, whatever they were run in, and others after them.
+
+    Raises:
+        ValueError: If a folder holds no trials, a trial is there twice, trials were allowed
+            different numbers of evaluations or had no limit, a task is not as registered, or
+            starts from different networks.
+    """
+    if not folders:
+        raise ValueError("expected at least one run folder, got none")
+    tables = [read_trials(folder) for folder in folders]
+    trials = pd.concat(tables, ignore_index=True)
+    for row in trials[trials["env_kwargs"] != "{}"].head(1).itertuples():
+        raise ValueError(f"expected {row.task} as it is registered, got it with {row.env_kwargs}")
+    limits = trials["limit"].unique().tolist()
+    if trials["limit"].isna().any():
+        raise ValueError("expected trials of a number of evaluations, got one without")
+    if len(limits) > 1:
+        raise ValueError(f"trials must be allowed the same evaluations, got {sorted(limits)}")
+    repeated = trials[trials.duplicated(["agent", "task", "seed"])]
+    if not repeated.empty:
+        agent, task, seed = repeated.iloc[0][["agent", "task", "seed"]]
+        raise ValueError(f"expected each trial once, got {agent} on {task}, seed {seed}, twice")
+    _check_networks(folders, tables)
+    places = {task.id: place for place, task in enumerate(SUITE)}
+    order = trials["task"].map(lambda task: places.get(task, len(places)))
+    return trials.iloc[order.argsort(kind="stable")].reset_index(drop=True)
+
+
+def _check_networks(folders: Sequence[Path], tables: Sequence[pd.DataFrame]) -> None:
+    """Check that each task starts from one network in all folders that have it."""
+    paths: dict[str, list[Path]] = {}
+    for folder, trials in zip(folders, tables, strict=True):
+        for task in trials["task"].unique():
+            path = network_path(folder, task)
+            paths.setdefault(task, []).extend([path] if path.exists() else [])
+    for task, (first, *others) in ((task, found) for task, found in paths.items() if found):
+        for path in others:
+            if not same_weights(read_safetensors(first), read_safetensors(path)):
+                raise ValueError(
+                    f"{task} starts from different networks: {str(first)!r} and {str(path)!r}"
+                )
+
+
+def normalize(accuracies: ArrayLike, reference: Reference) -> NDArray[np.float64]:
+    """Return scores: 0 for the accuracy of `uniform`, 1 for the best known; any shape.
+
+    Raises:
+        ValueError: If the two are the same.
+    """
+    if not reference.has_room:
+        raise ValueError(f"expected a best above uniform, got {reference.best} for both")
+    width = reference.best - reference.uniform
+    scores: NDArray[np.float64] = (np.asarray(accuracies, np.float64) - reference.uniform) / width
+    return scores
+
+
+def make_leaderboard(trials: pd.DataFrame, known: Mapping[str, Reference]) -> pd.DataFrame:
+    """Make the leaderboard, the best score first.
+
+    Args:
+        trials: From `read_runs`.
+        known: Tasks that are not in it, or without room above uniform, do not count.
+
+    Returns:
+        One row per agent: `agent`, `score`, `low`, `high`, `tasks` and `trials` that count; for
+        each of `OPPONENTS` the probability of doing better than it, `over_OPPONENT`, and its
+        interval, `..._low` and `..._high`; mean `test_accuracy` over all trials, mean
+        `n_evaluations`, sum of `seconds`, and for each task the mean over seeds of the best
+        `validation:TASK` and of the `test:TASK` accuracy.
+    """
+    by_agent = {str(agent): mine for agent, mine in trials.groupby("agent", sort=False)}
+    rows = [
+        _row(agent, mine, known) | _improvements(agent, by_agent) | _accuracies(mine)
+        for agent, mine in by_agent.items()
+    ]
+    table = pd.DataFrame(rows)
+    return table.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+
+
+def improvement(trials: pd.DataFrame, others: pd.DataFrame) -> Interval:
+    """Return the probability that one agent finds a better network than another.
+
+    Args:
+        trials: Of the first agent.
+        others: Of the other one; tasks that only one of the two has been run on do not count.
+    """
+    first, second = (
+        {str(task): mine.to_numpy() for task, mine in table.groupby("task")["validation_accuracy"]}
+        for table in (trials, others)
+    )
+    tasks = sorted(first.keys() & second.keys())
+    return improvement_interval([first[t] for t in tasks], [second[t] for t in tasks])
+
+
+def _improvements(agent: str, by_agent: Mapping[str, pd.DataFrame]) -> dict[str, float]:
+    row: dict[str, float] = {}
+    for opponent in OPPONENTS:
+        found = Interval(np.nan, np.nan, np.nan)
+        if opponent != agent and opponent in by_agent:
+            found = improvement(by_agent[agent], by_agent[opponent])
+        name = f"over_{opponent}"
+        row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    return row
+
+
+def _row(agent: str, trials: pd.DataFrame, known: Mapping[str, Reference]) -> dict[str, Any]:
+    by_task = {str(task): rows for task, rows in trials.groupby("task", sort=False)}
+    scores = [
+        normalize(rows["validation_accuracy"], known[task])
+        for task, rows in by_task.items()
+        if task in known and known[task].has_room
+    ]
+    score = iqm_interval(*scores)
+    return {
+        "agent": agent,
+        "score": score.value,
+        "low": score.low,
+        "high": score.high,
+        "tasks": len(scores),
+        "trials": sum(map(len, scores)),
+        "test_accuracy": trials["test_accuracy"].mean(),
+        "n_evaluations": trials["n_evaluations"].mean(),
+        "seconds": trials["seconds"].sum(),
+    }
+
+
+def _accuracies(trials: pd.DataFrame) -> dict[str, float]:
+    """Return the means over seeds for each task."""
+    return {
+        f"{kind}:{short_name(str(task))}": rows[f"{kind}_accuracy"].mean()
+        for kind in ("validation", "test")
+        for task, rows in trials.groupby("task", sort=False)
+    }

@@ -1,0 +1,322 @@
+"""Replay what a benchmark's folder holds, and compare it with what is written there.
+
+`python -m experiments.benchmark verify RUN` makes each task from the network in `RUN/networks`,
+takes the actions of every trial's best episode and final policy again, and compares accuracies,
+costs and returns with `sweep.csv`; compares `sweep.csv` with the trials' own tables and episodes
+where these are there too; and makes the leaderboard again. On the machine of the run everything
+must be equal to the last digit. On another one sums are rounded in another order, fine-tuning
+takes another course, and accuracies differ by some images: `--tolerance 0.02` allows for that.
+Where a network is not the one that the recipe makes here, or scores are measured by other
+accuracies than the package's `best_known.csv` has, a line says so, which is no mismatch. What the
+final policy chose is taken as it is: that its actions lead to what is stored is checked, not that
+an agent would learn to take them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pandas as pd
+import torch
+import tyro
+from rich.console import Console
+
+from compress_env.envs.base import LayerwiseCompressionEnv
+from compress_env.networks.checkpoints import default_data_root, same_weights
+from experiments.benchmark.report import format_leaderboard
+from experiments.benchmark.table import (
+    BEST_KNOWN,
+    make_leaderboard,
+    read_best_known,
+    read_runs,
+)
+from experiments.common.stored import parse, read_table
+from experiments.search.algorithms import SINGLE
+from experiments.search.playing import play_actions
+from experiments.sweep.cells import Cell
+from experiments.sweep.folder import SweepFolder
+from experiments.trial.trial import Config as Trial
+from experiments.trial.trial import make_task
+from experiments.trial.trials import NUMBERS, network_path
+
+__all__ = ["Config", "main", "verify"]
+
+REPLAYED = {
+    "actions": {
+        "validation_accuracy": "accuracy",
+        "reward": "reward",
+        "cost": "cost",
+        "dense_macs": "dense_macs",
+        "dense_params": "dense_params",
+        "sparse_macs": "sparse_macs",
+        "sparse_params": "sparse_params",
+    },
+    "final_actions": {"final_accuracy": "accuracy", "final_reward": "reward"},
+}
+"""Columns of a trial's table, and what they are called of a replayed episode."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a verification."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a benchmark."""
+    tolerance: float = 0.0
+    """Largest difference allowed, as a fraction of a number where that is above 1."""
+    data_root: Path | None = None
+    """Folder of the data sets' files; that of this machine when not given, whatever the run's."""
+    recipes: bool = True
+    """Whether to make each task's network by its recipe too, to compare it with the folder's; one
+    that has not been made here before is trained for that, LeNet-5 on MNIST for minutes."""
+
+
+def verify(config: Config, console: Console) -> list[str]:
+    """Replay a benchmark.
+
+    Args:
+        config: The settings.
+        console: Where progress goes.
+
+    Returns:
+        A line for each mismatch.
+
+    Raises:
+        ValueError: If the folder is of something else, or a task cannot be made.
+        FileNotFoundError: If data are not there.
+    """
+    if not 0.0 <= config.tolerance < math.inf:
+        raise ValueError(f"tolerance must be 0 or more, got {config.tolerance}")
+    torch.set_num_threads(1)  # as when the trials were run
+    trials = read_runs([config.run])
+    tasks = [str(task) for task in dict.fromkeys(trials["task"])]
+    _check_tasks(tasks)
+    for note in _compare_data_roots(config, SweepFolder(config.run).stored_cells()):
+        console.print(note, highlight=False, soft_wrap=True, markup=False)
+    found = []
+    for task, rows in trials.groupby("task", sort=False):
+        settings = Trial(task=str(task))
+        env = _make_task(config, settings)
+        if config.recipes and network_path(config.run, settings.task).exists():
+            for note in _compare_networks(env, make_task(_with_data(config, settings))):
+                console.print(f"{task}: {note}", markup=False, highlight=False)
+        for row in rows.to_dict("records"):
+            lines = [*_replay(env, row, config.tolerance), *_check_files(config.run, env, row)]
+            found += [f"{Path(row['cell']).name}: {line}" for line in lines]
+        console.print(f"{task}: {len(rows)} trials replayed", markup=False, highlight=False)
+    for note in _compare_references(config.run / "best_known.csv", set(trials["task"])):
+        console.print(note, markup=False, highlight=False)
+    return [*found, *_check_leaderboard(config.run, trials)]
+
+
+def _check_tasks(tasks: Sequence[str]) -> None:
+    """Check that all tasks are of the package: others would be made by code that a file names.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    own = [task for task in gym.registry if task.startswith("compress_env/")]
+    for task in tasks:
+        if task not in own:
+            near = ", ".join(difflib.get_close_matches(task, own, 3)) or ", ".join(own)
+            raise ValueError(f"only tasks of the package are verified, got {task!r}; near: {near}")
+
+
+def _compare_data_roots(config: Config, cells: Sequence[Cell]) -> list[str]:
+    """Say which folder the data are taken from, where the trials had another one."""
+    used = {cell.config.data_root for cell in cells} - {config.data_root, None}
+    mine = config.data_root or default_data_root()
+    return [
+        f"the trials were run with data in {str(theirs)!r}, they are verified with those in "
+        f"{str(mine)!r}; --data-root names another folder"
+        for theirs in sorted(used)
+    ]
+
+
+def _make_task(config: Config, settings: Trial) -> LayerwiseCompressionEnv:
+    """Make a task from the network in the folder."""
+    network = network_path(config.run, settings.task)
+    options = {"checkpoint": network} if network.exists() else {}
+    return make_task(_with_data(config, settings), **options)
+
+
+def _with_data(config: Config, settings: Trial) -> Trial:
+    """Let the data be the verifier's own."""
+    return dataclasses.replace(settings, data_root=config.data_root)
+
+
+def _compare_networks(stored: LayerwiseCompressionEnv, own: LayerwiseCompressionEnv) -> list[str]:
+    """Say how a folder's network differs from the one that its recipe makes here."""
+    if same_weights(stored.task.model.state_dict(), own.task.model.state_dict()):
+        return []
+    accuracies = [
+        f"{env.task.accuracy(env.task.model, split):.4f}"
+        for split in ("validation", "test")
+        for env in (stored, own)
+    ]
+    return [
+        "the network is not the one that is trained here; validation accuracy {} and {}, test "
+        "accuracy {} and {}".format(*accuracies)
+    ]
+
+
+def _replay(
+    env: LayerwiseCompressionEnv, row: Mapping[Any, Any], tolerance: float
+) -> Iterator[str]:
+    """Take the actions of a trial again; yield what differs."""
+    for kind, columns in reversed(REPLAYED.items()):
+        try:
+            actions = [float(action) for action in row[kind].split()]
+            played = play_actions(env, actions)._asdict()
+        except ValueError as error:
+            yield f"{kind} cannot be taken: {error}"
+            continue
+        now = {column: played[name] for column, name in columns.items()}
+        if kind == "actions":
+            now["cost_fraction"] = played["cost"] / env.unpruned.cost_high
+            now["test_accuracy"] = env.task.accuracy(env.compressed_model(), "test")
+        yield from (
+            f"{column} is {row[column]!r}, its replay gives {value!r}"
+            for column, value in now.items()
+            if not _agree(row[column], value, tolerance)
+        )
+
+
+def _agree(stored: float, replayed: float, tolerance: float) -> bool:
+    if math.isnan(stored) or math.isnan(replayed):
+        return math.isnan(stored) and math.isnan(replayed)
+    return abs(stored - replayed) <= tolerance * max(1.0, abs(replayed))
+
+
+def _check_files(run: Path, env: LayerwiseCompressionEnv, row: Mapping[Any, Any]) -> list[str]:
+    """Compare a row of `sweep.csv` with the trial's own files, where they are."""
+    folder = run / row["cell"]
+    if not folder.is_dir():
+        return []
+    try:
+        (own,) = _read(folder / "table.csv")
+        episodes = _read(folder / "episodes.csv")
+        summary = _summarize(episodes, row["agent"], env.reward_at)
+    except (OSError, ValueError, KeyError) as error:
+        return [f"its files cannot be read: {error!r}"]
+    lines = [
+        f"{name} is {row[name]!r} in sweep.csv, {value!r} by {file}"
+        for file, values in (("table.csv", own), ("episodes.csv", summary))
+        for name, value in values.items()
+        if not _same(row[name], value)
+    ]
+    if len(episodes) > 1 and episodes[-2]["n_evaluations"] >= row["limit"]:
+        lines.append(f"it went on after its {row['limit']:.0f} evaluations")
+    return lines
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Read rows; what are numbers in a trial's table or episodes become such."""
+    table = read_table(path)
+    numbers = dict.fromkeys([*NUMBERS, "index", "accuracy"], float | None)
+    return [
+        {str(name): math.nan if value is None else value for name, value in row.items()}
+        for row in parse(path, table, numbers).to_dict("records")
+    ]
+
+
+def _summarize(episodes: list[dict[str, Any]], agent: str, reward_at: str) -> dict[str, Any]:
+    """Return what a trial's table must say, from the rows of `episodes.csv`."""
+    finished = [episode for episode in episodes if not math.isnan(episode["accuracy"])]
+    best = max(finished, key=lambda e: (e["reward"], e["accuracy"], -e["cost"], -e["index"]))
+    summary = {
+        "validation_accuracy": best["accuracy"],
+        "reward": best["reward"],
+        "cost": best["cost"],
+        "actions": best["actions"],
+        "best_reward": best["reward"],
+        "n_episodes": len(episodes),
+        "n_evaluations": episodes[-1]["n_evaluations"],
+    }
+    # What is evaluated before the first episode, and where an episode fails, is not in the rows.
+    if agent not in SINGLE and len(finished) == len(episodes):
+        summary["n_evaluations"] = _count_networks(episodes, reward_at)
+    return summary
+
+
+def _count_networks(episodes: list[dict[str, Any]], reward_at: str) -> int:
+    """Return how many distinct networks were evaluated: one after each layer, or one each."""
+    networks = set()
+    for episode in episodes:
+        values = [value for name, value in episode.items() if name.startswith("value:")]
+        first = 1 if reward_at == "layer" else len(values)
+        networks |= {tuple(values[:n]) for n in range(first, len(values) + 1)}
+    return len(networks)
+
+
+def _same(first: Any, second: Any) -> bool:
+    return bool(first == second) or (first != first and second != second)  # NaN is not itself
+
+
+def _compare_references(path: Path, tasks: set[str]) -> list[str]:
+    """Say which tasks' scores are measured by other accuracies than those of the package."""
+    if not path.exists():
+        return []
+    stored, own = read_best_known(path), read_best_known(BEST_KNOWN)
+    return [
+        f"{task}: scores are measured by {stored[task].uniform:.4f} and {stored[task].best:.4f}, "
+        f"now known: {own[task].uniform:.4f} and {own[task].best:.4f}"
+        for task in sorted(tasks & stored.keys() & own.keys())
+        if stored[task][:2] != own[task][:2]
+    ]
+
+
+def _check_leaderboard(run: Path, trials: pd.DataFrame) -> list[str]:
+    """Make the leaderboard again, where there is one."""
+    path, text = run / "leaderboard.csv", run / "leaderboard.md"
+    if not path.exists():
+        return []
+    known = read_best_known(run / "best_known.csv")
+    table = make_leaderboard(trials, known)
+    if text.exists() and text.read_text("utf-8") != format_leaderboard(table, trials, known):
+        return [
+            "leaderboard.md: says something else than the trials lead to",
+            *_differ(table, path),
+        ]
+    return _differ(table, path)
+
+
+def _differ(table: pd.DataFrame, path: Path) -> list[str]:
+    """Compare a leaderboard with the one in a file."""
+    then_table = read_table(path, ["agent"])
+    numbers = {str(name): float | None for name in then_table if name != "agent"}
+    now, then = (
+        {str(row["agent"]): row for row in rows.to_dict("records")}
+        for rows in (table, parse(path, then_table, numbers))
+    )
+    if now.keys() != then.keys() or set().union(*now.values()) != set().union(*then.values()):
+        return ["leaderboard.csv: has other agents or columns than the trials lead to"]
+    return [
+        f"leaderboard.csv: {name} of {agent} is {then[agent][name]!r}, the trials lead to {value!r}"
+        for agent, row in now.items()
+        for name, value in row.items()
+        if name != "agent" and not _is_close(then[agent][name], value)
+    ]
+
+
+def _is_close(stored: float | None, value: float) -> bool:
+    number = math.nan if stored is None else stored
+    return bool(np.isclose(number, value, 1e-12, 0, equal_nan=True))
+
+
+def main(arguments: list[str]) -> None:
+    """Run from the command line; exit with 1 and a line for each mismatch, if there is any."""
+    config = tyro.cli(Config, args=arguments, description=__doc__)
+    mismatches = verify(config, Console())
+    if mismatches:
+        sys.exit("\n".join([*mismatches, f"{len(mismatches)} mismatches"]))
+    sys.stdout.write("everything is as it was stored\n")

@@ -1,0 +1,1 @@
+"""What do all experiments share? Run folders, commands, progress, intervals and figures."""

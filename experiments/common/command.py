@@ -1,0 +1,172 @@
+"""What every experiment does when it is run from the command line."""
+
+from __future__ import annotations
+
+import io
+import logging
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+from rich.console import Console
+
+from experiments.common.given import given_in, giving, to_be_named
+from experiments.common.run_folder import RunFolder, resume_run
+
+__all__ = [
+    "Interrupted",
+    "ending_in_one_line",
+    "interruptible",
+    "one_line",
+    "resume_hint",
+    "run_command",
+    "run_measurement",
+]
+
+C = TypeVar("C")
+E = TypeVar("E")
+R = TypeVar("R")
+EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, ImportError)
+
+
+class Interrupted(BaseException):
+    """Somebody has asked the process to stop; not an error, so that nothing mistakes it for one."""
+
+    def __init__(self, signal_number: int) -> None:
+        """Keep the signal, which decides the exit status."""
+        super().__init__(f"interrupted by {signal.Signals(signal_number).name}")
+        self.exit_status = 128 + signal_number
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM inside the block into `Interrupted`, the first of them only."""
+
+    def stop(signal_number: int, frame: FrameType | None) -> NoReturn:
+        for each in handled:
+            signal.signal(each, signal.SIG_DFL)  # who asks twice is in a hurry
+        raise Interrupted(signal_number)
+
+    handled = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, before in handled.items():
+            signal.signal(each, before)
+
+
+def run_command(config_class: type[C], run: Callable[[C, Console], Any], description: str) -> None:
+    """Parse the command line and run an experiment; whatever goes wrong ends it with one line.
+
+    Exit status: 0, 1 for an error, 130 for SIGINT, 143 for SIGTERM.
+
+    Args:
+        config_class: The experiment's dataclass.
+        run: Runs it.
+        description: What `--help` says.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("compress_env").setLevel(logging.INFO)
+    with ending_in_one_line(), giving(given_in(config_class, sys.argv[1:])):
+        run(tyro.cli(config_class, description=description), Console())
+
+
+@contextmanager
+def ending_in_one_line() -> Iterator[None]:
+    """End the process with one line for whatever goes wrong inside the block.
+
+    What a terminal's encoding cannot show, such as the name of a folder on an ASCII terminal, is
+    shown by its code.
+
+    Raises:
+        SystemExit: If something goes wrong: status 1 for an error, 130 for SIGINT, 143 for SIGTERM.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with interruptible():
+            yield
+    except Interrupted as stop:
+        sys.stderr.write(f"{one_line(stop)}\n")
+        sys.exit(stop.exit_status)
+    except EXPECTED as error:
+        sys.exit(f"error: {one_line(error)}")
+
+
+def run_measurement(
+    name: str,
+    config: Any,
+    console: Console,
+    prepare: Callable[[Any, RunFolder], E],
+    measure: Callable[[E, Console], R],
+) -> R:
+    """Measure in a new run folder, or go on in that of a stopped measurement.
+
+    Args:
+        name: Name of the experiment.
+        config: Its dataclass, with the fields `out` and `resume`.
+        console: Where progress goes.
+        prepare: Checks the settings and loads what is needed; if it fails, the folder goes again.
+        measure: Measures, and writes the folder's files.
+
+    Returns:
+        What `measure` returns.
+
+    Raises:
+        ValueError: If a setting is wrong, or there is nothing left to measure.
+    """
+    if config.resume is not None:
+        config, folder = resume_run(config, config.resume)
+        if folder.is_finished:
+            folder.close()
+            raise ValueError(f"{str(folder.path)!r} has nothing left to measure")
+    else:
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        folder = RunFolder(config.out or Path("runs") / f"{name}-{stamp}", config)
+    try:
+        prepared = prepare(config, folder)
+    except Exception:
+        folder.discard()
+        raise
+    try:
+        result = measure(prepared, console)
+    except BaseException as stop:
+        stop.add_note(resume_hint(f"experiments.{name}", folder.path, config))
+        raise
+    finally:
+        folder.close()
+    console.print(f"run folder: {folder.path}", soft_wrap=True, markup=False)
+    return result
+
+
+def resume_hint(module: str, folder: object, config: object = None) -> str:
+    """Return the sentence that says how to go on; meant as a note of an exception.
+
+    Args:
+        module: Module of the experiment.
+        folder: Its folder.
+        config: The settings, of which those are named that the folder's word does not suffice for.
+    """
+    again = "".join(
+        f" --{name} {shlex.quote(str(value))}" for name, value in to_be_named(config).items()
+    )
+    return f"go on with: python -m {module}{again} --resume {shlex.quote(str(folder))}"
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message and its notes as one line.
+
+    Of a message with a traceback in it, as a `DataLoader`'s worker sends, the last line counts.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    has_traceback = any(line.startswith("Traceback") for line in lines)
+    message = (lines[-1] if has_traceback else " ".join(lines)) if lines else type(error).__name__
+    return "; ".join([message, *getattr(error, "__notes__", [])])

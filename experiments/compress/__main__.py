@@ -1,0 +1,6 @@
+"""Runs `python -m experiments.compress`."""
+
+from experiments.compress.compress import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""What the main job leaves in its folder: episodes, policies, networks, tables and figures."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from compress_env.envs.pruning import PruningEnv
+from compress_env.envs.quantization import QuantizationEnv
+from compress_env.networks.models import save_checkpoint
+from compress_env.quantization.fake_quant import bake
+from compress_env.quantization.packing import save
+from compress_env.task.counting import total_macs
+from compress_env.task.layers import dense_params, sparse_macs, sparse_params
+from experiments.common.figures import (
+    draw_layers,
+    draw_pareto,
+    draw_rewards,
+    draw_tradeoff,
+    non_dominated,
+)
+from experiments.common.run_folder import RunFolder
+from experiments.compress.exports import Export, export_networks
+from experiments.compress.report import Row
+from experiments.compress.stages import Contender, Job, Stage
+from experiments.search.episodes import Episode, best_episode
+
+__all__ = ["draw_searches", "score_networks", "write_pareto", "write_searches"]
+
+VALUE_NAMES = {"pruning": PruningEnv.value_name, "quantization": QuantizationEnv.value_name}
+
+
+def write_searches(folder: RunFolder, job: Job, names: list[str]) -> None:
+    """Write every episode so far, and the best ones as policies.
+
+    Args:
+        folder: The run folder.
+        job: The job.
+        names: Its contenders, in the order in which they are told.
+    """
+    rows = []
+    policies: dict[str, dict[str, Any]] = {}
+    for name in names:
+        for stage, value_name in VALUE_NAMES.items():
+            episodes = job.searches.get((name, stage), [])
+            rows += [{"search": name, "stage": stage} | episode.row() for episode in episodes]
+            if any(episode.accuracy is not None for episode in episodes):
+                best = best_episode(episodes)
+                policies.setdefault(name, {})[stage] = _policy(best, value_name)
+    folder.write_rows("episodes.csv", rows)
+    folder.write_json("policy.json", policies)
+
+
+def _policy(episode: Episode, value_name: str) -> dict[str, Any]:
+    """Return what `--policy` reads, and a person."""
+    return {
+        "layers": episode.layers,
+        value_name: episode.values,
+        "actions": episode.actions,
+        "validation_accuracy": episode.accuracy,
+        "episode": episode.index,
+    }
+
+
+def write_pareto(folder: RunFolder, job: Job) -> None:
+    """Write the pruned networks that no other beats, each with a policy to make it again.
+
+    What counts is dense MACs, non-zero parameters and validation accuracy, of every finished
+    episode of every search.
+    """
+    archive = [
+        (name, episode)
+        for (name, stage), episodes in job.searches.items()
+        for episode in episodes
+        if stage == "pruning" and episode.accuracy is not None
+    ]
+    costs = [(e.dense_macs, e.sparse_params) for _, e in archive]
+    front = non_dominated(costs, [e.accuracy or 0.0 for _, e in archive])
+    rows = []
+    (folder.path / "pareto").mkdir(exist_ok=True)
+    for number, place in enumerate(front):
+        name, episode = archive[place]
+        policy = f"pareto/policy-{number:03}.json"
+        folder.write_json(policy, {name: {"pruning": _policy(episode, VALUE_NAMES["pruning"])}})
+        rows.append({"policy": policy, "search": name} | episode.row())
+    folder.write_rows("pareto.csv", rows)
+    points = [episode for _, episode in archive]
+    folder.write_figure("pareto.png", draw_pareto(points, [points[place] for place in front]))
+
+
+def score_networks(job: Job, folder: RunFolder, contenders: list[Contender]) -> list[Row]:
+    """Write every final network to files and measure it on the test images, once."""
+    models = {"baseline": job.task.model}
+    models |= {f"network-{c.name}": c.quantization.model for c in contenders}
+    exports = _export(job, folder, models)
+    env, image = job.pruning_env, job.task.example_image()
+    full = env.unpruned
+    full_size = _save_floats(job.task.model, folder.path / "baseline.safetensors")
+
+    def measure(file: str, name: str, stages: list[Stage]) -> Row:
+        model = models[file]
+        float_bytes = _save_floats(model, folder.path / f"{file}.safetensors")
+        size = save(folder.path / f"{file}.cenv", model) if stages else full_size
+        # Counted anew, on the network that stands there.
+        macs = {
+            "dense": total_macs(model, image),
+            "sparse": sparse_macs(model, env.positions) + env.other_macs,
+        }
+        fits = size <= job.size_budget_bytes and macs[env.macs] <= env.budget
+        return Row(
+            network=name,
+            validation_accuracy=job.task.accuracy(model, "validation"),
+            test_error=1.0 - job.task.accuracy(model, "test"),
+            macs=macs["dense"] / full.macs,
+            sparse_macs=macs["sparse"] / full.macs,
+            params=dense_params(model) / full.params,
+            sparse_params=sparse_params(model) / full.params,
+            size_bytes=size,
+            size=size / full_size,
+            float_bytes=float_bytes,
+            within_budget=not stages or fits,
+            n_evaluations=sum(s.episodes[-1].n_evaluations for s in stages),
+            seconds=sum(e.seconds for s in stages for e in s.episodes),
+            **(exports[file]._asdict() if exports else {}),
+        )
+
+    rows = [measure("baseline", "baseline", [])]
+    for contender in contenders:
+        stages = [contender.pruning, contender.quantization]
+        rows.append(measure(f"network-{contender.name}", contender.name, stages))
+    return rows
+
+
+def _export(job: Job, folder: RunFolder, models: dict[str, nn.Module]) -> dict[str, Export]:
+    """Write ONNX files, if that is wanted and can be done."""
+    if not job.config.onnx:
+        return {}
+    try:
+        return export_networks(folder.path, models, job.task)
+    except ValueError as error:
+        job.console.print(f"no ONNX files: {error}", soft_wrap=True, markup=False)
+        return {}
+
+
+def _save_floats(model: nn.Module, path: Path) -> int:
+    """Write the network's weights, quantized ones as float32, and return the file's bytes."""
+    plain = copy.deepcopy(model)
+    bake(plain)
+    save_checkpoint(plain, path)
+    return path.stat().st_size
+
+
+def draw_searches(folder: RunFolder, job: Job, contenders: list[Contender]) -> None:
+    """Draw rewards, choices and trade-offs of both stages, and bits beside 8 bits everywhere."""
+    labels = {"pruning": "multiply-accumulates per image", "quantization": "bytes"}
+    for stage, xlabel in labels.items():
+        searched = [c for c in contenders if (c.name, stage) in job.searches]
+        results: dict[str, Stage] = {c.name: getattr(c, stage) for c in searched}
+        rewards = {n: [episode.reward for episode in r.episodes] for n, r in results.items()}
+        value = VALUE_NAMES[stage]
+        chosen = {name: result.best for name, result in results.items()}
+        episodes = {name: result.episodes for name, result in results.items()}
+        folder.write_figure(f"reward-{stage}.png", draw_rewards(rewards, f"Search: {stage}"))
+        folder.write_figure(
+            f"layers-{stage}.png", draw_layers(chosen, value, f"Chosen {value} by layer")
+        )
+        folder.write_figure(
+            f"tradeoff-{stage}.png", draw_tradeoff(episodes, xlabel, f"Every episode: {stage}")
+        )
+    agent, config = contenders[-1], job.config
+    uniform = [c for c in contenders if c.name == f"{config.algo}-8bit"]
+    folder.write_figure(
+        "bits.png",
+        draw_layers(
+            {c.name: c.quantization.best for c in [*uniform, agent]},
+            "bits",
+            f"Bits by layer: {config.title}".replace("$", r"\$"),  # no formula
+        ),
+    )

@@ -1,0 +1,205 @@
+"""The final table of the main job: on the terminal, as Markdown, and in `report.md`."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from experiments.common.stored import parse, read_table
+
+__all__ = ["Row", "format_markdown", "format_report", "print_rows", "read_rows"]
+
+HEADINGS = (
+    "network",
+    "test error %",
+    "MACs %",
+    "sparse MACs %",
+    "params %",
+    "sparse params %",
+    "size %",
+    "evals",
+)
+
+FILE_HEADINGS = (
+    "network",
+    "packed bytes",
+    "float32 bytes",
+    "ONNX bytes",
+    "ONNX error %",
+    "1 image ms",
+    "64 images ms",
+)
+
+
+class Row(NamedTuple):
+    """One line of the final tables."""
+
+    network: str
+    """Baseline, or the name of the search."""
+    validation_accuracy: float
+    """Fraction of validation images that the final network gets right."""
+    test_error: float
+    """Fraction of test images that it gets wrong."""
+    macs: float
+    """Dense multiply-accumulates, a fraction of the baseline's."""
+    sparse_macs: float
+    """Multiply-accumulates by non-zero weights, a fraction of the baseline's dense ones."""
+    params: float
+    """Stored parameters, a fraction of the baseline's."""
+    sparse_params: float
+    """Non-zero parameters, a fraction of the baseline's stored ones."""
+    size_bytes: int
+    """Bytes of the file on disk."""
+    size: float
+    """Bytes, a fraction of the baseline's float32 file."""
+    float_bytes: int
+    """Bytes of a float32 file (safetensors) of the same network."""
+    within_budget: bool
+    """Whether multiply-accumulates and file are within their budgets."""
+    n_evaluations: int
+    """Networks evaluated on the validation images, both stages together."""
+    seconds: float
+    """Wall-clock time of the searches."""
+    onnx_bytes: int | None = None
+    """Bytes of the ONNX file; None if there is none, as below."""
+    onnx_test_error: float | None = None
+    """Fraction of test images that the ONNX file gets wrong."""
+    latency_1_ms: float | None = None
+    """Median milliseconds of the ONNX file in onnxruntime, on the CPU, for one image."""
+    latency_64_ms: float | None = None
+    """The same for 64 images at once."""
+
+    def cells(self) -> tuple[str, ...]:
+        """Format the columns of `HEADINGS`."""
+        percents = (
+            self.test_error,
+            self.macs,
+            self.sparse_macs,
+            self.params,
+            self.sparse_params,
+        )
+        return (
+            self.network,
+            *(f"{100 * p:.2f}" for p in percents),
+            f"{100 * self.size:.2f}" + ("" if self.within_budget else "*"),
+            str(self.n_evaluations),
+        )
+
+    def file_cells(self) -> tuple[str, ...]:
+        """Format the columns of `FILE_HEADINGS`."""
+        milliseconds = (self.latency_1_ms, self.latency_64_ms)
+        return (
+            self.network,
+            *(_format(b, ",") for b in (self.size_bytes, self.float_bytes, self.onnx_bytes)),
+            _format(None if self.onnx_test_error is None else 100 * self.onnx_test_error, ".2f"),
+            *(_format(ms, ".3f") for ms in milliseconds),
+        )
+
+
+def _format(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read the final table from the CSV file of a finished run.
+
+    Raises:
+        ValueError: If it is no such table.
+    """
+    kinds = typing.get_type_hints(Row)
+    table = parse(path, read_table(path, kinds), kinds)
+    rows = table[[*kinds]].astype(object).itertuples(index=False)
+    values = ((None if value != value else value for value in row) for row in rows)
+    return [Row._make(row) for row in values]
+
+
+def print_rows(console: Console, rows: list[Row]) -> None:
+    """Print the final tables."""
+    cells = [row.cells() for row in rows]
+    title = "Final networks (*: over the size budget)"
+    _print_table(console, title, HEADINGS, cells)
+    file_cells = [row.file_cells() for row in rows]
+    _print_table(console, "Files, and their ONNX exports in onnxruntime", FILE_HEADINGS, file_cells)
+
+
+def _print_table(
+    console: Console, title: str, headings: tuple[str, ...], lines: list[tuple[str, ...]]
+) -> None:
+    # Eight columns fit into 80 characters.
+    table = Table(
+        title=title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True
+    )
+    for number, heading in enumerate(headings):
+        first = number == 0
+        table.add_column(heading, justify="left" if first else "right", no_wrap=first)
+    for line in lines:
+        table.add_row(*map(Text, line))  # names are no markup
+    console.print(table)
+
+
+def format_markdown(headings: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> str:
+    """Format a Markdown table; the first column is text, the others numbers."""
+    rule = ("---", *["---:"] * (len(headings) - 1))
+    return "\n".join("| " + " | ".join(line) + " |" for line in (headings, rule, *lines))
+
+
+def format_report(
+    config: Any, rows: list[Row], unpruned: dict[str, str], unquantized: dict[str, str]
+) -> str:
+    """Format `report.md`.
+
+    Args:
+        config: The experiment's dataclass.
+        rows: The final table.
+        unpruned: Layers left out of the pruning walk, with the reason.
+        unquantized: Weights that stay float32, with the reason.
+    """
+    settings = [(k, str(v)) for k, v in dataclasses.asdict(config).items()]
+    return "\n".join(
+        [
+            f"# {config.title}: {config.algo}",
+            "",
+            format_markdown(HEADINGS, [row.cells() for row in rows]),
+            "",
+            format_markdown(FILE_HEADINGS, [row.file_cells() for row in rows]),
+            "",
+            "Errors are on the test images, which no search has seen. Sizes are bytes on disk:",
+            "float32 safetensors for the baseline, packed files for the others. Times are medians",
+            "in onnxruntime on the CPU, taken in alternation, with weights dequantized on loading.",
+            "MACs and parameters count tensors as they are; sparse ones count what is not zero,",
+            "which does not make dense kernels faster.",
+            "The best episode of each search was chosen by validation accuracy. A size with a star",
+            "is over the budget: 8 bits know none, and so little may have been pruned that 1 bit",
+            "everywhere does not meet it.",
+            "",
+            "![reward](reward-pruning.png) ![reward](reward-quantization.png)",
+            "![layers](layers-pruning.png) ![layers](layers-quantization.png)",
+            "![bits](bits.png) ![Pareto front](pareto.png)",
+            "![trade-off](tradeoff-pruning.png) ![trade-off](tradeoff-quantization.png)",
+            "",
+            "Layers left out of the pruning walk:",
+            "",
+            *_listed(unpruned),
+            "",
+            "Weights that quantization leaves as float32:",
+            "",
+            *_listed(unquantized),
+            "",
+            "Settings:",
+            "",
+            format_markdown(("setting", "value"), settings),
+            "",
+        ]
+    )
+
+
+def _listed(reasons: dict[str, str]) -> list[str]:
+    return [f"- `{name}`: {reason}" for name, reason in reasons.items()] or ["None."]

@@ -1,0 +1,1 @@
+"""How does one agent learn one Gymnasium task?"""

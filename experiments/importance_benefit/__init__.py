@@ -1,0 +1,1 @@
+"""Does pruning by importance help?"""

@@ -1,0 +1,322 @@
+"""Whether pruning rates by importance help, and what they cost.
+
+At 30, 50 and 70 % of the filters removed: AFIE (arXiv 2208.06660), SBPF (arXiv 2208.04588), the
+same rate everywhere, random search and a reinforcement learner, from a network after one epoch and
+from the fully trained one. What counts as removed is the same for all of them: filters, or with
+`--unit macs` multiply-accumulates, as the same share of filters can be very different shares of
+these. Channels are selected inside a layer in the same way, and every pruned network gets the same
+fine-tuning. Random search and the learner may evaluate as many networks as
+SBPF does, unless told otherwise; the best episode by validation accuracy is taken. Test images are
+looked at once, at the end. The time that a method takes to arrive at its rates, and the networks
+that it evaluates for that, stand beside the errors.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import pandas as pd
+from rich.console import Console
+from stable_baselines3.common.type_aliases import PolicyPredictor
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import nn
+
+from agents import AFIE, SBPF, Random
+from compress_env.data.bundle import DataBundle, load_data
+from compress_env.envs.pruning import PruningEnv, PruningMethod
+from compress_env.networks.models import check_model_name
+from compress_env.seeding import derive_generator
+from compress_env.task.task import CompressionTask
+from experiments.common.checks import check_choices, check_lowest
+from experiments.common.command import run_command, run_measurement
+from experiments.common.inputs import data_digest
+from experiments.common.run_folder import RunFolder
+from experiments.common.training import limit_images, seeded_task, train_with_marks
+from experiments.importance_benefit.figures import draw_errors
+from experiments.importance_benefit.report import format_report
+from experiments.search.algorithms import check_algorithm, make_learner
+from experiments.search.episodes import EpisodeLog, best_episode, run_learner, run_policy
+from experiments.search.playing import play_actions
+from experiments.search.uniform import uniform_policy
+
+__all__ = ["Config", "Measurement", "main", "run"]
+
+Rows = list[dict[str, Any]]
+BASELINE = "uniform"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the comparison."""
+
+    model: str = "lenet5"
+    """Named network."""
+    dataset: str = "mnist"
+    """Named data set."""
+    label: str | None = None
+    """What tables and figures call the data set; its name when not given."""
+    data_root: Path | None = None
+    """Folder of the data set's files."""
+    download: bool = False
+    """Download the data set when it is missing."""
+    validation_images: int | None = 1000
+    """Images that networks are evaluated on; all validation images when not given."""
+    methods: tuple[str, ...] = ("uniform", "afie", "sbpf", "random", "q_critic_ppo")
+    """Names of the main job's algorithms; uniform, which differences are taken from, among them."""
+    targets: tuple[float, ...] = (0.3, 0.5, 0.7)
+    """Fractions of the filters, or multiply-accumulates, that go."""
+    unit: Literal["filters", "macs"] = "filters"
+    """What the targets count."""
+    epochs: tuple[int, ...] = (1, 8)
+    """Epochs of one training after which the network is pruned; the last one ends it."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds of initial weights, minibatches, noise and agents."""
+    n_evaluations: int | None = None
+    """Networks that random search and learners evaluate; as many as SBPF when not given."""
+    selection: PruningMethod = "magnitude"
+    """How channels are selected inside a layer: magnitude, channel (LASSO) or random."""
+    damage: float = 1.0
+    """Standard deviation of SBPF's noise in those of a layer's weights."""
+    n_trials: int = 10
+    """Trials of SBPF for each layer and round."""
+    n_rounds: int = 1
+    """Rounds of SBPF."""
+    learning_rate: float = 0.02
+    """Highest step size of the training."""
+    finetune_steps: int = 5
+    """Minibatches of fine-tuning after each layer of an episode."""
+    final_finetune_steps: int = 200
+    """Minibatches of fine-tuning of each pruned network, learning rate annealed."""
+    device: str = "auto"
+    """auto, cpu, cuda and so on."""
+    out: Path | None = None
+    """Run folder; a new one under runs/ when not given."""
+    resume: Path | None = None
+    """Run folder of a stopped comparison to go on with."""
+
+    def check(self) -> None:
+        """Check what nothing else checks.
+
+        Raises:
+            ValueError: If a setting is out of range.
+        """
+        check_model_name(self.model)
+        check_choices(self, "methods", "targets", "epochs", "seeds")
+        check_lowest(self, 0, "seeds", "epochs")
+        check_lowest(self, 1, "n_evaluations", "validation_images")
+        for method in self.methods:
+            check_algorithm(method)
+        if BASELINE not in self.methods:
+            raise ValueError(f"methods must hold {BASELINE!r}, got {self.methods}")
+        if self.selection not in ("magnitude", "channel", "random"):
+            raise ValueError(
+                f"selection must be magnitude, channel or random, got {self.selection!r}"
+            )
+        if not all(0.0 < target < 1.0 for target in self.targets):
+            raise ValueError(f"targets must be in (0, 1), got {self.targets}")
+
+    @property
+    def title(self) -> str:
+        """What tables and figures call the comparison."""
+        return f"{self.model} on {self.label or self.dataset}"
+
+
+class Measurement:
+    """Trains the networks of each seed, and prunes them by each method to each target."""
+
+    def __init__(self, config: Config, folder: RunFolder) -> None:
+        """Load the data.
+
+        Raises:
+            ValueError: If a setting is wrong.
+            FileNotFoundError: If data are not there.
+        """
+        config.check()
+        self.config = config
+        self.folder = folder
+        data = load_data(config.dataset, data_root=config.data_root, download=config.download)
+        self._data: DataBundle = limit_images(data, config.validation_images)
+        folder.hold_to({"data": data_digest(self._data)})
+
+    def rows(self, seed: int) -> Rows:
+        """Measure everything of one seed, but for what a stopped comparison has left."""
+        networks = self._networks(seed)
+        rows: Rows = []
+        for epochs, network in networks.items():
+            rows.append(self._once(seed, epochs, 0.0, "none", partial(self._unpruned, network)))
+            for target in self.config.targets:
+                for method in self.config.methods:
+                    measure = partial(self._pruned, network, target=target, method=method)
+                    rows.append(self._once(seed, epochs, target, method, measure))
+        return rows
+
+    def _once(
+        self,
+        seed: int,
+        epochs: int,
+        target: float,
+        method: str,
+        measure: Callable[[int], dict[str, Any]],
+    ) -> dict[str, Any]:
+        """Measure a cell and keep its row, or return the one that was kept."""
+        name = f"seed{seed}-epochs{epochs}-{target}-{method}"
+        row = self.folder.read_state(name)
+        if row is None:
+            row = measure(seed)
+            self.folder.write_state(name, row)
+        return {"seed": seed, "epochs": epochs, "target": target, "method": method} | row
+
+    def _networks(self, seed: int) -> dict[int, nn.Module]:
+        """Return the networks of a seed by epochs of training."""
+        config, name = self.config, f"seed{seed}-networks"
+        task = seeded_task(
+            config.model,
+            self._data,
+            seed=seed,
+            learning_rate=config.learning_rate,
+            device=config.device,
+        )
+        kept = self.folder.read_state(name)
+        if kept is None:
+            found = train_with_marks(task, copy.deepcopy(task.model), config.epochs, seed)
+            kept = {str(epochs): network.state_dict() for epochs, network in found.items()}
+            self.folder.write_state(name, kept)
+        networks = {epochs: copy.deepcopy(task.model) for epochs in config.epochs}
+        with self.folder.using(name):
+            for epochs, network in networks.items():
+                network.load_state_dict(kept[str(epochs)])
+        return networks
+
+    def _unpruned(self, network: nn.Module, seed: int) -> dict[str, Any]:
+        task = CompressionTask(network, self._data, device=self.config.device)
+        finetuned = copy.deepcopy(task.model)
+        costs = {"filters": 1.0, "macs": 1.0, "params": 1.0}
+        search = {"rates": "", "n_evaluations": 0, "search_seconds": 0.0}
+        return costs | search | self._finetuned(task, finetuned, seed)
+
+    def _pruned(
+        self, network: nn.Module, seed: int, *, target: float, method: str
+    ) -> dict[str, Any]:
+        """Search rates, apply the best and fine-tune."""
+        config = self.config
+        env = PruningEnv(
+            network,
+            self._data,
+            device=config.device,
+            method=config.selection,
+            filters_budget=1.0 - target if config.unit == "filters" else None,
+            flops_budget=1.0 - target if config.unit == "macs" else None,
+            finetune_steps=config.finetune_steps,
+            reward_at="episode",
+            seed=seed,
+        )
+        log = EpisodeLog(DummyVecEnv([lambda: env]))
+        start = perf_counter()
+        policy, n_evaluations = self._policy(env, method, seed)
+        if policy is None:
+            self._search(log, env, method, seed)
+            n_evaluations = log.episodes[-1].n_evaluations
+        seconds = perf_counter() - start
+        if policy is not None:
+            run_policy(policy, log, n_episodes=1)
+        best = best_episode(log.episodes)
+        play_actions(env, best.actions)
+        rates, plan = list(best.values), env.plan
+        return {
+            "filters": plan.count(rates, "filters") / plan.full("filters"),
+            "macs": best.dense_macs / env.unpruned.macs,
+            "params": best.dense_params / env.unpruned.params,
+            "rates": " ".join(f"{rate:.4f}" for rate in rates),
+            "n_evaluations": n_evaluations,
+            "search_seconds": seconds,
+        } | self._finetuned(env.task, env.compressed_model(), seed)
+
+    def _policy(
+        self, env: PruningEnv, method: str, seed: int
+    ) -> tuple[PolicyPredictor | None, int]:
+        """Return a policy that always does the same, and what it has evaluated; or None, 0."""
+        if method == BASELINE:
+            return uniform_policy(env), 0
+        if method == "afie":
+            return AFIE(env), 0
+        if method == "sbpf":
+            config = self.config
+            agent = SBPF(
+                env,
+                damage=config.damage,
+                n_trials=config.n_trials,
+                n_rounds=config.n_rounds,
+                seed=seed,
+            )
+            return agent, agent.n_evaluations
+        return None, 0
+
+    def _search(self, log: EpisodeLog, env: PruningEnv, method: str, seed: int) -> None:
+        """Let random search or a learner evaluate as many networks as are allowed."""
+        limit = self.config.n_evaluations or self._sbpf_evaluations(env)
+        if method == "random":
+            policy = Random(log.observation_space, log.action_space, seed)
+            # A random sequence repeats another now and then.
+            run_policy(policy, log, n_episodes=10 * limit, n_evaluations=limit)
+            return
+        agent = make_learner(method, log, n_steps=limit * log.walk_length, seed=seed)
+        run_learner(agent, log, limit)
+
+    def _sbpf_evaluations(self, env: PruningEnv) -> int:
+        """Return how many networks SBPF evaluates."""
+        n_layers = len({name for each in env.plan.producers for name in each})
+        n_rounds = self.config.n_rounds
+        return n_rounds * (1 + n_layers * self.config.n_trials) + n_rounds - 1
+
+    def _finetuned(self, task: CompressionTask, network: nn.Module, seed: int) -> dict[str, Any]:
+        """Fine-tune a network in place and return what it is worth before and after."""
+        before = task.score(network)
+        steps = self.config.final_finetune_steps
+        task.finetune(network, steps, derive_generator(seed, 2), anneal=True)
+        task.reestimate_batch_norm(network, derive_generator(seed, 3))
+        return {
+            "validation_before": before,
+            "validation_accuracy": task.score(network),
+            "test_error": 1.0 - task.accuracy(network, "test"),
+        }
+
+
+def run(config: Config, console: Console) -> pd.DataFrame:
+    """Measure, write the run folder and print the report.
+
+    Returns:
+        One row for each seed, start, target and method.
+
+    Raises:
+        ValueError: If a setting is wrong.
+        FileNotFoundError: If data are not there.
+    """
+    return run_measurement("importance_benefit", config, console, Measurement, _measure)
+
+
+def _measure(measurement: Measurement, console: Console) -> pd.DataFrame:
+    config, folder = measurement.config, measurement.folder
+    rows: Rows = []
+    for seed in config.seeds:
+        rows += measurement.rows(seed)
+        console.print(f"seed {seed}: done")
+    table = pd.DataFrame(rows)
+    report = format_report(
+        table, config.title, config.unit, config.selection, config.final_finetune_steps
+    )
+    console.print(report, soft_wrap=True, markup=False, highlight=False)
+    folder.write_text("importance_benefit.md", report)
+    folder.write_figure("errors.png", draw_errors(table, config.title, config.unit))
+    folder.finish(rows)
+    return table
+
+
+def main() -> None:
+    """Run from the command line."""
+    run_command(Config, run, __doc__ or "")

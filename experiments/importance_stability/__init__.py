@@ -1,0 +1,1 @@
+"""Is importance the same early in training as at its end?"""

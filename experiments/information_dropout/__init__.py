@@ -1,0 +1,1 @@
+"""What does information dropout pass on?"""

@@ -1,0 +1,368 @@
+"""What information dropout passes on, and how its noise is distributed (arXiv 1912.02254, Fig. 5).
+
+The paper's claims: the noise follows a log-normal, which its two moments determine; and the network
+passes the digit on, not the background. A network is trained for each seed with information dropout
+behind every convolution. Its noise is sampled, a log-normal is fitted to one half of the samples by
+the two moment equations, and compared with the true parameters and with the other half. Of every
+test image, the information that the first convolution keeps at each pixel is compared between
+strokes and background.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor, nn
+
+from compress_env.data.bundle import load_data
+from compress_env.pruning.elements import dropout_behind
+from compress_env.pruning.variational import InformationDropout, normal_from_moments
+from compress_env.seeding import derive_generator
+from compress_env.task.layers import compute_layers
+from compress_env.task.task import CompressionTask
+from experiments.common.checks import check_choices, check_lowest
+from experiments.common.command import run_command, run_measurement
+from experiments.common.inputs import data_digest
+from experiments.common.run_folder import RunFolder
+from experiments.common.training import seeded_task, train_epochs
+from experiments.information_dropout.figures import (
+    LogNormal,
+    draw_information,
+    draw_noise,
+    draw_weights,
+)
+from experiments.information_dropout.measures import (
+    NoiseFit,
+    find_regions,
+    fit_noise,
+    ks_distance,
+    masked_mean,
+    pixel_information,
+    sample_noise,
+)
+from experiments.information_dropout.report import format_report
+
+__all__ = ["Config", "main", "run"]
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the experiment."""
+
+    model: str = "lenet5"
+    """Named network, its first layer a convolution that keeps the size of the image."""
+    dataset: str = "mnist"
+    """Named data set of light strokes on a dark background."""
+    data_root: Path | None = None
+    """Folder of the data set's files."""
+    download: bool = False
+    """Download the data set when it is missing."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds of initial weights, minibatches and noise."""
+    epochs: int = 1
+    """Epochs of training with information dropout."""
+    learning_rate: float = 0.02
+    """Highest step size of this training."""
+    kl_weight: float = 1.0
+    """Weight of the KL divergence, mean over units of each layer, against the cross-entropy."""
+    noise_samples: int = 20_000
+    """Samples of the noise of each unit, half of them for the fit."""
+    device: str = "auto"
+    """auto, cpu, cuda and so on."""
+    out: Path | None = None
+    """Run folder; a new one under runs/ when not given."""
+    resume: Path | None = None
+    """Run folder of a stopped experiment to go on with."""
+
+    def check(self) -> None:
+        """Check what nothing else checks.
+
+        Raises:
+            ValueError: If a setting is out of range.
+        """
+        check_choices(self, "seeds")
+        check_lowest(self, 0, "seeds", "epochs")
+        if not self.kl_weight >= 0.0:
+            raise ValueError(f"kl_weight must be 0 or more, got {self.kl_weight}")
+        if self.noise_samples < 100:
+            raise ValueError(f"noise_samples must be at least 100, got {self.noise_samples}")
+
+
+class FirstLayer(NamedTuple):
+    """The convolution that sees the image, and the information dropout behind it."""
+
+    layer: nn.Conv2d
+    dropout: InformationDropout
+
+
+class UnitNoise(NamedTuple):
+    """Noise of one channel of the first layer at one position."""
+
+    place: str
+    """`most` or `least`: where in the image."""
+    channel: int
+    """Which channel."""
+    samples: NDArray[np.float64]
+    """(n,) what the channel is multiplied by."""
+    fit: NoiseFit
+    """A log-normal fitted to them."""
+
+    def row(self) -> dict[str, Any]:
+        """Return all but the samples."""
+        return {"place": self.place, "channel": self.channel} | self.fit._asdict()
+
+
+class Experiment:
+    """Trains the network of each seed with information dropout, and measures it."""
+
+    def __init__(self, config: Config, folder: RunFolder) -> None:
+        """Load the data.
+
+        Raises:
+            ValueError: If a setting is wrong.
+            FileNotFoundError: If data are not there.
+        """
+        config.check()
+        self.config = config
+        self.folder = folder
+        self._data = load_data(config.dataset, data_root=config.data_root, download=config.download)
+        folder.hold_to({"data": data_digest(self._data)})
+        with self._network(config.seeds[0], is_trained=False) as (task, _, first):
+            pixel_information(*first, task.example_image())  # says if the network does not do
+
+    def measure(self, seed: int) -> tuple[dict[str, Any], Rows]:
+        """Return one row of what the network of a seed passes on, and one per unit of its noise."""
+        with self._network(seed) as (task, network, first):
+            accuracy = task.accuracy(network, "test")
+            pixels = self._measure_pixels(task, first)
+            units = [unit.row() for unit in self._sample_units(task, first, seed)]
+            pooled = self._pooled(task, first, seed)
+        row = {"seed": seed, "test_accuracy": accuracy} | pixels | _describe_pooled(pooled)
+        return row, [{"seed": seed} | unit for unit in units]
+
+    def figures(self, seed: int) -> dict[str, Figure]:
+        """Draw the network of a seed."""
+        with self._network(seed) as (task, _, first):
+            title = f"{self.config.model} on {self.config.dataset}, seed {seed}"
+            return {
+                "information.png": self._draw_information(task, first, title),
+                "weights.png": self._draw_weights(task, first, title),
+                "noise.png": self._draw_noise(task, first, title, seed),
+            }
+
+    @contextmanager
+    def _network(
+        self, seed: int, is_trained: bool = True
+    ) -> Iterator[tuple[CompressionTask, nn.Module, FirstLayer]]:
+        """Give the network of a seed, with information dropout behind its convolutions."""
+        config = self.config
+        task = seeded_task(
+            config.model,
+            self._data,
+            seed=seed,
+            learning_rate=config.learning_rate,
+            device=config.device,
+        )
+        network = copy.deepcopy(task.model)
+        convolutions = _convolutions(network)
+        with ExitStack() as stack:
+            dropouts = [
+                stack.enter_context(dropout_behind(network, name, task.example_image()))
+                for name in convolutions
+            ]
+            if is_trained:
+                self._train(task, network, dropouts, seed)
+            layer = next(iter(convolutions.values()))
+            yield task, network.eval(), FirstLayer(layer, dropouts[0])
+
+    def _train(
+        self,
+        task: CompressionTask,
+        network: nn.Module,
+        dropouts: list[InformationDropout],
+        seed: int,
+    ) -> None:
+        """Train a network with its dropouts, or restore what a stopped run has trained."""
+        name = f"seed{seed}-network"
+        kept = self.folder.read_state(name)
+        if kept is not None:
+            with self.folder.using(name):
+                network.load_state_dict(kept["weights"])
+            return
+
+        def penalty() -> Tensor:
+            means = [dropout.information.mean() for dropout in dropouts]
+            return self.config.kl_weight * torch.stack(means).sum()
+
+        train_epochs(task, network, self.config.epochs, seed, penalty)
+        self.folder.write_state(name, {"weights": network.state_dict()})
+
+    def _measure_pixels(self, task: CompressionTask, first: FirstLayer) -> dict[str, float]:
+        """Return the information at strokes and elsewhere, mean over the test images."""
+        means: dict[str, list[Tensor]] = {"strokes": [], "background": [], "far": []}
+        reach = first.layer.kernel_size[0] // 2
+        for images in _test_images(task):
+            information = pixel_information(*first, images)
+            regions = find_regions(images, reach)
+            for name, mask in regions._asdict().items():
+                means[name].append(masked_mean(information, mask))
+        strokes, background, far = (torch.cat(values).double() for values in means.values())
+        return {
+            "information_strokes": float(strokes.nanmean()),
+            "information_background": float(background.nanmean()),
+            "information_far": float(far.nanmean()),
+            "ratio": float((strokes / background).nanmean()),
+            "ratio_far": float((strokes / far).nanmean()),
+            "images_higher": float((strokes > background).double().mean()),
+        }
+
+    def _sample_units(
+        self, task: CompressionTask, first: FirstLayer, seed: int
+    ) -> Iterator[UnitNoise]:
+        """Sample the noise of every channel, where one image keeps most and least information."""
+        for number, (place, features) in enumerate(_extreme_features(task, first).items()):
+            alpha = first.dropout.alpha(features).flatten().tolist()
+            noise_seed = derive_generator(seed, 5, number).initial_seed()
+            noise = sample_noise(first.dropout, features, self.config.noise_samples, noise_seed)
+            samples = noise.flatten(1).double().numpy()  # (n, N, 1, 1) -> (n, N)
+            for channel, width in enumerate(alpha):
+                mine = samples[:, channel]
+                yield UnitNoise(place, channel, mine, fit_noise(mine, width))
+
+    def _pooled(self, task: CompressionTask, first: FirstLayer, seed: int) -> NDArray[np.float64]:
+        """Return noise of all units of the layer for one image, (n,)."""
+        with torch.no_grad():
+            features = first.layer(task.example_image())
+        n_repeats = max(1, 20 * self.config.noise_samples // features.numel())
+        noise = sample_noise(
+            first.dropout, features, n_repeats, derive_generator(seed, 6).initial_seed()
+        )
+        return noise.flatten().double().numpy()
+
+    def _draw_information(self, task: CompressionTask, first: FirstLayer, title: str) -> Figure:
+        """Draw the first test image of each class, up to eight."""
+        _, firsts = np.unique(task.data.test.labels.numpy(), return_index=True)
+        images, _ = next(task.data.test.batches([torch.from_numpy(firsts[:8])]))
+        information = pixel_information(*first, images)
+        grey = images.mean(1).double().cpu().numpy()
+        return draw_information(grey, information.double().cpu().numpy(), title)
+
+    def _draw_weights(self, task: CompressionTask, first: FirstLayer, title: str) -> Figure:
+        """Draw the filters of the first layer."""
+        with torch.no_grad():
+            first.layer(next(_test_images(task)))
+        weights = first.layer.weight.detach().mean(1).double().cpu().numpy()
+        information = first.dropout.information.double().cpu().numpy()
+        return draw_weights(weights, information, f"{title}: filters of the first layer")
+
+    def _draw_noise(
+        self, task: CompressionTask, first: FirstLayer, title: str, seed: int
+    ) -> Figure:
+        """Draw the noise of the narrowest and the widest unit, and of the whole layer."""
+        units = sorted(self._sample_units(task, first, seed), key=lambda unit: unit.fit.alpha)
+        panels: list[tuple[str, NDArray[np.float64], LogNormal, LogNormal | None]] = []
+        for heading, unit in (("narrowest", units[0]), ("widest", units[-1])):
+            fit = unit.fit
+            heading = f"{heading} unit, alpha {fit.alpha:.3f}"
+            fitted, true = (fit.fitted_mu, fit.fitted_sigma), (fit.true_mu, fit.alpha)
+            panels.append((heading, unit.samples, fitted, true))
+        pooled = self._pooled(task, first, seed)
+        fitted = normal_from_moments(float(pooled.mean()), float(pooled.var()))
+        panels.append(("all units of the layer, one image", pooled, fitted, None))
+        return draw_noise(panels, f"{title}: noise of the first layer")
+
+
+def _convolutions(network: nn.Module) -> dict[str, nn.Conv2d]:
+    """Return the convolutions of a network, whose first layer must be one.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    layers = compute_layers(network)
+    found = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Conv2d)}
+    if not found or next(iter(layers)) not in found:
+        raise ValueError("the network's first layer must be a convolution")
+    return found
+
+
+def _test_images(task: CompressionTask) -> Iterator[Tensor]:
+    """Yield all test images in batches."""
+    source = task.data.test
+    order = torch.split(torch.arange(len(source)), task.config.evaluation_batch_size)
+    return (images for images, _ in source.batches(order))
+
+
+def _extreme_features(task: CompressionTask, first: FirstLayer) -> dict[str, Tensor]:
+    """Return one image's features where most and least information is kept, (1, N, 1, 1) each."""
+    image = task.example_image()
+    information = pixel_information(*first, image)[0]
+    width = information.shape[1]
+    with torch.no_grad():
+        features = first.layer(image)
+    places = {"most": int(information.argmax()), "least": int(information.argmin())}
+    return {
+        name: features[:, :, at // width, at % width][:, :, None, None]
+        for name, at in places.items()
+    }
+
+
+def _describe_pooled(samples: NDArray[np.float64]) -> dict[str, float]:
+    """Return a log-normal fitted to the noise of many units, and how far it is from it."""
+    mu, sigma = normal_from_moments(float(samples.mean()), float(samples.var()))
+    return {
+        "pooled_mean": float(samples.mean()),
+        "pooled_mu": mu,
+        "pooled_sigma": sigma,
+        "pooled_ks": ks_distance(samples, mu, sigma),
+    }
+
+
+def run(config: Config, console: Console) -> pd.DataFrame:
+    """Train, measure, write the run folder and print the report.
+
+    Returns:
+        One row for each seed.
+
+    Raises:
+        ValueError: If a setting is wrong.
+        FileNotFoundError: If data are not there.
+    """
+    return run_measurement("information_dropout", config, console, Experiment, _measure)
+
+
+def _measure(experiment: Experiment, console: Console) -> pd.DataFrame:
+    config, folder = experiment.config, experiment.folder
+    rows: Rows = []
+    units: Rows = []
+    for seed in config.seeds:
+        row, of_seed = experiment.measure(seed)
+        rows.append(row)
+        units += of_seed
+        console.print(f"seed {seed}: ratio of strokes to background {row['ratio']:.2f}")
+    title = f"{config.model} on {config.dataset}"
+    report = format_report(pd.DataFrame(rows), pd.DataFrame(units), title)
+    console.print(report, soft_wrap=True, markup=False, highlight=False)
+    folder.write_text("information_dropout.md", report)
+    folder.write_rows("noise.csv", units)
+    for name, figure in experiment.figures(config.seeds[0]).items():
+        folder.write_figure(name, figure)
+    folder.finish(rows)
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Run from the command line."""
+    run_command(Config, run, __doc__ or "")

@@ -1,0 +1,1 @@
+"""How long does channel selection by the lasso's path take?"""

@@ -1,0 +1,1 @@
+"""Is a CIM penalty better than a KL penalty or a clip?"""

@@ -1,0 +1,1 @@
+"""How does an agent search? Episodes, agents by name, policies, and going on after a stop."""

@@ -1,0 +1,1 @@
+"""What does removing a part of one layer cost, method by method?"""

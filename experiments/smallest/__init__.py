@@ -1,0 +1,1 @@
+"""How small can a file get without losing accuracy?"""

@@ -1,0 +1,6 @@
+"""Runs `python -m experiments.smallest`."""
+
+from experiments.smallest.smallest import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What do the deep tasks of the suite come to without learning?"""

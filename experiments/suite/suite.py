@@ -1,0 +1,122 @@
+"""Measure the deep tasks of the suite: their baselines, uniform compression and random search.
+
+    python -m experiments.suite --n-random 30
+
+prints a Markdown table: what is fixed in each task, the accuracies of the unpruned network on test
+and validation images, and on validation images those of the network that uniform compression leads
+to and of the worst, the median and the best of some random episodes; CPU seconds of an episode, of
+one thread. Baselines that are not in the cache are trained first. `--train` also trains each task's
+baseline anew by its recipe, and adds the CPU seconds of that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from statistics import median
+from time import process_time
+
+import gymnasium as gym
+import torch
+from rich.console import Console
+from stable_baselines3.common.type_aliases import PolicyPredictor
+
+from agents import Random
+from compress_env.data.bundle import load_data
+from compress_env.envs.base import LayerwiseCompressionEnv
+from compress_env.networks.models import RECIPES, build_model, train_by_recipe
+from compress_env.suite import SUITE, SuiteTask, describe_suite
+from experiments.common.checks import check_lowest
+from experiments.common.command import run_command
+from experiments.compress.report import format_markdown
+from experiments.search.playing import play
+from experiments.search.uniform import uniform_policy
+
+__all__ = ["Config", "measure_task", "run"]
+
+MEASURED = ("test %", "validation %", "uniform %", "random %", "s / episode")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is measured."""
+
+    tasks: tuple[str, ...] = tuple(
+        task.id.partition("/")[2] for task in SUITE if "LeNet5" not in task.id
+    )
+    """Ids without their namespace."""
+    n_random: int = 30
+    """Random episodes of each task."""
+    seed: int = 0
+    """Seed of the random episodes."""
+    train: bool = False
+    """Whether to train the baselines anew, to measure what that takes."""
+
+
+def run(config: Config, console: Console) -> list[tuple[str, ...]]:
+    """Measure the tasks and print the table.
+
+    Raises:
+        ValueError: If a task is unknown or there is no random episode.
+    """
+    check_lowest(config, 1, "n_random")
+    known = {task.id.partition("/")[2]: task for task in SUITE}
+    for name in config.tasks:
+        if name not in known:
+            raise ValueError(f"unknown task {name!r}; valid: {', '.join(known)}")
+    torch.set_num_threads(1)
+    described = {row["task"]: row for row in describe_suite()}
+    rows = []
+    for name in config.tasks:
+        measured = measure_task(known[name], config.n_random, config.seed)
+        if config.train:
+            network = described[name]["network"], described[name]["data"]
+            measured = (*measured, f"{_training_seconds(*network):.0f}")
+        rows.append((*described[name].values(), *measured))
+        console.print(" ".join((name, *measured)), soft_wrap=True)
+    headings = (*next(iter(described.values())), *MEASURED)
+    if config.train:
+        headings = (*headings, "s / training")
+    console.print(format_markdown(headings, rows), soft_wrap=True)
+    return rows
+
+
+def measure_task(task: SuiteTask, n_random: int, seed: int) -> tuple[str, ...]:
+    """Return the measured cells of a task's row, as in `MEASURED`."""
+    env = gym.make(task.id, device="cpu").unwrapped
+    assert isinstance(env, LayerwiseCompressionEnv)
+    whole = env.task.model
+    uniform = uniform_policy(env)
+    random = Random(env.observation_space, env.action_space, seed)
+    uniform_accuracy, _ = _play(env, uniform)
+    episodes = [_play(env, random) for _ in range(n_random)]
+    accuracies = [accuracy for accuracy, _ in episodes]
+    worst, middle, best = min(accuracies), median(accuracies), max(accuracies)
+    return (
+        f"{100 * env.task.accuracy(whole, 'test'):.1f}",
+        f"{100 * env.task.accuracy(whole, 'validation'):.1f}",
+        f"{100 * uniform_accuracy:.1f}",
+        f"{100 * worst:.1f} / {100 * middle:.1f} / {100 * best:.1f}",
+        f"{median(seconds for _, seconds in episodes):.2f}",
+    )
+
+
+def _play(env: LayerwiseCompressionEnv, policy: PolicyPredictor) -> tuple[float, float]:
+    """Return the accuracy that an episode ends with, and its CPU seconds."""
+    start = process_time()
+    return play(env, policy).accuracy, process_time() - start
+
+
+@cache
+def _training_seconds(name: str, dataset: str) -> float:
+    """Return the CPU seconds that a baseline's recipe takes; two tasks share a baseline."""
+    data = load_data(dataset)
+    model = build_model(name, data.num_classes, data.image_shape)
+    start = process_time()
+    train_by_recipe(model, data.train, RECIPES[name, dataset])
+    return process_time() - start
+
+
+def main() -> None:
+    """Run from the command line."""
+    run_command(Config, run, __doc__ or "")

@@ -1,0 +1,1 @@
+"""What do runs from several seeds come to together?"""

@@ -1,0 +1,1 @@
+"""What does a step cost beyond its training and scoring?"""

@@ -1,0 +1,377 @@
+"""What a step costs beyond its training and scoring, and what a store and parallel actors save.
+
+- `step`: `env.step` against a bare loop that runs the same minibatches and the same validation
+  images on the same network, and where the rest goes, phase by phase.
+- `store`: the same search by PPO and by QCriticPPO without a store, with one that is empty at first
+  (cold), and with one that has every step (warm).
+- `actors`: QCriticPPO with one and with two worker processes, without a store.
+- `lasso`: the choice of half of a 3x3 convolution's channels by the lasso's path, and by bisection
+  over lambda with coordinate descent, over the channels' Gram matrix and over explicit rows, on
+  drawn data; the memory that pruning takes. It needs neither network nor images.
+
+Every comparison is made in one process, the things compared taking turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from torch import nn
+
+from compress_env.data.bundle import DataBundle, load_data
+from compress_env.envs.options import FinetuneAt, RewardAt, StoreOption
+from compress_env.envs.pruning import PruningEnv, PruningMethod
+from compress_env.networks.models import build_model, load_baseline
+from compress_env.task.task import FinetuneConfig, select_device
+from experiments.common.command import run_command, run_measurement
+from experiments.common.inputs import data_digest, network_digest
+from experiments.common.run_folder import RunFolder
+from experiments.common.stored import check_name
+from experiments.compress.report import format_markdown
+from experiments.lasso_timing.lasso_timing import conv_size, measure_peak_bytes, time_lasso
+from experiments.throughput.timing import (
+    Rows,
+    branching_episodes,
+    new_episodes,
+    time_actors,
+    time_episodes,
+    time_steps,
+    time_stores,
+)
+
+__all__ = ["Config", "main", "run"]
+
+LASSO_TIMES = ("reduction_ms", "path_ms", "gram_ms", "rows_ms")
+T = TypeVar("T")
+Part = Literal["step", "store", "episodes", "actors", "lasso"]
+EPISODES = {"all new": new_episodes, "with common beginnings": branching_episodes}
+TITLES = {
+    "step": "A step, medians in milliseconds; ratio = step / bare loop",
+    "store": "Searches with and without a store",
+    "episodes": "The same random episodes with and without a store; ratio = time / without",
+    "actors": "QCriticPPO with worker processes, without a store",
+    "lasso": "Selection of channels by the path and by bisection, medians in milliseconds",
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the measurements."""
+
+    parts: tuple[Part, ...] = ("step", "store", "episodes", "actors", "lasso")
+    """What to measure."""
+    model: str = "lenet5"
+    """Named network."""
+    dataset: str = "mnist"
+    """Named data set."""
+    data_root: Path | None = None
+    """Folder of the data set's files."""
+    download: bool = False
+    """Download the data set when it is missing."""
+    checkpoint: Path | None = None
+    """Weights of the network; trained by recipe when there is one."""
+    random_weights: bool = False
+    """Time a network that has not been trained, whose steps take as long."""
+    methods: tuple[PruningMethod, ...] = ("magnitude", "channel")
+    """Pruning methods of the part `step`; the others take the last one."""
+    flops_budget: float | None = None
+    """Highest multiply-accumulates, a fraction of the unpruned network's."""
+    steps: int = 60
+    """Environment steps to time per method, at least 30 for a ratio worth quoting."""
+    search_steps: int = 1600
+    """Environment steps of each search in the part `store`."""
+    episodes: int = 30
+    """Episodes of each kind in the part `episodes`, the first of which is not counted."""
+    actor_steps: int = 160
+    """Environment steps of each search in the part `actors`."""
+    algorithms: tuple[str, ...] = ("ppo", "q_critic_ppo")
+    """Agents of the part `store`."""
+    lasso_channels: tuple[int, ...] = (64, 256, 512)
+    """Input and output channels of the convolutions of the part `lasso`."""
+    lasso_tolerances: tuple[float, ...] = (1e-4, 1e-6, 1e-8)
+    """Tolerances of coordinate descent; the first is scikit-learn's default."""
+    lasso_repetitions: int = 5
+    """Rounds of the part `lasso`, each of both methods."""
+    finetune_steps: int = 20
+    """Minibatches of fine-tuning in each step."""
+    finetune_at: FinetuneAt = "layer"
+    """Fine-tune after every `layer`, or at the end of each `episode`."""
+    reward_at: RewardAt = "layer"
+    """Score after every `layer`, or at the end of each `episode`."""
+    channels_last: bool = False
+    """Keep networks and images in the channels-last memory format."""
+    bf16: bool = False
+    """Compute the forward pass in bfloat16."""
+    seed: int = 0
+    """Seed of the task, of the random actions and of the agents."""
+    device: str = "auto"
+    """auto, cpu, cuda and so on."""
+    out: Path | None = None
+    """Run folder; a new one under runs/ when not given."""
+    store: Path | None = None
+    """New file for the store that is measured; in the run folder when not given."""
+    resume: Path | None = None
+    """Run folder of a stopped measurement to go on with."""
+
+    def check(self) -> None:
+        """Check what no environment checks.
+
+        Raises:
+            ValueError: If a setting is out of range.
+        """
+        for name in ("steps", "search_steps", "actor_steps", "lasso_repetitions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.episodes < 2:
+            raise ValueError(f"episodes must be at least 2, got {self.episodes}")
+        if not self.methods or not self.parts:
+            raise ValueError("expected at least one method and one part, got none")
+        if self.store is not None and self.store.exists():
+            raise ValueError(f"a cold store must be a new file, but {str(self.store)!r} is there")
+
+
+class Measurement:
+    """Makes the environments of one configuration and times them."""
+
+    def __init__(self, config: Config, folder: RunFolder) -> None:
+        """Load network and data.
+
+        Raises:
+            ValueError: If a setting is wrong.
+            FileNotFoundError: If data or checkpoint are not there.
+        """
+        config.check()
+        self.config = config
+        self.folder = folder
+        self._network = None if set(config.parts) == {"lasso"} else self._load_network()
+
+    def _load_network(self) -> tuple[nn.Module, DataBundle]:
+        config = self.config
+        data = load_data(config.dataset, data_root=config.data_root, download=config.download)
+        model = self._load_model(data)
+        self.folder.hold_to({"network": network_digest(model), "data": data_digest(data)})
+        return model, data
+
+    def _load_model(self, data: DataBundle) -> nn.Module:
+        config, device = self.config, select_device(self.config.device)
+        if config.random_weights:
+            with torch.random.fork_rng():
+                torch.manual_seed(config.seed)
+                return build_model(config.model, data.num_classes, data.image_shape)
+        return load_baseline(
+            config.model, data.to(device), checkpoint=config.checkpoint, device=device
+        ).cpu()
+
+    def _env(self, method: PruningMethod, store: StoreOption) -> PruningEnv:
+        config = self.config
+        settings = FinetuneConfig(channels_last=config.channels_last, bf16=config.bf16)
+        assert self._network is not None  # only the part `lasso` has none
+        return PruningEnv(
+            *self._network,
+            device=config.device,
+            method=method,
+            flops_budget=config.flops_budget,
+            finetune_steps=config.finetune_steps,
+            finetune_at=config.finetune_at,
+            reward_at=config.reward_at,
+            finetune_config=settings,
+            seed=config.seed,
+            store=store,
+        )
+
+    def measure(self, part: Part) -> Rows:
+        """Run all timings of a part, but for those that a stopped measurement has left."""
+        config = self.config
+        if part == "step":
+            return self._each("step", config.methods, self._time_steps)
+        if part == "store":
+            return self._each("store", config.algorithms, self._time_stores)
+        if part == "episodes":
+            return self._each("episodes", list(EPISODES), self._time_episodes)
+        if part == "lasso":
+            return self._each("lasso", config.lasso_channels, self._time_lasso)
+        return self._once("actors", self._time_actors)
+
+    def _each(self, name: str, cases: Sequence[T], measure: Callable[[T], Rows]) -> Rows:
+        """Measure each of several cases once."""
+        timed = [self._once(f"{name}-{case}", partial(measure, case)) for case in cases]
+        return [row for rows in timed for row in rows]
+
+    def _once(self, name: str, measure: Callable[[], Rows]) -> Rows:
+        """Measure and keep the rows, or return those that were kept."""
+        kept = self.folder.read_state(name)
+        if kept is not None:
+            with self.folder.using(name):
+                return list(kept["rows"])
+        rows = measure()
+        self.folder.write_state(name, {"rows": rows})
+        return rows
+
+    def _time_steps(self, method: PruningMethod) -> Rows:
+        env, twin = self._env(method, "memory"), self._env(method, "memory")
+        return time_steps(env, twin, self.config.steps, self.config.seed)
+
+    def _time_stores(self, algorithm: str) -> Rows:
+        method = self.config.methods[-1]
+        path = self.config.store or self.folder.state_path / f"{check_name(algorithm)}.sqlite"
+        if self.config.store is None:
+            path.unlink(missing_ok=True)  # of a measurement that was stopped
+        envs = {
+            "none": self._env(method, None),
+            "cold": self._env(method, path),
+            "warm": self._env(method, path),
+        }
+        return time_stores(envs, algorithm, self.config.search_steps, self.config.seed)
+
+    def _time_episodes(self, kind: str) -> Rows:
+        method = self.config.methods[0]
+        path = self.folder.state_path / f"{kind}.sqlite"
+        path.unlink(missing_ok=True)  # of a measurement that was stopped
+        stores: dict[str, StoreOption] = {"none": None, "memory": "memory", "file": path}
+        envs = {name: self._env(method, store) for name, store in stores.items()}
+        rng = np.random.default_rng(self.config.seed)
+        episodes = EPISODES[kind](self.config.episodes, len(envs["none"].walk), rng)
+        rows = time_episodes(envs, episodes)
+        for env in envs.values():
+            env.close()
+        return [{"episodes": kind} | row for row in rows]
+
+    def _time_actors(self) -> Rows:
+        # One worker gets one core, as each of two does; and then both.
+        settings = ((1, 1), (1, 2), (2, 1))
+        env = self._env(self.config.methods[-1], None)
+        return time_actors(env, settings, self.config.actor_steps, self.config.seed)
+
+    def _time_lasso(self, n_channels: int) -> Rows:
+        config, size = self.config, conv_size(n_channels)
+        peak_bytes = measure_peak_bytes(size, config.seed)
+        rows = time_lasso(size, config.lasso_tolerances, config.lasso_repetitions, config.seed)
+        return [row | {"peak_bytes": peak_bytes} for row in rows]
+
+
+def summarize_steps(rows: Rows) -> pd.DataFrame:
+    """Return medians in milliseconds by method, and the ratio of step to bare loop."""
+    table = pd.DataFrame(rows)
+    medians = table.drop(columns="layer").groupby("method", sort=False).median() * 1e3
+    medians.insert(2, "ratio", medians["step_s"] / medians["bare_s"])
+    return medians.rename(columns=lambda name: name.removesuffix("_s"))
+
+
+def _step_table(rows: Rows) -> str:
+    medians = summarize_steps(rows)
+    lines = [
+        (str(phase), *(f"{value:.2f}" for value in values))
+        for phase, values in zip(medians.columns, np.asarray(medians).T, strict=True)
+    ]
+    return format_markdown(("phase", *map(str, medians.index)), lines)
+
+
+def _store_table(rows: Rows) -> str:
+    none = {row["algorithm"]: row["seconds"] for row in rows if row["store"] == "none"}
+    lines = [
+        (
+            f"{row['algorithm']}, {row['store']}",
+            f"{row['steps_per_s']:.1f}",
+            f"{none[row['algorithm']] / row['seconds']:.2f}",
+            f"{100 * row['hit_rate']:.0f}",
+        )
+        for row in rows
+    ]
+    return format_markdown(("agent, store", "steps/s", "times none", "hits %"), lines)
+
+
+def _episode_table(rows: Rows) -> str:
+    lines = [
+        (
+            f"{row['episodes']}, {row['store']}",
+            f"{1e3 * row['seconds'] / row['steps']:.1f}",
+            f"{row['ratio']:.2f}",
+            f"{row['median_ratio']:.2f}",
+            f"{100 * row['hit_rate']:.0f}",
+        )
+        for row in rows
+    ]
+    return format_markdown(("episodes, store", "ms a step", "ratio", "median", "hits %"), lines)
+
+
+def _actor_table(rows: Rows) -> str:
+    lines = [
+        (
+            f"{row['workers']} x {row['threads']}",
+            f"{row['steps_per_s']:.1f}",
+            f"{row['steps_per_s'] / rows[0]['steps_per_s']:.2f}",
+        )
+        for row in rows
+    ]
+    return format_markdown(("workers x threads", "steps/s", "times one"), lines)
+
+
+def _lasso_table(rows: Rows) -> str:
+    lines = []
+    for _, group in pd.DataFrame(rows).groupby(["channels", "tolerance"], sort=False):
+        first = group.iloc[0]
+        times = {name: float(group[name].median()) for name in LASSO_TIMES}
+        lines.append(
+            (
+                f"{first['channels']}, {first['tolerance']:.0e}",
+                *(f"{milliseconds:.0f}" for milliseconds in times.values()),
+                f"{times['gram_ms'] / times['path_ms']:.2f}",
+                f"{times['rows_ms'] / times['path_ms']:.0f}",
+                "yes" if group["same"].all() else "no",
+                f"{first['peak_bytes'] / 2**20:.0f}",
+            )
+        )
+    ratios = ("Gram / path", "rows / path", "same support", "peak MiB")
+    return format_markdown(
+        ("C, tolerance", "reduction", "path", "Gram", "rows", *ratios),
+        [tuple(cell.replace("nan", "-") for cell in line) for line in lines],
+    )
+
+
+TABLES: dict[Part, Callable[[Rows], str]] = {
+    "step": _step_table,
+    "store": _store_table,
+    "episodes": _episode_table,
+    "actors": _actor_table,
+    "lasso": _lasso_table,
+}
+
+
+def run(config: Config, console: Console) -> dict[Part, Rows]:
+    """Time what is asked for, write the run folder and print the tables.
+
+    Returns:
+        The rows of each part.
+
+    Raises:
+        ValueError: If a setting is wrong.
+        FileNotFoundError: If data or checkpoint are not there.
+    """
+    return run_measurement("throughput", config, console, Measurement, _measure)
+
+
+def _measure(measurement: Measurement, console: Console) -> dict[Part, Rows]:
+    folder, parts = measurement.folder, measurement.config.parts
+    results: dict[Part, Rows] = {}
+    texts = []
+    for part in parts:
+        results[part] = measurement.measure(part)
+        folder.write_rows(f"{part}.csv", results[part])
+        texts.append(f"{TITLES[part]}:\n\n{TABLES[part](results[part])}\n")
+        console.print(texts[-1], soft_wrap=True)
+    folder.write_text("throughput.md", "\n".join(texts))
+    folder.finish([{"part": part} | row for part in parts for row in results[part]])
+    return results
+
+
+def main() -> None:
+    """Run from the command line."""
+    run_command(Config, run, __doc__ or "")

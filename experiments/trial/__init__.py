@@ -1,0 +1,1 @@
+"""What does one agent find on one task from one seed?"""

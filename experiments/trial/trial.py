@@ -1,0 +1,381 @@
+"""One agent searches one registered task from one seed, for a number of network evaluations.
+
+`python -m experiments.trial --agent ppo --task compress_env/PruneLeNet5Digits-v0` leaves a run
+folder: every episode in `episodes.csv`, what a critic promised and what was earned in
+`overestimation.csv`, and in `table.csv` the network of the best episode by reward with the actions
+that lead to it, its test accuracy, and what the final policy does without exploration. An agent is
+a name, one of sb3-contrib, or `my_module:MyAgent`, looked for in the current directory too: a class
+built as `MyAgent("MlpPolicy", env, seed=SEED)`, where env is a Stable-Baselines3 `VecEnv` of one
+environment, or an object. With a method `learn` it learns; with `predict` alone it acts. Where
+other work shares the cores, set `OMP_NUM_THREADS=1`: threads that wait for each other take many
+times as long.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from rich.console import Console
+from stable_baselines3 import SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import PolicyPredictor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+import compress_env  # noqa: F401  # registers the tasks
+from agents.overestimation import OverestimationCallback, OverestimationRecord
+from compress_env.envs.base import LayerwiseCompressionEnv
+from experiments.common.checks import check_lowest, read_object
+from experiments.common.command import run_command, run_measurement
+from experiments.common.given import is_given
+from experiments.common.inputs import data_digest, file_digest, network_digest
+from experiments.common.progress import SearchProgress
+from experiments.common.run_folder import RunFolder
+from experiments.common.stored import typed
+from experiments.search.algorithms import SINGLE
+from experiments.search.entrants import (
+    Learner,
+    blaming,
+    check_agent,
+    goes_on,
+    make_agent,
+    source_of,
+)
+from experiments.search.episodes import (
+    Episode,
+    EpisodeLog,
+    best_episode,
+    format_actions,
+    is_over,
+    run_policy,
+)
+from experiments.search.hyperparameters import check_settings, stored_settings
+from experiments.search.playing import play, play_actions
+from experiments.search.resuming import ResumableSearch, read_finished
+
+__all__ = ["Config", "main", "make_task", "run"]
+
+STATE = "search"
+WITH_CRITIC = (OnPolicyAlgorithm, TD3, SAC)
+REPEATS = 3
+"""Episodes allowed for each one that the evaluations suffice for: agents repeat networks."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a trial."""
+
+    agent: str = "random"
+    """A name, or my_module:MyAgent."""
+    task: str = "compress_env/PruneLeNet5Digits-v0"
+    """Gymnasium id of a task of compress_env."""
+    seed: int = 0
+    """Seed of the agent; the task keeps its own."""
+    n_evaluations: int | None = 300
+    """Distinct networks whose accuracy may be asked for; None for no such limit."""
+    n_episodes: int | None = None
+    """Most episodes; three times as many as the evaluations would suffice for when not given."""
+    env_kwargs: str = "{}"
+    """Keyword arguments of the environment in place of the task's own, a JSON object."""
+    settings: str = "{}"
+    """Hyper-parameters of the agent in place of those in hyperparameters.json, a JSON object; the
+    run folder holds all of them."""
+    data_root: Path | None = None
+    """Folder of the data set's files."""
+    store: Path | None = None
+    """File that keeps what steps lead to, for all runs that name it; in memory when not given."""
+    out: Path | None = None
+    """Run folder; a new one under runs/ when not given."""
+    resume: Path | None = None
+    """Run folder of a stopped trial to go on with."""
+
+    def check(self) -> None:
+        """Check everything but the task.
+
+        Raises:
+            ValueError: If a setting is wrong.
+            ImportError: If the agent's module, or a package that it needs, cannot be imported.
+        """
+        check_agent(self.agent)
+        check_lowest(self, 0, "seed")
+        for name in ("n_evaluations", "n_episodes"):
+            if getattr(self, name) is not None:
+                check_lowest(self, 1, name)
+        if self.n_evaluations is None and self.n_episodes is None:
+            raise ValueError("expected n_evaluations or n_episodes, got neither")
+        if self.options().get("transition_noise"):
+            raise ValueError(
+                "a trial cannot have transition_noise: its best network could not be made again"
+            )
+        check_settings(self.agent, self.hyperparameters())
+
+    def complete(self) -> Config:
+        """Return the same trial with every hyper-parameter in `settings`.
+
+        What is stored in the package may change, a trial that is under way may not.
+
+        Raises:
+            ValueError: If `settings` are no JSON object.
+        """
+        given = stored_settings(self.agent) | self.hyperparameters()
+        return dataclasses.replace(self, settings=json.dumps(given))
+
+    def options(self) -> dict[str, Any]:
+        """Return the keyword arguments of the environment.
+
+        Raises:
+            ValueError: If they are no JSON object.
+        """
+        return read_object(self, "env_kwargs")
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Return the hyper-parameters that replace stored ones.
+
+        Raises:
+            ValueError: If they are no JSON object.
+        """
+        return read_object(self, "settings")
+
+
+def make_task(config: Config, **options: Any) -> LayerwiseCompressionEnv:
+    """Make the environment of a trial.
+
+    Args:
+        config: Names the task.
+        options: Further keyword arguments of the environment.
+
+    Raises:
+        ValueError: If there is no such task, or it does not take the arguments.
+        FileNotFoundError: If data are not there.
+    """
+    given = config.options() | options
+    if config.data_root is not None:
+        given["data_root"] = config.data_root
+    try:
+        env = gym.make(config.task, disable_env_checker=True, **given).unwrapped
+    except (gym.error.Error, TypeError) as error:
+        reason = error.__context__ or error  # Gymnasium adds all arguments to a TypeError
+        raise ValueError(f"cannot make the task {config.task!r}: {reason}") from None
+    if not isinstance(env, LayerwiseCompressionEnv):
+        raise ValueError(f"task must be one of compress_env's, got {config.task!r}")
+    return env
+
+
+class Trial:
+    """A task, and the search of it by one agent."""
+
+    def __init__(self, config: Config, folder: RunFolder) -> None:
+        """Make the environment.
+
+        Raises:
+            ValueError: If a setting is wrong.
+            FileNotFoundError: If data are not there.
+        """
+        config.check()
+        self.config = config
+        self.folder = folder
+        self.env = make_task(config, **({} if config.store is None else {"store": config.store}))
+        self._hold_to_inputs()
+        n_layers = len(self.env.walk)
+        per_episode = n_layers if self.env.reward_at == "layer" else 1
+        limits = [config.n_episodes or math.inf, math.inf]
+        if config.n_evaluations is not None:
+            limits[1] = math.ceil(config.n_evaluations / per_episode)
+        self._n_steps = int(min(limits)) * n_layers
+        self._n_episodes = config.n_episodes or REPEATS * int(limits[1])
+
+    def _hold_to_inputs(self) -> None:
+        """Check that a stopped trial goes on with the network, the images and the code it had."""
+        task = self.env.task
+        inputs = {"network": network_digest(task.model), "data": data_digest(task.data)}
+        source = source_of(self.config.agent)
+        if source is not None:
+            inputs["agent"] = file_digest(source)
+        self.folder.hold_to(inputs)
+
+    def search(self, console: Console) -> tuple[list[Episode], dict[str, Any]]:
+        """Search, or go on with what a stopped trial has left.
+
+        Returns:
+            All episodes, and what else is known of the agent.
+        """
+        episodes = read_finished(self.folder, STATE)
+        if episodes is None:
+            config = self.config
+            label = f"{config.agent}: {config.task}, seed {config.seed}"
+            total = 1 if config.agent in SINGLE else self._n_steps // len(self.env.walk)
+            progress = SearchProgress(label, total, self.folder, console, tensorboard=False)
+            with progress.shown():
+                self._run(progress)
+            episodes = read_finished(self.folder, STATE)
+        state = self.folder.read_state(STATE)
+        assert episodes is not None and state is not None
+        with self.folder.using(STATE):
+            return episodes, _checked_outcome(state["outcome"])
+
+    def _run(self, progress: SearchProgress) -> None:
+        config, n_episodes, n_evaluations = self.config, self._n_episodes, self.config.n_evaluations
+
+        def advance(episode: Episode, log: EpisodeLog) -> None:
+            progress.advance(episode, log)
+            if not goes_on(config.agent) and is_over(log.episodes, n_episodes, n_evaluations):
+                raise _SearchOver
+
+        log = EpisodeLog(DummyVecEnv([lambda: self.env]), advance)
+        search = ResumableSearch(STATE, log, self.folder)
+        agent = make_agent(
+            config.agent,
+            self.env,
+            log,
+            n_steps=self._n_steps,
+            seed=config.seed,
+            settings=config.hyperparameters(),
+        )
+        watch = self._watch(agent)
+        outcome = partial(self._outcome, agent, watch)
+        if not goes_on(config.agent):
+            with blaming(config.agent):
+                self._run_unknown(agent, log)
+                played = outcome()
+            search.finish(lambda: played)
+        elif isinstance(agent, BaseAlgorithm):
+            callbacks = [] if watch is None else [watch]
+            beside = dict if watch is None else watch.state
+            search.learn(
+                agent,
+                n_episodes,
+                n_evaluations,
+                callbacks=callbacks,
+                beside=beside,
+                outcome=outcome,
+            )
+        else:
+            limit = 1 if config.agent in SINGLE else n_episodes
+            search.act(agent, limit, n_evaluations, outcome=outcome)
+
+    def _run_unknown(self, agent: Any, log: EpisodeLog) -> None:
+        """Run an agent that nothing is known of but its methods."""
+        with suppress(_SearchOver):
+            if isinstance(agent, Learner):
+                agent.learn(total_timesteps=self._n_episodes * log.walk_length)
+            else:
+                run_policy(agent, log, n_episodes=self._n_episodes)
+
+    def _watch(self, agent: Any) -> OverestimationCallback | None:
+        """Return what compares a critic's values with returns, and what it has seen by now."""
+        if not goes_on(self.config.agent) or not isinstance(agent, WITH_CRITIC):
+            return None
+        watch = OverestimationCallback()
+        saved = self.folder.read_state(STATE)
+        if saved is not None:
+            with self.folder.using(STATE):
+                watch.restore(saved["beside"])
+        return watch
+
+    def _outcome(
+        self, agent: PolicyPredictor, watch: OverestimationCallback | None
+    ) -> dict[str, Any]:
+        """Return what the agent does without exploration, in plain Python values."""
+        records = [] if watch is None else watch.state()["records"]
+        return play(self.env, agent)._asdict() | {"records": records}
+
+
+def _checked_outcome(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a state holds of an agent without exploration.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    kinds = {"reward": float, "accuracy": float, "actions": tuple[float, ...]}
+    values = {name: outcome[name] for name in kinds}
+    for name, kind in kinds.items():
+        if values[name] == values[name]:  # not NaN, as a failed episode's accuracy is
+            typed(kind, values[name])
+    records = [OverestimationRecord(*record) for record in outcome["records"]]
+    return values | {"records": records}
+
+
+class _SearchOver(BaseException):
+    """Ends the learning of an agent that takes no callbacks; no error, so that none catches it."""
+
+
+def run(config: Config, console: Console) -> dict[str, Any]:
+    """Run a trial, or go on with one.
+
+    Returns:
+        The row of `table.csv`.
+
+    Raises:
+        ValueError: If a setting is wrong.
+        FileNotFoundError: If data are not there.
+        RuntimeError: If no episode has come to its end.
+    """
+    given = is_given(config, "settings")
+    config = config.complete() if config.resume is None or given else config
+    return run_measurement("trial", config, console, Trial, _measure)
+
+
+def _measure(trial: Trial, console: Console) -> dict[str, Any]:
+    episodes, outcome = trial.search(console)
+    trial.folder.write_rows("episodes.csv", [episode.row() for episode in episodes])
+    records = outcome["records"]
+    if records:
+        rows = [record._asdict() for record in records]
+        trial.folder.write_rows("overestimation.csv", rows)
+    row = _row(trial.env, episodes, outcome, records)
+    trial.folder.finish([row])
+    return row
+
+
+def late_overestimation(records: Sequence[OverestimationRecord]) -> float:
+    """Return by how much the critic overestimates, a mean over the second half of the episodes.
+
+    In the first half it has hardly learnt **(ours)**. NaN for an agent without a known critic.
+    """
+    late = [record.overestimation for record in records[len(records) // 2 :]]
+    return sum(late) / len(late) if late else math.nan
+
+
+def _row(
+    env: LayerwiseCompressionEnv,
+    episodes: Sequence[Episode],
+    outcome: Mapping[str, Any],
+    records: Sequence[OverestimationRecord],
+) -> dict[str, Any]:
+    """Return the row of `table.csv`; only the best network meets the test images."""
+    best = best_episode(episodes)
+    play_actions(env, best.actions)
+    return {
+        "validation_accuracy": best.accuracy,
+        "test_accuracy": env.task.accuracy(env.compressed_model(), "test"),
+        "reward": best.reward,
+        "cost": best.cost,
+        "cost_fraction": best.cost / env.unpruned.cost_high,
+        "dense_macs": best.dense_macs,
+        "dense_params": best.dense_params,
+        "sparse_macs": best.sparse_macs,
+        "sparse_params": best.sparse_params,
+        "actions": format_actions(best.actions),
+        "best_reward": best.reward,
+        "final_reward": outcome["reward"],
+        "final_accuracy": outcome["accuracy"],
+        "final_actions": format_actions(outcome["actions"]),
+        "q_overestimation": late_overestimation(records),
+        "n_evaluations": episodes[-1].n_evaluations,
+        "n_episodes": len(episodes),
+        "seconds": sum(episode.seconds for episode in episodes),
+    }
+
+
+def main() -> None:
+    """Run from the command line."""
+    run_command(Config, run, __doc__ or "")

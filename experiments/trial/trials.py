@@ -1,0 +1,217 @@
+"""Many trials in one folder: run as cells of a sweep, and read again."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pandas as pd
+from rich.console import Console
+from torch import nn
+
+from compress_env.networks.checkpoints import load_checkpoint, same_weights, save_checkpoint
+from experiments.common.command import Interrupted
+from experiments.common.stored import own_name, parse, read_table
+from experiments.sweep.cells import Cell
+from experiments.sweep.cells_work import work_on
+from experiments.sweep.folder import SweepFolder
+from experiments.sweep.pools import LocalPool, Outcome
+from experiments.trial.trial import Config as Trial
+from experiments.trial.trial import make_task
+
+__all__ = [
+    "NUMBERS",
+    "TOLERANCE",
+    "network_path",
+    "read_trials",
+    "run_trials",
+    "save_networks",
+    "short_name",
+    "with_stored",
+]
+
+RETRIES = 3
+TOLERANCE = 1e-9
+"""What rewards that were summed in another order may differ by."""
+STORE = "transitions.sqlite"
+"""File in the folder that keeps what steps lead to."""
+NUMBERS = (
+    "validation_accuracy",
+    "test_accuracy",
+    "reward",
+    "cost",
+    "cost_fraction",
+    "dense_macs",
+    "dense_params",
+    "sparse_macs",
+    "sparse_params",
+    "best_reward",
+    "final_reward",
+    "final_accuracy",
+    "q_overestimation",
+    "n_evaluations",
+    "n_episodes",
+    "seconds",
+)
+"""Columns of a trial's table that are numbers."""
+
+
+def with_stored(folder: SweepFolder, cells: Sequence[Cell]) -> list[Cell]:
+    """Check cells of trials, and add those that the folder holds already.
+
+    Raises:
+        ValueError: If a setting is wrong, two trials are the same, or the folder is of something
+            else, holds one of the trials with other settings, one of the same agent with other
+            hyper-parameters, or an unfinished one of an agent that only a command line may name.
+    """
+    names = [cell.name for cell in cells]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"expected trials that differ, got {twice[0]} twice")
+    for cell in cells:
+        cell.config.check()
+    stored = folder.stored_cells() if folder.marker.exists() else []
+    named = {value for cell in cells for value in (cell.config.agent, cell.config.task)}
+    others = folder.trusted([cell for cell in stored if cell.name not in names], named)
+    both = [*cells, *others]
+    used = {cell.config.agent: cell.config.settings for cell in stored}
+    for cell in cells:
+        then = used.get(cell.config.agent, cell.config.settings)
+        if then != cell.config.settings:
+            raise ValueError(
+                f"{str(folder.path)!r} was made with hyper-parameters {then} of "
+                f"{cell.config.agent}, got {cell.config.settings}"
+            )
+    folder.check(both)
+    return both
+
+
+def _share(folder: SweepFolder, cell: Cell) -> Cell:
+    """Let a trial share with others what steps lead to, where each step is scored.
+
+    Elsewhere the scored networks, of deep walks, hardly ever repeat.
+    """
+    given = gym.spec(cell.config.task).kwargs | cell.config.options()
+    if cell.config.store is not None or given.get("reward_at", "layer") != "layer":
+        return cell
+    return cell._replace(config=replace(cell.config, store=folder.path / STORE))
+
+
+def run_trials(
+    cells: Sequence[Cell], folder: SweepFolder, console: Console, *, jobs: int | None
+) -> list[Outcome]:
+    """Run the trials that are not finished, in processes of this machine.
+
+    Args:
+        cells: From `with_stored`.
+        folder: Where they go.
+        console: Where progress goes.
+        jobs: Trials at a time; one for each core when None.
+
+    Returns:
+        The trials that have failed.
+
+    Raises:
+        Interrupted: If somebody stops them.
+    """
+    pool = LocalPool(jobs=jobs or os.cpu_count() or 1, retries=RETRIES)
+    try:
+        return work_on(pool, cells, folder, console, prepare=partial(_share, folder))
+    except (Interrupted, KeyboardInterrupt) as stop:
+        stop.add_note(f"go on with the same command and --out {folder.path}")
+        raise
+
+
+def save_networks(cells: Sequence[Cell], folder: SweepFolder, console: Console) -> None:
+    """Write the network that each task starts from; trains those that have not been trained yet.
+
+    Raises:
+        ValueError: If a task cannot be made, or starts here from another network than the trials
+            that the folder holds; nothing has been written then.
+        FileNotFoundError: If data are not there; nothing has been written then.
+    """
+    models = {}
+    waiting = [cell for cell in cells if not folder.finished(cell.name)]
+    for task, config in {cell.config.task: cell.config for cell in waiting}.items():
+        path, model = network_path(folder.path, task), make_task(config).task.model
+        if not path.exists():
+            console.print(f"{task}: the network before compression", markup=False, highlight=False)
+            models[task] = model
+        elif not _are_stored(model, path):
+            raise ValueError(
+                f"{task} starts from another network here than the trials in {str(folder.path)!r}; "
+                "choose another folder"
+            )
+    with folder.open(cells):
+        for task, model in models.items():
+            path = network_path(folder.path, task)
+            path.parent.mkdir(exist_ok=True)
+            save_checkpoint(model, path)
+
+
+def _are_stored(model: nn.Module, path: Path) -> bool:
+    """Tell whether a file holds the weights of a network, to the last bit."""
+    other = copy.deepcopy(model)
+    load_checkpoint(other, path)
+    return same_weights(model.state_dict(), other.state_dict())
+
+
+def network_path(folder: Path, task: str) -> Path:
+    """Return the file of the network that a task starts from."""
+    return folder / "networks" / f"{re.sub(r'[^-.0-9A-Za-z]', '_', short_name(task))}.safetensors"
+
+
+def short_name(task: str) -> str:
+    """Return a task's id without its namespace."""
+    return task.removeprefix("compress_env/")
+
+
+def read_trials(path: Path) -> pd.DataFrame:
+    """Read the finished trials of a folder.
+
+    Returns:
+        One row for each, with `agent`, `task`, `seed`, `cell`, the columns of a trial's table
+        (`NUMBERS` as float64, exactly as written), `limit`, the evaluations that it was allowed,
+        NaN for no limit, and `env_kwargs`, what it has changed in the task, a JSON object.
+
+    Raises:
+        ValueError: If the folder is not of trials, or none is finished.
+    """
+    try:
+        file = path / "sweep.csv"
+        table = read_table(file, ["agent", "task", "seed", "cell", *NUMBERS])
+        table = parse(file, table, dict.fromkeys(NUMBERS, float | None) | {"seed": int})
+        by_name = {cell.name: cell for cell in SweepFolder(path).stored_cells()}
+        configs = [_settings_of(row, by_name) for row in table.to_dict("records")]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} holds no finished trials: {error}") from None
+    return table.astype(dict.fromkeys(NUMBERS, float)).assign(
+        seed=table["seed"].astype(int),
+        limit=pd.Series([config.n_evaluations for config in configs], dtype=float),
+        env_kwargs=[config.env_kwargs for config in configs],
+    )
+
+
+def _settings_of(row: Mapping[Any, Any], cells: Mapping[str, Cell]) -> Trial:
+    """Return the settings of the trial that a row is of.
+
+    Raises:
+        ValueError: If there are none, or those of another trial.
+    """
+    cell = cells.get(own_name(row["cell"]))
+    if cell is None or not isinstance(cell.config, Trial):
+        raise ValueError(f"sweep.json tells of no trial {row['cell']}")
+    for name in ("agent", "task", "seed"):
+        if row[name] != getattr(cell.config, name):
+            raise ValueError(
+                f"{row['cell']} has {name}={row[name]!r} in sweep.csv, "
+                f"{getattr(cell.config, name)!r} in sweep.json"
+            )
+    return cell.config

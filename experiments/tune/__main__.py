@@ -1,0 +1,6 @@
+"""Runs `python -m experiments.tune`."""
+
+from experiments.tune.tune import main
+
+if __name__ == "__main__":
+    main()

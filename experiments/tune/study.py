@@ -1,0 +1,378 @@
+"""The search for the hyper-parameters of one agent: an Optuna study that can be stopped.
+
+A set of settings is as good as the searches that it leads to: see `anytime_accuracy`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
+from itertools import accumulate
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from numpy.typing import ArrayLike
+from rich.console import Console
+
+from experiments.search.hyperparameters import stored_settings
+from experiments.trial import trial
+from experiments.tune.spaces import SPACES, Choice, Space
+
+__all__ = [
+    "Job",
+    "Replays",
+    "Study",
+    "Tried",
+    "anytime_accuracy",
+    "import_optuna",
+    "read_study",
+    "score",
+    "study_path",
+    "tune_agent",
+]
+
+N_STARTUP = 5
+"""Sets of settings that are played on all tasks before any is given up after the first."""
+N_BEST = 3
+"""Sets that are played again, beside the present one."""
+WORST = 0.0
+"""Accuracy of settings with which a search fails."""
+FAILURES = (ValueError, ArithmeticError, RuntimeError)
+
+Replays = dict[int, dict[str, list[float]]]
+"""By number of the set and by task: one number for each seed."""
+
+
+class Job(NamedTuple):
+    """What is searched for."""
+
+    agent: str
+    """One of `SPACES`."""
+    folder: Path
+    """Where the study is kept."""
+    n_trials: int
+    """Sets of settings."""
+    tasks: tuple[str, ...]
+    seeds: tuple[int, ...]
+    """Seeds of the agent during the search."""
+    replay_seeds: tuple[int, ...]
+    """Seeds with which the best are played again."""
+    n_evaluations: int
+    """Distinct networks that a search may evaluate."""
+    n_episodes: int
+    """Most episodes of a search."""
+    seed: int
+    """Seed of the sampler."""
+
+    def fixed(self) -> dict[str, Any]:
+        """Return what must stay the same when a study goes on, in JSON's types."""
+        names = ("tasks", "seeds", "replay_seeds", "n_evaluations", "n_episodes", "seed")
+        content: dict[str, Any] = json.loads(
+            json.dumps({name: getattr(self, name) for name in names})
+        )
+        return content
+
+
+class Tried(NamedTuple):
+    """A set of settings and what has come of it."""
+
+    number: int
+    """From 0, which is the present set."""
+    settings: dict[str, Any]
+    by_task: dict[str, float]
+    """Means over seeds; tasks that it was not played on are missing."""
+    state: str
+    """complete, pruned or failed."""
+    objective: float | None
+    """Mean over tasks; None if not all were played."""
+
+
+class Study(NamedTuple):
+    """All that is known of an agent."""
+
+    agent: str
+    tried: list[Tried]
+    replays: Replays
+    is_finished: bool
+    """Whether all that must be played again has been."""
+
+    def mean(self, number: int) -> float:
+        """Return the mean over tasks and seeds of a set that was played again."""
+        return float(self.by_seed(number).mean())
+
+    def by_seed(self, number: int) -> Any:
+        """Return means over tasks, (n_seeds,)."""
+        return np.mean(list(self.replays[number].values()), axis=0)
+
+    def chosen(self) -> Tried:
+        """Return the best of the sets that were played again; the present one when in doubt."""
+        best = max(sorted(self.replays), key=self.mean)  # of equal ones the first
+        return self.tried[best]
+
+
+def import_optuna() -> Any:
+    """Return the package.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    try:
+        return importlib.import_module("optuna")
+    except ImportError:
+        raise ImportError("tune needs optuna: pip install 'compress-env[benchmark]'") from None
+
+
+def study_path(folder: Path, agent: str) -> Path:
+    """Return the file of an agent's study, lines of JSON."""
+    return folder / "studies" / f"{agent}.log"
+
+
+def anytime_accuracy(
+    accuracies: ArrayLike, rewards: ArrayLike, n_evaluations: ArrayLike, limit: int
+) -> float:
+    """Return how good the best network is on average while a search goes on **(ours)**.
+
+    The mean over k = 1 .. limit of the validation accuracy of the best episode by reward that the
+    search had seen when it had evaluated k networks, 0 before the first. Episodes that repeat a
+    network count for nothing; a search that ends early stays at its best. It tells more of a search
+    than its last best alone, which depends on one lucky episode.
+
+    Args:
+        accuracies: (n,) of each episode, fractions, NaN for a failed one.
+        rewards: (n,) of each episode; of equal ones the more accurate counts.
+        n_evaluations: (n,) networks evaluated by the end of each, non-decreasing, 1 or more.
+        limit: Networks that the search might evaluate.
+    """
+    found = zip(np.asarray(rewards, np.float64), np.asarray(accuracies, np.float64), strict=True)
+    finished = ((-np.inf, 0.0) if np.isnan(accuracy) else (r, accuracy) for r, accuracy in found)
+    best = [accuracy for _, accuracy in accumulate(finished, max)]
+    ends = np.asarray(n_evaluations, np.int64)
+    # Episodes that had ended after k evaluations, (limit,)
+    n_ended = np.searchsorted(ends, np.arange(1, limit + 1), side="right")
+    return float(np.concatenate([[0.0], best])[n_ended].mean())
+
+
+def score(job: Job, settings: Mapping[str, Any], task: str, seed: int) -> float:
+    """Run a trial with some settings; return its `anytime_accuracy`.
+
+    Raises:
+        ValueError: If a setting is wrong, or the agent's weights are no numbers any more.
+        RuntimeError: If no episode has come to its end.
+    """
+    with TemporaryDirectory() as folder:
+        config = trial.Config(
+            job.agent,
+            task,
+            seed,
+            n_evaluations=job.n_evaluations,
+            n_episodes=job.n_episodes,
+            settings=json.dumps(dict(settings)),
+            out=Path(folder) / "run",
+        )
+        trial.run(config, Console(file=StringIO()))
+        episodes = pd.read_csv(Path(folder) / "run" / "episodes.csv")
+    accuracies, rewards = episodes["accuracy"], episodes["reward"]
+    return anytime_accuracy(accuracies, rewards, episodes["n_evaluations"], job.n_evaluations)
+
+
+def tune_agent(job: Job, console: Console) -> None:
+    """Search, and play the best again; what has been done before is not repeated.
+
+    Raises:
+        ValueError: If the study was made with other settings or another process works on it, or the
+            present hyper-parameters fail.
+        ImportError: If Optuna is missing.
+    """
+    path = study_path(job.folder, job.agent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path.with_suffix(".lock"), timeout=0):
+            torch.set_num_threads(1)
+            study = _open(path, job)
+            _search(study, job, console)
+            _replay(study, job, console)
+    except Timeout:
+        raise ValueError(f"study {str(path)!r} is in use by another process") from None
+
+
+def read_study(folder: Path, agent: str) -> Study:
+    """Read what an agent's study holds."""
+    optuna = import_optuna()
+    path = study_path(folder, agent)
+    study = optuna.load_study(study_name=agent, storage=_storage(path))
+    return _read(agent, study)
+
+
+def _read(agent: str, study: Any) -> Study:
+    tried = _tried(study)
+    stored = study.user_attrs
+    replays = {
+        each.number: stored[_key(each.number)] for each in tried if _key(each.number) in stored
+    }
+    return Study(agent, tried, replays, set(_to_replay(tried)) <= replays.keys())
+
+
+def _storage(path: Path) -> Any:
+    storages = import_optuna().storages
+    return storages.JournalStorage(storages.journal.JournalFileBackend(str(path)))
+
+
+def _open(path: Path, job: Job) -> Any:
+    optuna = import_optuna()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        storage=_storage(path),
+        study_name=job.agent,
+        direction="maximize",
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=N_STARTUP),
+        load_if_exists=True,
+    )
+    for name, now in job.fixed().items():
+        then = study.user_attrs.get(name, now)
+        if then != now:
+            raise ValueError(f"study {str(path)!r} was made with {name}={then}, got {now}")
+        study.set_user_attr(name, now)
+    for unfinished in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
+        study.tell(unfinished.number, state=optuna.trial.TrialState.FAIL)
+    return study
+
+
+def _search(study: Any, job: Job, console: Console) -> None:
+    """Try sets of settings until there are enough.
+
+    Each is drawn by a sampler whose seed depends on how many there are, so that a study which was
+    stopped goes on as it would have gone on.
+    """
+    optuna = import_optuna()
+    distributions = _distributions(SPACES[job.agent])
+    while len(tried := _tried(study)) < job.n_trials:
+        if not tried:
+            _try_present(study, job, distributions)
+        else:
+            seed = int(np.random.SeedSequence([job.seed, len(tried)]).generate_state(1)[0])
+            study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
+            _try(study, job, study.ask(distributions))
+        last = _tried(study)[-1]
+        shown = "" if last.objective is None else f" {last.objective:.4f}"
+        text = f"{job.agent}: set {last.number + 1} of {job.n_trials}: {last.state}{shown}"
+        console.print(text, soft_wrap=True, highlight=False)
+
+
+def _distributions(space: Space) -> dict[str, Any]:
+    kinds = import_optuna().distributions
+    return {
+        name: kinds.CategoricalDistribution(part.values)
+        if isinstance(part, Choice)
+        else kinds.FloatDistribution(part.low, part.high, log=part.log)
+        for name, part in space.items()
+    }
+
+
+def _try_present(study: Any, job: Job, distributions: dict[str, Any]) -> None:
+    """Play the present settings; they must not fail."""
+    means: list[float] = []
+
+    def note(mean: float) -> bool:
+        means.append(mean)
+        return False
+
+    settings = stored_settings(job.agent)
+    by_task = _play(job, settings, note)
+    finished = import_optuna().trial.create_trial(
+        params=settings,
+        distributions=distributions,
+        value=means[-1],
+        intermediate_values=dict(enumerate(means)),
+        user_attrs={"by_task": by_task},
+    )
+    study.add_trial(finished)
+
+
+def _try(study: Any, job: Job, asked: Any) -> None:
+    """Play a set of settings; a failure is the worst that can be."""
+    pruned = import_optuna().trial.TrialState.PRUNED
+    means: list[float] = []
+
+    def note(mean: float) -> bool:
+        asked.report(mean, len(means))
+        means.append(mean)
+        return len(means) < len(job.tasks) and bool(asked.should_prune())
+
+    try:
+        by_task = _play(job, asked.params, note)
+    except FAILURES as error:
+        asked.set_user_attr("error", " ".join(str(error).split()))
+        study.tell(asked, WORST)
+        return
+    asked.set_user_attr("by_task", by_task)
+    if len(by_task) < len(job.tasks):
+        study.tell(asked, state=pruned)
+    else:
+        study.tell(asked, means[-1])
+
+
+def _play(
+    job: Job, settings: Mapping[str, Any], stops: Callable[[float], bool]
+) -> dict[str, float]:
+    """Return the objective by task; ends when `stops` says so of the mean of the tasks so far."""
+    by_task: dict[str, float] = {}
+    for task in job.tasks:
+        scores = [score(job, settings, task, seed) for seed in job.seeds]
+        by_task[task] = float(np.mean(scores))
+        if stops(float(np.mean(list(by_task.values())))):
+            break
+    return by_task
+
+
+def _tried(study: Any) -> list[Tried]:
+    """Return all sets that have been played, in order."""
+    states = import_optuna().trial.TrialState
+    over = study.get_trials(deepcopy=False, states=[states.COMPLETE, states.PRUNED])
+    tried = []
+    for number, each in enumerate(over):
+        is_pruned = each.state == states.PRUNED
+        state = "pruned" if is_pruned else "failed" if "error" in each.user_attrs else "complete"
+        by_task = each.user_attrs.get("by_task", {})
+        objective = None if is_pruned else each.value
+        tried.append(Tried(number, dict(each.params), by_task, state, objective))
+    return tried
+
+
+def _to_replay(tried: Sequence[Tried]) -> list[int]:
+    """Return the numbers of the sets to play again: the present one, and the best others."""
+    complete = [each for each in tried[1:] if each.state == "complete"]
+    ranked = sorted(complete, key=lambda each: (-(each.objective or WORST), each.number))
+    return [0, *(each.number for each in ranked[:N_BEST])]
+
+
+def _replay(study: Any, job: Job, console: Console) -> None:
+    """Play the best sets with fresh seeds, as the best of many is partly so by luck."""
+    found = _read(job.agent, study)
+    for number in _to_replay(found.tried):
+        if number not in found.replays:
+            scores = _play_again(job, found.tried[number])
+            study.set_user_attr(_key(number), scores)
+            mean = np.mean(list(scores.values()))
+            text = f"{job.agent}: set {number + 1} with fresh seeds: {mean:.4f}"
+            console.print(text, soft_wrap=True, highlight=False)
+
+
+def _play_again(job: Job, tried: Tried) -> dict[str, list[float]]:
+    def once(task: str, seed: int) -> float:
+        try:
+            return score(job, tried.settings, task, seed)
+        except FAILURES:
+            return WORST
+
+    return {task: [once(task, seed) for seed in job.replay_seeds] for task in job.tasks}
+
+
+def _key(number: int) -> str:
+    return f"replayed {number}"

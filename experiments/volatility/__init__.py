@@ -1,0 +1,1 @@
+"""Is the reward of PPO less volatile than DDPG's?"""

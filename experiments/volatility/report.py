@@ -1,0 +1,228 @@
+"""What reward curves say about the claim: measures by learner, and a verdict on each sentence.
+
+Rows: one for each search (what is searched for, agent, seed). Curves: rewards of all episodes by
+(what is searched for, agent), (S, T).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from experiments.common.intervals import format_mean
+from experiments.compress.report import format_markdown
+from experiments.tables.tables import mean_interval
+from experiments.volatility.measures import (
+    Difference,
+    dispersion_across,
+    episodes_to_reach,
+    paired_difference,
+    unpaired_difference,
+)
+
+__all__ = ["Curves", "compare_volatility", "format_report", "summarize"]
+
+Curves: TypeAlias = Mapping[tuple[str, str], NDArray[np.float64]]
+
+PPO_FAMILY = ("ppo", "q_critic_ppo", "q_critic_ppo_q")
+PER_SEED = {"dispersion_within": "within runs", "drawdown_cvar": "drawdown"}
+MEANS = (
+    "dispersion_within",
+    "drawdown_cvar",
+    "best_reward",
+    "final_reward",
+    "final_accuracy",
+    "q_overestimation",
+)
+HEADINGS = (
+    "agent",
+    "across seeds",
+    "within runs",
+    "drawdown",
+    "best reward",
+    "final reward",
+    "final accuracy %",
+    "Q minus return",
+)
+
+
+def summarize(rows: pd.DataFrame, curves: Curves, agents: Sequence[str]) -> pd.DataFrame:
+    """Return one row for each thing searched for and agent: dispersion across seeds, and means."""
+    found = []
+    for search in _searches(curves):
+        for agent in agents:
+            mine = _of(rows, search, agent)
+            row = {"search": search, "agent": agent, "seeds": len(mine)}
+            row["dispersion_across"] = float(dispersion_across(curves[search, agent]))
+            found.append(row | {name: mine[name].mean() for name in MEANS})
+    return pd.DataFrame(found)
+
+
+def _searches(curves: Curves) -> list[str]:
+    return list(dict.fromkeys(search for search, _ in curves))
+
+
+def _of(rows: pd.DataFrame, search: str, agent: str) -> pd.DataFrame:
+    """Return the rows of one agent, by seed."""
+    return rows[(rows["search"] == search) & (rows["agent"] == agent)].sort_values("seed")
+
+
+def compare_volatility(
+    rows: pd.DataFrame, curves: Curves, search: str, first: str, second: str
+) -> dict[str, Difference]:
+    """Compare two agents in the three measures; negative means that the first is steadier.
+
+    Across seeds the interval is a bootstrap of the seeds, within runs and in drawdown Student's of
+    the differences seed by seed.
+    """
+    mine, other = (_of(rows, search, agent) for agent in (first, second))
+    across = unpaired_difference(dispersion_across, curves[search, first], curves[search, second])
+    return {"across seeds": across} | {
+        text: paired_difference(mine[name], other[name]) for name, text in PER_SEED.items()
+    }
+
+
+def format_report(rows: pd.DataFrame, curves: Curves, summary: pd.DataFrame, title: str) -> str:
+    """Format the report as Markdown.
+
+    Args:
+        rows: One for each search.
+        curves: Rewards of all episodes.
+        summary: From `summarize`.
+        title: Network and data set.
+    """
+    n_seeds, n_episodes = next(iter(curves.values())).shape
+    parts = [
+        f"# Volatility of the reward: {title}",
+        f"{n_seeds} seeds, {n_episodes} episodes each. In units of the reward, lower is steadier: "
+        "interquartile range across seeds of the running mean over 10 episodes; interquartile "
+        "range within runs of the differences between episodes, in windows of 20; mean of the "
+        "worst 5 % of the drawdowns (Chan et al. 2020, arXiv 1912.05663). `final` is the policy at "
+        "the end, without exploration. Q minus return: what the critic promises (V for PPO) minus "
+        "what was earned, over the second half of the episodes. Intervals are 95 %.",
+        "## Verdict",
+        "\n".join(_verdicts(rows, curves)),
+    ]
+    for search in _searches(curves):
+        parts += [f"## {search}", _format_table(rows, summary, search)]
+    names = ("curves", "measures", "overestimation")
+    parts += [f"![{name}]({name}.png)" for name in names]
+    return "\n\n".join(parts) + "\n"
+
+
+def _format_table(rows: pd.DataFrame, summary: pd.DataFrame, search: str) -> str:
+    lines = []
+    for row in summary[summary["search"] == search].to_dict("records"):
+        mine = _of(rows, search, row["agent"])
+        has_critic = mine["q_overestimation"].notna().all()
+        lines.append(
+            (
+                f"`{row['agent']}`",
+                f"{row['dispersion_across']:.3f}",
+                format_mean(mine["dispersion_within"], 3),
+                format_mean(mine["drawdown_cvar"], 3),
+                format_mean(mine["best_reward"], 3),
+                format_mean(mine["final_reward"], 3),
+                format_mean(100.0 * mine["final_accuracy"].to_numpy(), 1),
+                format_mean(mine["q_overestimation"], 3) if has_critic else "-",
+            )
+        )
+    return format_markdown(HEADINGS, lines)
+
+
+def _verdicts(rows: pd.DataFrame, curves: Curves) -> list[str]:
+    agents = set(rows["agent"])
+    lines: list[str] = []
+    family = [agent for agent in PPO_FAMILY if agent in agents]
+    if "ddpg" in agents:
+        lines += _steadier(rows, curves, family) if family else []
+        lines += _overestimates(rows, curves)
+    if {"ppo", "q_critic_ppo", "q_critic_ppo_q"} <= agents:
+        lines += _critics(rows, curves)
+    return lines or ["Nothing to compare: DDPG was not run."]
+
+
+def _steadier(rows: pd.DataFrame, curves: Curves, family: Sequence[str]) -> list[str]:
+    """Judge: the reward of the PPO family is less volatile than DDPG's."""
+    lines, outcomes = [], []
+    for search in _searches(curves):
+        for agent in family:
+            found = compare_volatility(rows, curves, search, agent, "ddpg")
+            outcomes += [difference.outcome for difference in found.values()]
+            texts = [f"{name} {_format(difference)}" for name, difference in found.items()]
+            lines.append(f"  - {search}, `{agent}` minus `ddpg`: {'; '.join(texts)}.")
+    head = "- The reward of the PPO family is less volatile than DDPG's: "
+    return [head + _judge(outcomes, "lower", "higher"), *lines]
+
+
+def _overestimates(rows: pd.DataFrame, curves: Curves) -> list[str]:
+    """Judge: DDPG overestimates Q; and say what other critics do."""
+    found: dict[tuple[str, str], Difference] = {}
+    for search, agent in curves:
+        values = _of(rows, search, agent)["q_overestimation"].dropna().to_numpy()
+        if len(values):
+            mean, half = mean_interval(values)
+            found[search, agent] = Difference(mean, mean - half, mean + half)
+    lines = [
+        f"  - {search}: "
+        + ", ".join(f"`{a}` {_format(found[s, a])}" for s, a in found if s == search)
+        + "."
+        for search in _searches(curves)
+    ]
+    outcomes = [found[s, a].outcome for s, a in found if a == "ddpg"]
+    if not outcomes:
+        return ["- DDPG overestimates Q: not measured."]
+    return ["- DDPG overestimates Q: " + _judge(outcomes, "higher", "lower"), *lines]
+
+
+def _critics(rows: pd.DataFrame, curves: Curves) -> list[str]:
+    """Judge what was seen in a trial: raw Q is worse than PPO, Q minus a baseline needs less."""
+    lines, outcomes, fewer = [], [], []
+    for search in _searches(curves):
+        ppo, raw = (_of(rows, search, agent) for agent in ("ppo", "q_critic_ppo_q"))
+        texts = []
+        for name in ("best_reward", "final_reward"):
+            difference = paired_difference(raw[name], ppo[name])
+            outcomes.append(difference.outcome)
+            texts.append(f"{name.replace('_', ' ')} {_format(difference)}")
+        lines.append(f"  - {search}, `q_critic_ppo_q` minus `ppo`: {'; '.join(texts)}.")
+        fewer.append(f"  - {search}: {_format_needs(curves, search)}.")
+    return [
+        "- With raw Q as advantage PPO is worse than with its own: "
+        + _judge(outcomes, "lower", "higher"),
+        *lines,
+        "- Episodes until `q_critic_ppo` first has PPO's best reward, median over seeds:",
+        *fewer,
+    ]
+
+
+def _format_needs(curves: Curves, search: str) -> str:
+    ppo, other = curves[search, "ppo"], curves[search, "q_critic_ppo"]
+    own = [episodes_to_reach(curve, curve.max()) for curve in ppo]
+    needed = [episodes_to_reach(b, a.max()) for a, b in zip(ppo, other, strict=True)]
+    never = sum(np.isinf(needed))
+    median = np.median(needed)
+    text = f"{'never' if np.isinf(median) else f'{median:.0f}'} against {np.median(own):.0f}"
+    return text + (f" (not reached from {never} of {len(needed)} seeds)" if never else "")
+
+
+def _judge(outcomes: Sequence[str], wanted: str, opposite: str) -> str:
+    """Sum up comparisons: holds if all are as wanted, in part if more are so than the opposite."""
+    n_wanted, n_opposite = outcomes.count(wanted), outcomes.count(opposite)
+    counts = f"{n_wanted} of {len(outcomes)} comparisons say so, {n_opposite} the opposite"
+    if n_wanted == len(outcomes):
+        return f"**holds**; {counts}."
+    if n_wanted > n_opposite:
+        return f"**holds in part**; {counts}."
+    return f"**{'fails' if n_opposite > n_wanted else 'undecided'}**; {counts}."
+
+
+def _format(difference: Difference) -> str:
+    text = f"{difference.mean:+.3f}"
+    if np.isnan(difference.low):
+        return text
+    return f"{text} [{difference.low:+.3f}, {difference.high:+.3f}]"

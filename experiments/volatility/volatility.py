@@ -1,0 +1,279 @@
+"""Is the reward of PPO and its kin less volatile than DDPG's, and does DDPG overestimate Q?
+
+After Fig. 2 of Zhan, Lin & Cao 2021 (arXiv 1912.02254). DDPG, TD3, SAC, PPO, PPO with a Q-critic
+(advantages Q minus a baseline, and raw Q) and random search compress LeNet-5: pruning under a
+budget of multiply-accumulates, pruning without one for the reward R_FLOPs, and quantization. Each
+search is a trial (`experiments.trial`) of so many episodes; they run in several processes, and the
+same command with the same --out goes on where it was stopped. What is measured of the reward during
+training is in `experiments.volatility.measures`, what the critics promised in
+`agents.OverestimationCallback`. Rewards are given after each layer, as in the paper; an episode's
+is their sum.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rich.console import Console
+
+from compress_env.files import replacing
+from experiments.common.checks import check_choices, check_lowest, read_object
+from experiments.common.command import run_command
+from experiments.search.algorithms import SINGLE
+from experiments.sweep.cells import Cell, cell_name
+from experiments.sweep.folder import SweepFolder
+from experiments.trial.trial import Config as Trial
+from experiments.trial.trial import make_task
+from experiments.trial.trials import TOLERANCE, read_trials, run_trials, with_stored
+from experiments.volatility.figures import draw_curves, draw_measures, draw_overestimation
+from experiments.volatility.measures import cvar, dispersion_within, drawdown
+from experiments.volatility.report import Curves, format_report, summarize
+
+__all__ = ["OF_THE_BEST", "Config", "Search", "main", "measure_trials", "run"]
+
+DATASETS = {"digits": "Digits", "mnist": "MNIST"}
+N_SEEDS = {"digits": 10, "mnist": 5}
+OF_THE_BEST = (
+    "validation_accuracy",
+    "test_accuracy",
+    "reward",
+    "cost",
+    "cost_fraction",
+    "dense_macs",
+    "dense_params",
+    "sparse_macs",
+    "sparse_params",
+    "actions",
+)
+"""Columns that tell of the best network."""
+REWARDS = "rewards.csv"
+"""Rewards of all episodes, a line for each search."""
+
+
+class Search(NamedTuple):
+    """What is searched for."""
+
+    task: str
+    """Id of a task, with the data set's name left out."""
+    env_kwargs: str
+    """Keyword arguments in place of the task's own, JSON."""
+
+
+SEARCHES = {
+    "pruning, budget": Search("compress_env/PruneLeNet5{}-v0", "{}"),
+    "pruning, R_FLOPs": Search(
+        "compress_env/PruneLeNet5{}-v0", '{"reward": "flops", "flops_budget": null}'
+    ),
+    "quantization": Search("compress_env/QuantizeLeNet5{}-v0", "{}"),
+}
+"""By what tables and figures call it."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the comparison."""
+
+    dataset: Literal["digits", "mnist"] = "digits"
+    """Data set."""
+    agents: tuple[str, ...] = (
+        "ddpg",
+        "td3",
+        "sac",
+        "ppo",
+        "q_critic_ppo",
+        "q_critic_ppo_q",
+        "random",
+    )
+    """Agents by name."""
+    searches: tuple[str, ...] = tuple(SEARCHES)
+    """What is searched for."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of the agents; 0 to 9 for digits and 0 to 4 for MNIST when not given."""
+    n_episodes: int = 200
+    """Episodes of each search."""
+    jobs: int | None = None
+    """Searches at a time; one for each core when not given."""
+    settings: str = "{}"
+    """Hyper-parameters in place of those in hyperparameters.json, by agent, a JSON object."""
+    data_root: Path | None = None
+    """Folder of the data set's files."""
+    out: Path | None = None
+    """Folder, to begin or to go on with; a new one under runs/ when not given."""
+
+    def cells(self) -> dict[str, list[Cell]]:
+        """Make the trials by what is searched for.
+
+        Raises:
+            ValueError: If a setting is wrong.
+        """
+        check_choices(self, "agents", "searches")
+        unknown = [label for label in self.searches if label not in SEARCHES]
+        if unknown:
+            raise ValueError(f"unknown search {unknown[0]!r}; valid: {', '.join(SEARCHES)}")
+        single = [agent for agent in self.agents if agent in SINGLE]
+        if single:
+            raise ValueError(f"expected agents of many episodes, got {single[0]}, which has one")
+        check_lowest(self, 1, "jobs")
+        check_lowest(self, 2, "n_episodes")
+        given = self._read_settings()
+        return {label: self._cells_of(label, SEARCHES[label], given) for label in self.searches}
+
+    def _read_settings(self) -> dict[str, dict[str, Any]]:
+        given = read_object(self, "settings")
+        if not all(isinstance(x, dict) for x in given.values()):
+            raise ValueError(f"settings must be a JSON object of objects, got {self.settings!r}")
+        unknown = sorted(given.keys() - set(self.agents))
+        if unknown:
+            raise ValueError(
+                f"settings of {unknown[0]!r}, which is not run; valid: {', '.join(self.agents)}"
+            )
+        return given
+
+    def _cells_of(
+        self, label: str, search: Search, given: Mapping[str, dict[str, Any]]
+    ) -> list[Cell]:
+        root = None if self.data_root is None else self.data_root.absolute()
+        task = search.task.format(DATASETS[self.dataset])
+        seeds = self.seeds or tuple(range(N_SEEDS[self.dataset]))
+        return [
+            Cell(
+                cell_name(label.replace(", ", "_"), agent, f"seed{seed}"),
+                "trial",
+                Trial(
+                    agent,
+                    task,
+                    seed,
+                    n_evaluations=None,
+                    n_episodes=self.n_episodes,
+                    env_kwargs=search.env_kwargs,
+                    settings=json.dumps(given.get(agent, {})),
+                    data_root=root,
+                ).complete(),
+            )
+            for agent in self.agents
+            for seed in seeds
+        ]
+
+
+def run(config: Config, console: Console) -> pd.DataFrame:
+    """Run all searches, or go on with them; measure, and write figures and the report.
+
+    Returns:
+        One row for each search.
+
+    Raises:
+        ValueError: If a setting is wrong; nothing has been written then.
+        FileNotFoundError: If data are not there; nothing has been written then.
+        RuntimeError: If a search has failed.
+        Interrupted: If somebody stops it.
+    """
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    path = (config.out or Path("runs") / f"volatility-{stamp}").absolute()
+    folder = SweepFolder(path, rows_suffice=(path / REWARDS).exists())
+    by_label = config.cells()
+    cells = with_stored(folder, [cell for cells in by_label.values() for cell in cells])
+    for mine in by_label.values():
+        make_task(mine[0].config)  # trains its network, if need be, before others ask for it
+    failed = run_trials(cells, folder, console, jobs=config.jobs)
+    if failed:
+        name, error = failed[0]
+        raise RuntimeError(f"{len(failed)} searches have failed; {name}: {error}")
+    labels = {f"cells/{cell.name}": label for label, mine in by_label.items() for cell in mine}
+    _publish_rewards(folder.path)
+    table, curves = measure_trials(folder.path, labels)
+    _write(folder.path, config, table, curves, console)
+    return table
+
+
+def measure_trials(path: Path, labels: Mapping[str, str]) -> tuple[pd.DataFrame, Curves]:
+    """Measure the reward of each search.
+
+    Args:
+        path: Folder of the trials.
+        labels: What is searched for, by the folder of a trial.
+
+    Returns:
+        One row for each search, without what it tells of another network than the one with the
+        best reward, and the rewards of all episodes by (what is searched for, agent),
+        (S, T), seeds in the order of the rows.
+    """
+    trials = read_trials(path)
+    trials = trials[trials["cell"].isin(list(labels))].sort_values("seed", kind="stable")
+    rewards = _read_rewards(path, trials["cell"].tolist())
+    trials.insert(0, "search", trials["cell"].map(labels))
+    # Known is the most accurate network instead, of which nothing is to be said here.
+    is_other = trials["best_reward"] - trials["reward"] > TOLERANCE
+    trials[list(OF_THE_BEST)] = trials[list(OF_THE_BEST)].mask(is_other)
+    trials["dispersion_within"] = [dispersion_within(rewards[cell]) for cell in trials["cell"]]
+    trials["drawdown_cvar"] = [cvar(drawdown(rewards[cell])) for cell in trials["cell"]]
+    curves: dict[tuple[str, str], NDArray[np.float64]] = {}
+    for (label, agent), rows in trials.groupby(["search", "agent"], sort=False):
+        curves[str(label), str(agent)] = np.stack([rewards[cell] for cell in rows["cell"]])
+    order = list(dict.fromkeys(labels.values()))
+    trials["search"] = pd.Categorical(trials["search"], order)
+    return trials.sort_values(["search", "agent", "seed"], ignore_index=True), curves
+
+
+def _read_rewards(path: Path, cells: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """Read the rewards of all episodes by cell, (T,) each: the cell's own, or what is published.
+
+    Raises:
+        ValueError: If those of a cell are not there.
+    """
+    file = path / REWARDS
+    texts: dict[str, str] = {}
+    if file.exists():
+        known = pd.read_csv(file, dtype=str)
+        texts = dict(zip(known["cell"], known["rewards"], strict=True))
+    rewards = {}
+    for cell in cells:
+        episodes = path / cell / "episodes.csv"
+        if not episodes.exists() and cell not in texts:
+            raise ValueError(f"{str(path)!r} has no rewards of {cell}")
+        found = pd.read_csv(episodes)["reward"] if episodes.exists() else texts[cell].split()
+        rewards[cell] = np.array(found, np.float64)
+    return rewards
+
+
+def _publish_rewards(path: Path) -> None:
+    """Write the rewards of all episodes of all searches in a folder into one file."""
+    rewards = _read_rewards(path, read_trials(path)["cell"].tolist())
+    rows = [(cell, " ".join(map(repr, values.tolist()))) for cell, values in rewards.items()]
+    with replacing(path / REWARDS) as temporary:
+        pd.DataFrame(rows, columns=["cell", "rewards"]).to_csv(temporary, index=False)
+
+
+def _write(
+    path: Path, config: Config, table: pd.DataFrame, curves: Curves, console: Console
+) -> None:
+    agents = list(config.agents)
+    title = f"LeNet-5 on {config.dataset}"
+    summary = summarize(table, curves, agents)
+    report = format_report(table, curves, summary, title)
+    console.print(report, soft_wrap=True, markup=False, highlight=False)
+    figures = {
+        "curves.png": draw_curves(curves, agents, title),
+        "measures.png": draw_measures(table, summary, agents, title),
+        "overestimation.png": draw_overestimation(table, agents, title),
+    }
+    for name, figure in figures.items():
+        with replacing(path / name) as temporary:
+            figure.savefig(temporary, dpi=150)
+    for name, rows in (("volatility.csv", table), ("summary.csv", summary)):
+        with replacing(path / name) as temporary:
+            rows.to_csv(temporary, index=False)
+    with replacing(path / "volatility.md") as temporary:
+        temporary.write_text(report, encoding="utf-8")
+
+
+def main() -> None:
+    """Run from the command line."""
+    run_command(Config, run, __doc__ or "")

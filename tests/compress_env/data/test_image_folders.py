@@ -1,0 +1,147 @@
+"""Tests of folders of images: what is listed, and how it is decoded and cached."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from compress_env.data import bundle as data_module
+from compress_env.data.bundle import load_data
+from compress_env.data.image_folders import open_image
+from tests.fakes import read_all
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPRESS_ENV_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "tree" / split / label
+            folder.mkdir(parents=True)
+            for index in range(3):
+                pixels = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.bmp")
+    return tmp_path / "tree"
+
+
+def test_hidden_folders_and_files_are_no_images(tree: Path) -> None:
+    image = (tree / "train" / "cat" / "0.bmp").read_bytes()
+    expected = load_data("folder", data_root=tree)
+    for place in (
+        "train/.ipynb_checkpoints/0.bmp",
+        "val/.ipynb_checkpoints/x.txt",
+        "train/cat/.ipynb_checkpoints/0-checkpoint.bmp",
+        "train/dog/._0.bmp",
+        "train/__MACOSX/cat/._0.bmp",
+        "test/.DS_Store",
+    ):
+        (tree / place).parent.mkdir(parents=True, exist_ok=True)
+        (tree / place).write_bytes(image)
+    bundle = load_data("folder", data_root=tree)
+    assert bundle.num_classes == 2
+    assert torch.equal(read_all(bundle.train)[0], read_all(expected.train)[0])
+    assert torch.equal(bundle.train.labels, expected.train.labels)
+
+
+def test_a_class_without_images_is_named_where_it_is_to_be_learned(tree: Path) -> None:
+    for split in ("train", "val", "test"):
+        (tree / split / "wolf").mkdir()
+    with pytest.raises(ValueError, match=r"train.wolf has no images \(.*: add some or delete it"):
+        load_data("folder", data_root=tree)
+    (tree / "train" / "wolf" / "0.bmp").write_bytes((tree / "train/cat/0.bmp").read_bytes())
+    assert load_data("folder", data_root=tree).num_classes == 3
+
+
+def test_a_split_without_classes_or_images_is_named(tree: Path) -> None:
+    for path in (tree / "val").rglob("*.bmp"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"val has no images"):
+        load_data("folder", data_root=tree)
+    for folder in (tree / "val").iterdir():
+        folder.rmdir()
+    with pytest.raises(FileNotFoundError, match=r"expected a folder for each class in .*val"):
+        load_data("folder", data_root=tree)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_that_is_called_an_image_is_not_waited_for(tree: Path) -> None:
+    os.mkfifo(tree / "train" / "dog" / "9.png")
+    with pytest.raises(ValueError, match=r"cannot read the image .*9\.png: .*not a regular file"):
+        load_data("folder", data_root=tree)
+
+
+def test_an_image_that_is_a_bomb_is_named(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match=r"cannot read the image .*0\.bmp: Image size") as caught:
+        load_data("folder", data_root=tree)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    monkeypatch.setattr(data_module, "_MAX_DECODED_BYTES", 10)
+    monkeypatch.setattr(data_module, "_MAX_WORKERS", 0)
+    lazy = load_data("folder", data_root=tree)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(OSError, match=r"^cannot read the image .*0\.bmp: Image size"):
+        read_all(lazy.train)
+
+
+WIDE = (np.arange(36, dtype=np.uint16) * 1872).reshape(6, 6)
+
+
+@pytest.mark.parametrize("name", ["wide.png", "wide.tif", "wide.pgm"])
+def test_images_of_16_bits_are_scaled(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name.endswith("pgm"):
+        path.write_bytes(b"P5 6 6 65535\n" + WIDE.astype(">u2").tobytes())
+    else:
+        Image.fromarray(WIDE).save(path)
+    pixels = np.asarray(open_image(str(path)))
+    expected = np.round(WIDE / 257)
+    assert pixels.shape == (6, 6, 3) and pixels.dtype == np.uint8
+    assert all(np.array_equal(pixels[..., channel], expected) for channel in range(3))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_images_of_an_unknown_range_are_refused(dtype: type, tree: Path) -> None:
+    path = tree / "train" / "dog" / "1.tif"
+    Image.fromarray(WIDE.astype(dtype)).save(path)
+    with pytest.raises(ValueError, match=r"1\.tif: .*range is not known: save it with 8 or 16"):
+        load_data("folder", data_root=tree)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_images_of_8_bits_are_converted_as_ever(mode: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert(mode)
+    image.save(tmp_path / "image.tif")
+    expected = np.asarray(Image.open(tmp_path / "image.tif").convert("RGB"))
+    assert np.array_equal(np.asarray(open_image(str(tmp_path / "image.tif"))), expected)
+
+
+@pytest.mark.parametrize("is_lazy", [False, True], ids=["decoded", "read when needed"])
+def test_a_change_under_the_same_size_and_time_is_seen(
+    is_lazy: bool, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_lazy:
+        monkeypatch.setattr(data_module, "_MAX_DECODED_BYTES", 10)
+        monkeypatch.setattr(data_module, "_MAX_WORKERS", 0)
+    before = load_data("folder", data_root=tree)
+    first, digest = read_all(before.train)[0][0], before.digest()
+    assert load_data("folder", data_root=tree).digest() == digest
+    path = tree / "train" / "cat" / "0.bmp"
+    old = path.stat()
+    Image.new("RGB", (6, 6), (255, 255, 255)).save(path)
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (old.st_size, old.st_mtime_ns)
+    after = load_data("folder", data_root=tree)
+    assert not torch.equal(read_all(after.train)[0][0], first)
+    assert after.digest() != digest

@@ -1,0 +1,99 @@
+"""Timing files in onnxruntime: what is called how often, in which order, and what is told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor
+
+from experiments.common import latency
+from experiments.common.latency import OnnxNetwork, measure_latency
+
+WEIGHT = np.array([[1.0, 0.0, 0.0, -1.0], [0.0, 2.0, 0.0, 0.0]], np.float32)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A linear layer of two classes that reads images of 2x2."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", ["images"], ["flat"]),
+            helper.make_node("Gemm", ["flat", "weight"], ["logits"], transB=1),
+        ],
+        "linear",
+        [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["batch", 1, 2, 2])],
+        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(WEIGHT, "weight")],
+    )
+    opset = [helper.make_opsetid("", 21)]
+    path = tmp_path / "linear.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    return path
+
+
+IMAGES = torch.tensor([[3.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 2.0]])
+IMAGES = IMAGES.view(3, 1, 2, 2)
+
+
+@pytest.mark.parametrize("integer_kernels", [False, True])
+def test_logits_and_accuracy(path: Path, integer_kernels: bool) -> None:
+    network = OnnxNetwork(path, integer_kernels=integer_kernels)
+    wanted = torch.tensor([[3.0, 2.0], [-1.0, 2.0], [-1.0, 0.0]])
+    torch.testing.assert_close(network.logits(IMAGES), wanted)
+    labels = torch.tensor([0, 1, 0])
+    batches = [(IMAGES[:2], labels[:2]), (IMAGES[2:], labels[2:])]
+    assert network.accuracy(batches) == pytest.approx(2 / 3)
+
+
+def test_accuracy_of_no_images_is_refused(path: Path) -> None:
+    with pytest.raises(ValueError, match="expected at least one batch of images, got none"):
+        OnnxNetwork(path).accuracy([])
+
+
+def test_calls_take_turns_and_the_first_of_a_round_changes() -> None:
+    called: list[str] = []
+    calls = [partial(called.append, name) for name in "abc"]
+    seconds = latency._time_in_turn(calls, repeats=5)
+    assert [len(row) for row in seconds] == [5, 5, 5]
+    assert all(second >= 0 for row in seconds for second in row)
+    rounds = [called[start : start + 3] for start in range(0, len(called), 3)]
+    assert len(rounds) == 5 + 10
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    assert Counter(names[0] for names in rounds) == {"a": 5, "b": 5, "c": 5}
+
+
+def test_every_file_is_timed_at_every_batch_size(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: Counter[tuple[int, ...]] = Counter()
+    logits = OnnxNetwork.logits
+
+    def noted(self: OnnxNetwork, images: Tensor) -> Tensor:
+        shapes[tuple(images.shape)] += 1
+        return logits(self, images)
+
+    monkeypatch.setattr(OnnxNetwork, "logits", noted)
+    rows = measure_latency([path, path], (1, 2, 2), batch_sizes=(1, 64), repeats=3)
+    assert [[entry.batch_size for entry in row] for row in rows] == [[1, 64], [1, 64]]
+    assert all(entry.median_ms > 0 for row in rows for entry in row)
+    assert shapes == {(1, 1, 2, 2): 2 * 13, (64, 1, 2, 2): 2 * 13}
+
+
+def test_the_median_is_told_in_milliseconds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0] * 20 + [0.0, 0.004, 0.0, 0.001, 0.0, 0.1])
+    monkeypatch.setattr(latency, "perf_counter", partial(next, times))
+    ((entry,),) = measure_latency([path], (1, 2, 2), batch_sizes=(2,), repeats=3)
+    assert entry == pytest.approx((2, 4.0))
+
+
+@pytest.mark.parametrize(("repeats", "batch_sizes"), [(0, (1,)), (1, (4, 0))])
+def test_nothing_to_time_is_refused(path: Path, repeats: int, batch_sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="repeats and batch_sizes must be at least 1"):
+        measure_latency([path], (1, 2, 2), batch_sizes, repeats)

@@ -1,0 +1,229 @@
+"""The main job, end to end on few episodes."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from rich.console import Console
+
+from compress_env.envs.pruning import PruningEnv
+from compress_env.envs.quantization import QuantizationEnv
+from compress_env.networks.models import build_model, load_checkpoint
+from compress_env.quantization.packing import load
+from experiments.compress import compress
+from experiments.compress.compress import Config, run
+from experiments.compress.exports import Export
+from experiments.compress.report import Row
+
+SMALL: dict[str, Any] = {
+    "episodes": 3,
+    "finetune_steps": 2,
+    "final_finetune_steps": 5,
+    "onnx": False,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row], str]:
+    """Run the job once with the default agent."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    text = StringIO()
+    rows = run(Config(out=out, **(SMALL | {"onnx": True})), Console(file=text, width=120))
+    return out, rows, text.getvalue()
+
+
+def test_folder_holds_what_is_promised(finished: tuple[Path, list[Row], str]) -> None:
+    out = finished[0]
+    names = {path.name for path in out.iterdir()}
+    assert {"config.json", "episodes.csv", "policy.json", "table.csv", "report.md"} <= names
+    assert {"baseline.safetensors", "baseline.onnx"} <= names
+    assert {f"network-q_critic_ppo.{suffix}" for suffix in ("cenv", "safetensors", "onnx")} <= names
+    figures = [f"{k}-{s}.png" for k in ("reward", "layers", "tradeoff") for s in STAGES]
+    figures += ["bits.png", "pareto.png"]
+    assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in figures)
+    config = json.loads((out / "config.json").read_text())
+    assert (config["seed"], config["episodes"]) == (0, 3)
+    assert {"versions", "git_revision", "hardware", "date", "command"} <= set(config)
+
+
+STAGES = ("pruning", "quantization")
+
+
+def test_table_compares_networks_within_the_budgets(
+    finished: tuple[Path, list[Row], str],
+) -> None:
+    out, rows, text = finished
+    baseline, *others = rows
+    names = ["uniform", "random", "q_critic_ppo-8bit", "q_critic_ppo-uniform", "q_critic_ppo"]
+    assert [row.network for row in rows] == ["baseline", *names]
+    assert (baseline.macs, baseline.params, baseline.size) == (1.0, 1.0, 1.0)
+    default = Config()
+    for row in others:
+        assert row.macs <= default.flops_budget
+        is_within = row.size <= default.size_budget
+        assert is_within == row.within_budget
+        assert is_within or row.network.endswith("8bit") or f"{row.network}: too little" in text
+        path = out / f"network-{row.network}"
+        assert row.size_bytes == path.with_suffix(".cenv").stat().st_size
+        assert row.float_bytes == path.with_suffix(".safetensors").stat().st_size
+        assert row.onnx_bytes == path.with_suffix(".onnx").stat().st_size
+        assert row.size_bytes < row.float_bytes < baseline.float_bytes == baseline.size_bytes
+        assert row.onnx_test_error == pytest.approx(row.test_error, abs=1 / 359)
+        assert row.latency_1_ms and row.latency_64_ms and row.latency_64_ms > row.latency_1_ms
+        assert row.network in text
+    stored = pd.read_csv(out / "table.csv").to_dict("records")
+    assert [row._asdict() for row in rows] == [pytest.approx(row) for row in stored]
+
+
+def test_random_search_spends_as_many_evaluations(
+    finished: tuple[Path, list[Row], str],
+) -> None:
+    rows = {row.network: row for row in finished[1]}
+    assert rows["random"].n_evaluations == rows["q_critic_ppo"].n_evaluations
+    assert rows["uniform"].n_evaluations == 2
+
+
+def test_uniform_bits_are_given_to_the_network_of_the_agent(
+    finished: tuple[Path, list[Row], str],
+) -> None:
+    rows = {row.network: row for row in finished[1]}
+    for name in ("8bit", "uniform"):
+        row, agent = rows[f"q_critic_ppo-{name}"], rows["q_critic_ppo"]
+        assert (row.macs, row.params) == (agent.macs, agent.params)
+    table = pd.read_csv(finished[0] / "episodes.csv").set_index("search")
+    bits = table.filter(like="value:")
+    eight = bits.loc["q_critic_ppo-8bit"].dropna()
+    assert set(eight) == {8.0} and len(eight) == 5
+    uniform = bits.loc["q_critic_ppo-uniform"].dropna()
+    assert len(set(uniform)) == 1 and uniform.iloc[0] < 8
+
+
+def test_baselines_are_left_out_on_request(tmp_path: Path) -> None:
+    settings = SMALL | {"algo": "uniform", "baselines": False, "final_finetune_steps": 1}
+    rows = run(Config(out=tmp_path / "out", **settings), Console(file=StringIO()))
+    assert [row.network for row in rows] == ["baseline", "uniform"]
+
+
+def test_every_episode_is_recorded(finished: tuple[Path, list[Row], str]) -> None:
+    table = pd.read_csv(finished[0] / "episodes.csv")
+    agent = table[table["search"] == "q_critic_ppo"]
+    assert agent.groupby("stage")["index"].apply(list).to_dict() == {
+        "pruning": [0, 1, 2],
+        "quantization": [0, 1, 2],
+    }
+    assert (table["search"] == "uniform").sum() == 2
+    pruning = agent[agent["stage"] == "pruning"]
+    rates = pruning[["value:conv2", "value:fc1", "value:fc2", "value:fc3"]]
+    assert rates.notna().all(axis=None) and ((rates >= 0) & (rates < 1)).all(axis=None)
+    bits = agent[agent["stage"] == "quantization"]["value:conv1"]
+    assert bits.isin(range(1, 9)).all()
+    assert (table["seconds"] > 0).all()
+
+
+def test_policy_gives_its_accuracy_again(finished: tuple[Path, list[Row], str]) -> None:
+    policy = json.loads((finished[0] / "policy.json").read_text())["q_critic_ppo"]["pruning"]
+    env = PruningEnv(flops_budget=Config().flops_budget, finetune_steps=2, reward_at="episode")
+    env.reset()
+    for action in policy["actions"]:
+        info = env.step(np.array([action], np.float32))[-1]
+    assert info["accuracy"] == policy["validation_accuracy"]
+
+
+def test_compressed_file_scores_what_the_table_says(
+    finished: tuple[Path, list[Row], str],
+) -> None:
+    out, rows, _ = finished
+    env = QuantizationEnv()
+    model = load(out / "network-q_critic_ppo.cenv")
+    assert 1.0 - env.task.accuracy(model, "test") == rows[-1].test_error
+    baseline = build_model("lenet5", 10, (1, 32, 32))
+    load_checkpoint(baseline, out / "baseline.safetensors")
+    assert env.task.accuracy(baseline, "validation") == rows[0].validation_accuracy
+
+
+def test_same_seed_gives_the_same_rows(
+    finished: tuple[Path, list[Row], str], tmp_path: Path
+) -> None:
+    again = run(Config(out=tmp_path / "again", **SMALL), Console(file=StringIO()))
+    names = [name for name in Row._fields if name not in (*Export._fields, "seconds")]
+    assert [[getattr(row, name) for name in names] for row in again] == [
+        [getattr(row, name) for name in names] for row in finished[1]
+    ]
+
+
+@pytest.mark.parametrize(
+    "algo", ["ppo", "a2c", "ddpg", "td3", "sac", "random", "uniform", "afie", "sbpf"]
+)
+def test_every_algorithm_runs_the_job(algo: str, tmp_path: Path) -> None:
+    settings = SMALL | {"episodes": 2, "finetune_steps": 0}
+    rows = run(Config(algo=algo, out=tmp_path / "out", **settings), Console(file=StringIO()))
+    assert algo in [row.network for row in rows]
+    assert len(rows) == {"random": 5, "uniform": 4, "afie": 5, "sbpf": 5}.get(algo, 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--algo", "magic"], "unknown algorithm 'magic'; valid: q_critic_ppo, ppo"),
+        (["--model", "lenet6"], "unknown model 'lenet6'"),
+        (["--dataset", "digitz"], "unknown data set 'digitz'"),
+        (["--flops-budget", "0.0001"], "flops_budget must be in"),
+        (["--size-budget", "0.0001"], "size_budget must be in"),
+        (["--episodes", "0"], "episodes must be at least 1, got 0"),
+        (["--checkpoint", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--activation-bits", "4"], "activation_bits must be 8, got 4"),
+        (["--train-epochs", "0"], "train_epochs must be at least 1, got 0"),
+        (["--train-epochs", "1", "--checkpoint", "x"], "train_epochs or a checkpoint, not both"),
+        (["--model", "cnn4"], r"no recipe for cnn4 on digits.*--train-epochs"),
+        (["--dataset", "mnist", "--data-root", "nowhere"], "nowhere.*--download"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_ends_with_one_line_and_no_folder(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["compress", *arguments, "--out", "out"])
+    with pytest.raises(SystemExit, match=message) as caught:
+        compress.main()
+    assert str(caught.value).startswith("error: ")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoint_with_code_in_it_is_refused_unexecuted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"conv1.weight": Payload()}, tmp_path / "evil.pt")
+    argv = ["compress", "--checkpoint", str(tmp_path / "evil.pt"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", argv)
+    with pytest.raises(SystemExit, match=r"error: .*evil\.pt"):
+        compress.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.pt"]
+
+
+def test_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty"):
+        run(Config(out=tmp_path, **SMALL), Console(file=StringIO()))
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+@pytest.mark.timeout(300)  # it may be the first to train the baseline
+def test_main_job_on_mnist(mnist: Path, tmp_path: Path) -> None:
+    settings = {"episodes": 1, "finetune_steps": 1, "final_finetune_steps": 20, "onnx": False}
+    config = Config(dataset="mnist", data_root=mnist, out=tmp_path / "out", **settings)  # type: ignore[arg-type]
+    rows = run(config, Console(file=StringIO()))
+    assert rows[0].test_error < 0.015
+    assert all(row.macs <= config.flops_budget for row in rows[1:])

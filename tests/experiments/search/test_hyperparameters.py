@@ -1,0 +1,156 @@
+"""Hyper-parameters: which there are, what they do to the agents, and what may replace them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from stable_baselines3.common.base_class import BaseAlgorithm
+from tests.experiments.test_parts import make_log
+
+from experiments.search.algorithms import CONTRIB, LEARNERS, make_learner
+from experiments.search.episodes import EpisodeLog, run_learner
+from experiments.search.hyperparameters import (
+    FAMILIES,
+    HYPERPARAMETERS,
+    OWN,
+    check_settings,
+    stored_settings,
+)
+from experiments.tune.spaces import SPACES, Choice, Range, Space, contains
+
+PUBLISHED = {"cma_es", "tpe"}
+
+
+def build(name: str, log: EpisodeLog, length: int, settings: dict[str, Any]) -> Any:
+    if name in CONTRIB:
+        pytest.importorskip("sb3_contrib")
+    return make_learner(name, log, n_steps=length, seed=0, settings=settings)
+
+
+def corner(family: str, end: int) -> dict[str, Any]:
+    """Return a corner of a space: the first or the last of everything."""
+    return {
+        name: part.values[end] if isinstance(part, Choice) else part[:2][end]
+        for name, part in SPACES[family].items()
+    }
+
+
+def test_file_and_spaces_name_the_same_and_what_is_stored_is_inside() -> None:
+    assert list(HYPERPARAMETERS) == list(SPACES)
+    for agent, space in SPACES.items():
+        assert contains(space, HYPERPARAMETERS[agent]), agent
+
+
+def test_every_learner_has_settings_but_those_with_published_defaults() -> None:
+    assert FAMILIES.keys() == (LEARNERS.keys() | CONTRIB.keys()) - PUBLISHED
+    assert set(FAMILIES.values()) == HYPERPARAMETERS.keys()
+    assert stored_settings("cma_es") == stored_settings("uniform") == {}
+
+
+def test_settings_of_one_agent_alone_are_its_own_to_replace() -> None:
+    assert stored_settings("cim_ppo") == stored_settings("ppo") | {"kl_target": 0.01}
+    log = make_log(reward_at="episode")
+    assert build("cim_ppo", log, 30, {}).kl_target == 0.01
+    assert build("cim_ppo", log, 30, {"kl_target": 0.5}).kl_target == 0.5
+    with pytest.raises(ValueError, match="sac does not take its settings: The initial value"):
+        build("sac", log, 30, {"ent_coef": "auto_0"})
+    with pytest.raises(ValueError, match="unknown setting 'kl_target' of ppo"):
+        check_settings("ppo", {"kl_target": 0.5})
+
+
+def test_space_contains_no_other_names_and_nothing_outside() -> None:
+    space: Space = {"a": Range(0.5, 2.0, log=True), "b": Choice((1, 2))}
+    assert contains(space, {"a": 2.0, "b": 1})
+    assert not contains(space, {"a": 2.1, "b": 1})
+    assert not contains(space, {"a": 2.0, "b": 3})
+    assert not contains(space, {"a": 2.0})
+
+
+@pytest.mark.parametrize("end", [0, -1], ids=["first", "last"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_learner_takes_what_the_search_may_find(name: str, end: int) -> None:
+    found = corner(FAMILIES[name], end) | OWN.get(name, {})
+    settings = {key: found[key] for key in stored_settings(name)}
+    log = make_log(reward_at="episode")
+    agent = build(name, log, 30, settings)
+    if name not in CONTRIB:
+        run_learner(agent, log, 10)
+        assert len(log.episodes) == 10
+    if "learning_rate" in settings:
+        assert agent.learning_rate == settings["learning_rate"]
+
+
+SHAPED: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
+    # Environment steps of the search, then what must come of stored settings that are given here.
+    "ppo": (850, {"n_updates": 10, "n_steps_max": 64}, {"n_steps": 64, "batch_size": 32}),
+    "kl_ppo": (850, {"n_updates": 10, "n_steps_max": 256}, {"n_steps": 84, "batch_size": 42}),
+    "cim_ppo": (850, {"n_updates": 40, "n_steps_max": 256}, {"n_steps": 20, "batch_size": 10}),
+    "a2c": (850, {"n_steps": 20, "gae_lambda": 0.9}, {"n_steps": 20, "gae_lambda": 0.9}),
+    "ddpg": (
+        850,
+        {"learning_starts_fraction": 0.1, "learning_starts_max": 400},
+        {"learning_starts": 85},
+    ),
+    "td3": (
+        850,
+        {"learning_starts_fraction": 0.3, "learning_starts_max": 100, "tau": 0.02},
+        {"learning_starts": 100, "tau": 0.02, "buffer_size": 850},
+    ),
+    "sac": (
+        850,
+        {"ent_coef": "auto_0.1", "gradient_steps": 2},
+        {"ent_coef": "auto_0.1", "gradient_steps": 2},
+    ),
+    "q_critic_ppo": (
+        850,
+        {"target_steps": 7, "actor_learning_rate": 0.02},
+        {
+            "target_steps": 7,
+            "actor_learning_rate": 0.02,
+            "batch_size": HYPERPARAMETERS["q_critic_ppo"]["batch_size"],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHAPED)
+def test_settings_become_arguments(name: str) -> None:
+    n_steps, settings, expected = SHAPED[name]
+    agent = build(name, make_log(), n_steps, settings)
+    assert {key: getattr(agent, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", ["q_critic_ppo", "ppo", "kl_ppo", "a2c"])
+def test_first_standard_deviation_is_set(name: str) -> None:
+    agent: BaseAlgorithm = build(name, make_log(), 100, {"log_std_init": -1.25})
+    parameters = agent.get_parameters()["policy"]
+    stored = [value for key, value in parameters.items() if key.endswith("log_std")]
+    assert stored and all(value.eq(-1.25).all() for value in stored)
+
+
+def test_noise_on_actions_is_set() -> None:
+    agent = build("ddpg", make_log(), 100, {"action_noise": 0.6})
+    assert agent.action_noise._sigma.tolist() == [0.6]
+
+
+@pytest.mark.parametrize(
+    ("agent", "settings", "message"),
+    [
+        ("ppo", {"clip": 0.2}, "unknown setting 'clip' of ppo; valid: learning_rate, n_updates, "),
+        ("trpo", {"n_epochs": 5}, "unknown setting 'n_epochs' of trpo; valid: learning_rate"),
+        ("crossq", {"tau": 0.1}, "unknown setting 'tau' of crossq; valid: gradient_steps"),
+        ("cma_es", {"sigma0": 1.0}, "unknown setting 'sigma0' of cma_es; valid: none"),
+        ("my:Agent", {"x": 1.0}, "unknown setting 'x' of my:Agent; valid: none"),
+        ("ppo", {"n_updates": 0}, "n_updates of ppo must be a whole number, 1 or more, got 0"),
+        ("ppo", {"n_epochs": 2.5}, "n_epochs of ppo must be a whole number, 1 or more, got 2.5"),
+        ("td3", {"tau": "0.1"}, "tau of td3 must be a number, got '0.1'"),
+        ("td3", {"tau": float("nan")}, "tau of td3 must be a number, got nan"),
+        ("sac", {"ent_coef": 0.1}, "ent_coef of sac must be a text, got 0.1"),
+    ],
+)
+def test_what_an_agent_does_not_have_is_refused(
+    agent: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_settings(agent, settings)

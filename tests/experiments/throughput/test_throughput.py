@@ -1,0 +1,147 @@
+"""The timings: what is measured, and how it is told."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from experiments.common.run_folder import RunFolder
+from experiments.throughput.throughput import Config, run, summarize_steps
+from experiments.throughput.timing import branching_episodes, new_episodes
+
+
+def quiet() -> Console:
+    return Console(file=StringIO())
+
+
+def test_times_every_step_of_every_method(tmp_path: Path) -> None:
+    config = Config(
+        parts=("step",), dataset="digits", steps=4, finetune_steps=1, out=tmp_path / "out"
+    )
+    medians = summarize_steps(run(config, quiet())["step"])
+    assert medians.index.tolist() == ["magnitude", "channel"]
+    assert medians["statistics"]["channel"] > 0
+    assert medians["statistics"]["magnitude"] == 0
+    np.testing.assert_allclose(medians["ratio"], medians["step"] / medians["bare"])
+    assert "| phase | magnitude | channel |" in (tmp_path / "out" / "throughput.md").read_text()
+
+
+def test_store_spares_what_it_knows(tmp_path: Path) -> None:
+    config = Config(
+        parts=("store",), dataset="digits", search_steps=16, finetune_steps=1, out=tmp_path / "out"
+    )
+    rows = pd.DataFrame(run(config, quiet())["store"]).set_index(["algorithm", "store"])
+    for algorithm in ("ppo", "q_critic_ppo"):
+        table = rows.loc[algorithm]
+        assert table.index.tolist() == ["none", "cold", "warm"]
+        assert (table["steps"] == 16).all()
+        assert table["hit_rate"]["none"] == 0
+        assert table["hit_rate"]["warm"] == 1
+        assert table["hit_rate"]["cold"] < 1
+        assert table["seconds"]["warm"] < table["seconds"]["none"]
+
+
+def test_episodes_are_timed_with_and_without_a_store(tmp_path: Path) -> None:
+    config = Config(
+        parts=("episodes",),
+        methods=("magnitude",),
+        dataset="digits",
+        random_weights=True,
+        episodes=4,
+        finetune_steps=1,
+        finetune_at="episode",
+        reward_at="episode",
+        out=tmp_path / "out",
+    )
+    rows = pd.DataFrame(run(config, quiet())["episodes"]).set_index(["episodes", "store"])
+    for kind in ("all new", "with common beginnings"):
+        table = rows.loc[kind]
+        assert table.index.tolist() == ["none", "memory", "file"]
+        assert (table["steps"] == 3 * 4).all()
+        assert table["ratio"]["none"] == table["median_ratio"]["none"] == 1.0
+        np.testing.assert_allclose(table["ratio"], table["seconds"] / table["seconds"]["none"])
+        assert table["hit_rate"]["none"] == 0
+        assert table["hit_rate"]["memory"] == table["hit_rate"]["file"]
+    hits = rows["hit_rate"].unstack()["memory"]
+    assert hits["with common beginnings"] > hits["all new"]
+    text = (tmp_path / "out" / "throughput.md").read_text()
+    assert "| episodes, store | ms a step | ratio | median | hits % |" in text
+
+
+def test_episodes_are_drawn_as_they_are_called() -> None:
+    new = new_episodes(20, 6, np.random.default_rng(0))
+    assert len(set(new[:, 0])) == 20
+    branching = branching_episodes(20, 6, np.random.default_rng(0))
+    assert branching.shape == new.shape
+    assert len(set(branching[:, 0])) == 1
+    assert len({tuple(episode) for episode in branching}) == 20
+
+
+@pytest.mark.timeout(240)
+def test_actors_are_timed_and_a_stopped_measurement_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = RunFolder.write_state
+
+    def write_and_stop(self: RunFolder, name: str, state: dict[str, object]) -> None:
+        write(self, name, state)
+        raise KeyboardInterrupt
+
+    config = Config(
+        parts=("step", "actors"),
+        methods=("magnitude",),
+        dataset="digits",
+        steps=2,
+        actor_steps=8,
+        finetune_steps=1,
+        out=tmp_path / "out",
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_state", write_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, quiet())
+    kept = RunFolder(tmp_path / "out").read_state("step-magnitude")
+    assert kept is not None
+    results = run(Config(resume=tmp_path / "out"), quiet())
+    assert results["step"] == kept["rows"]
+    assert [(row["workers"], row["threads"]) for row in results["actors"]] == [
+        (1, 1),
+        (1, 2),
+        (2, 1),
+    ]
+    assert all(row["steps"] == 8 and row["steps_per_s"] > 0 for row in results["actors"])
+
+
+def test_selection_is_timed_without_network_and_images(tmp_path: Path) -> None:
+    config = Config(
+        parts=("lasso",),
+        dataset="mnist",
+        data_root=tmp_path / "missing",
+        lasso_channels=(8, 16),
+        lasso_tolerances=(1e-4, 1e-8),
+        lasso_repetitions=2,
+        out=tmp_path / "out",
+    )
+    rows = pd.DataFrame(run(config, quiet())["lasso"])
+    assert len(rows) == 2 * 2 * 2
+    assert (rows["kept"] == rows["channels"] // 2).all()
+    assert rows["same"][rows["tolerance"] == 1e-8].all()
+    assert (rows[["reduction_ms", "path_ms", "gram_ms", "rows_ms"]] > 0).all(axis=None)
+    table = (tmp_path / "out" / "throughput.md").read_text()
+    assert "| C, tolerance | reduction | path | Gram | rows | Gram / path |" in table
+    assert table.count("| 16, 1e-08 |") == 1
+
+
+def test_no_steps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        run(Config(steps=0, out=tmp_path / "out"), quiet())
+    with pytest.raises(ValueError, match="episodes must be at least 2"):
+        run(Config(episodes=1, out=tmp_path / "out"), quiet())
+    with pytest.raises(ValueError, match="lasso_repetitions must be at least 1"):
+        run(Config(parts=("lasso",), lasso_repetitions=0, out=tmp_path / "out"), quiet())
+    assert list(tmp_path.iterdir()) == []

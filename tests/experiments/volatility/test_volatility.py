@@ -1,0 +1,251 @@
+"""Volatility of rewards: what is run, what is measured of it, and what that is said to show."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from experiments.trial import trials
+from experiments.volatility import volatility
+from experiments.volatility.figures import draw_curves, draw_measures, draw_overestimation
+from experiments.volatility.measures import cvar, dispersion_within, drawdown
+from experiments.volatility.report import (
+    _judge,
+    compare_volatility,
+    format_report,
+    summarize,
+)
+from experiments.volatility.volatility import OF_THE_BEST, Config, Search, measure_trials, run
+from tests.fakes import TINY, InProcessPool, tiny_tasks
+
+AGENTS = ("ddpg", "random")
+FLOPS = '{"reward": "flops", "flops_budget": null}'
+
+
+def quiet() -> Console:
+    return Console(file=StringIO(), width=200)
+
+
+def test_searches_are_run_measured_and_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "LocalPool", InProcessPool)
+    for draw in ("draw_curves", "draw_measures", "draw_overestimation"):
+        monkeypatch.setattr(volatility, draw, lambda *_: Figure())
+    searches = {"pruning, R_FLOPs": Search(TINY[0], FLOPS), "quantization": Search(TINY[1], "{}")}
+    monkeypatch.setattr(volatility, "SEARCHES", searches)
+    config = Config(
+        agents=AGENTS, searches=tuple(searches), seeds=(0, 1), n_episodes=3, out=tmp_path / "out"
+    )
+    with tiny_tasks():
+        table = run(config, quiet())
+        shown = quiet()
+        again = run(config, shown)
+    assert "8 of 8 cells were finished before" in shown.file.getvalue()  # type: ignore[attr-defined]
+    pd.testing.assert_frame_equal(table, again)
+    assert len(table) == 8 and set(table["n_episodes"]) == {3.0}
+    for row in table.to_dict("records"):
+        rewards = pd.read_csv(tmp_path / "out" / row["cell"] / "episodes.csv")["reward"]
+        assert row["best_reward"] == pytest.approx(rewards.max())
+        assert row["dispersion_within"] == pytest.approx(dispersion_within(rewards))
+        assert row["drawdown_cvar"] == pytest.approx(cvar(drawdown(rewards)))
+        assert np.isnan(row["q_overestimation"]) == (row["agent"] == "random")
+        assert (rewards > 0.0).all() == (row["search"] == "pruning, R_FLOPs")
+    assert {path.name for path in (tmp_path / "out").glob("*.*")} >= {
+        "rewards.csv",
+        "volatility.csv",
+        "summary.csv",
+        "volatility.md",
+        "curves.png",
+        "measures.png",
+        "overestimation.png",
+    }
+
+
+def test_what_is_published_of_searches_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "LocalPool", InProcessPool)
+    for draw in ("draw_curves", "draw_measures", "draw_overestimation"):
+        monkeypatch.setattr(volatility, draw, lambda *_: Figure())
+    searches = {"pruning": Search(TINY[0], "{}"), "quantization": Search(TINY[1], "{}")}
+    monkeypatch.setattr(volatility, "SEARCHES", searches)
+    config = Config(agents=AGENTS, searches=("pruning",), seeds=(0,), n_episodes=3)
+    published = tmp_path / "published"
+    with tiny_tasks():
+        table = run(replace(config, out=tmp_path / "out"), quiet())
+        published.mkdir()
+        for name in ("sweep.json", "sweep.csv", "rewards.csv"):
+            (published / name).write_bytes((tmp_path / "out" / name).read_bytes())
+        more = replace(config, searches=("pruning", "quantization"), out=published)
+        shown = quiet()
+        both = run(more, shown)
+        assert "2 of 4 cells were finished before" in shown.file.getvalue()  # type: ignore[attr-defined]
+        alone = run(replace(more, searches=("quantization",)), quiet())
+    assert not (published / table["cell"][0]).exists()
+    pd.testing.assert_frame_equal(both[:2].assign(search=0), table.assign(search=0))
+    assert list(both["search"]) == ["pruning", "pruning", "quantization", "quantization"]
+    assert set(alone["search"]) == {"quantization"}
+    assert len(pd.read_csv(published / "rewards.csv")) == 4
+    (published / "rewards.csv").unlink()
+    with pytest.raises(ValueError, match=r"has no rewards of cells/pruning-ddpg-seed0"):
+        measure_trials(published, dict.fromkeys(both["cell"], "any"))
+
+
+def test_nothing_is_told_of_another_network_than_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = ["cells/a", "cells/b"]
+    columns = {name: [0.5, 0.5] for name in (*OF_THE_BEST, "final_accuracy")}
+    rows = pd.DataFrame({"cell": cells, "agent": "ppo", "seed": [0, 1], **columns})
+    rows = rows.assign(actions="0.5 0.5", best_reward=[0.5 + 1e-12, 0.75])
+    monkeypatch.setattr(volatility, "read_trials", lambda _: rows)
+    monkeypatch.setattr(volatility, "_read_rewards", lambda *_: dict.fromkeys(cells, np.ones(30)))
+    table, _ = measure_trials(tmp_path, dict.fromkeys(cells, "any"))
+    assert table[list(OF_THE_BEST)].notna().all(axis=1).tolist() == [True, False]
+    assert table.loc[1, list(OF_THE_BEST)].isna().all()
+    assert table["final_accuracy"].tolist() == [0.5, 0.5]
+
+
+def test_unknown_searches_are_named() -> None:
+    with pytest.raises(ValueError, match=r"unknown search 'pruning'; valid: pruning, budget, "):
+        Config(searches=("pruning",)).cells()
+
+
+def made_up(noise: dict[str, float], overestimation: dict[str, float]) -> tuple[Any, Any]:
+    """Rows and curves of agents whose rewards are noise of so much around the seed's level."""
+    rng = np.random.default_rng(0)
+    curves, rows = {}, []
+    for agent, scale in noise.items():
+        curves["task", agent] = scale * (rng.normal(size=(6, 40)) + rng.normal(size=(6, 1)))
+        for seed, curve in enumerate(curves["task", agent]):
+            row = {"search": "task", "agent": agent, "seed": seed, "best_reward": curve.max()}
+            row |= {"dispersion_within": dispersion_within(curve), "final_reward": -scale}
+            row |= {"drawdown_cvar": cvar(drawdown(curve)), "final_accuracy": 0.9}
+            row |= {"validation_accuracy": 0.9}
+            rows.append(row | {"q_overestimation": overestimation.get(agent, np.nan) + 0.01 * seed})
+    return pd.DataFrame(rows), curves
+
+
+def report_of(noise: dict[str, float], overestimation: dict[str, float]) -> str:
+    rows, curves = made_up(noise, overestimation)
+    return format_report(rows, curves, summarize(rows, curves, list(noise)), "title")
+
+
+def test_verdicts_follow_the_numbers() -> None:
+    text = report_of({"ddpg": 10.0, "ppo": 0.1}, {"ddpg": 1.0, "ppo": -1.0})
+    claim = "The reward of the PPO family is less volatile than DDPG's"
+    assert f"{claim}: **holds**; 3 of 3 comparisons say so, 0 the opposite." in text
+    assert "DDPG overestimates Q: **holds**; 1 of 1" in text
+    text = report_of({"ddpg": 0.1, "ppo": 10.0}, {"ddpg": -1.0})
+    assert f"{claim}: **fails**; 0 of 3 comparisons say so, 3 the opposite." in text
+    assert "DDPG overestimates Q: **fails**" in text
+    text = report_of({"ddpg": 1.0, "ppo": 0.01, "q_critic_ppo": 10.0}, {})
+    assert f"{claim}: **undecided**; 3 of 6 comparisons say so, 3 the opposite." in text
+    assert "DDPG overestimates Q: not measured." in text
+
+
+@pytest.mark.parametrize(
+    ("n_wanted", "n_opposite", "verdict"),
+    [
+        (4, 0, "holds"),
+        (2, 1, "holds in part"),
+        (1, 2, "fails"),
+        (0, 1, "fails"),
+        (1, 1, "undecided"),
+    ],
+)
+def test_a_claim_that_more_comparisons_contradict_fails(
+    n_wanted: int, n_opposite: int, verdict: str
+) -> None:
+    rest = (4 - n_wanted - n_opposite) * ["undecided"]
+    outcomes = [*n_wanted * ["lower"], *n_opposite * ["higher"], *rest]
+    assert _judge(outcomes, "lower", "higher").startswith(f"**{verdict}**; {n_wanted} of 4")
+
+
+def test_figures_show_every_seed() -> None:
+    noise = {"ddpg": 1.0, "ppo": 2.0, "random": 3.0}
+    rows, curves = made_up(noise, {"ddpg": 1.0, "ppo": 0.5})
+    summary = summarize(rows, curves, list(noise))
+    panels = draw_curves(curves, list(noise), "title").axes
+    assert [panel.get_title() for panel in panels] == list(noise)
+    assert all(len(panel.lines) == 6 + 1 for panel in panels)  # and the mean
+    shown = draw_measures(rows, summary, list(noise), "title").axes
+    assert shown[0].lines[0].get_xdata() == pytest.approx(summary["dispersion_across"])
+    assert all(
+        sum(np.size(line.get_xdata()) == 6 for line in panel.lines) == 3 for panel in shown[1:]
+    )
+    rows.loc[rows["agent"] == "random", "q_overestimation"] = np.nan
+    (panel,) = draw_overestimation(rows, list(noise), "title").axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["ddpg", "ppo"]
+
+
+def test_raw_q_is_compared_with_ppo() -> None:
+    noise = {"ppo": 1.0, "q_critic_ppo": 1.0, "q_critic_ppo_q": 5.0}
+    rows, curves = made_up(noise, {})
+    text = format_report(rows, curves, summarize(rows, curves, list(noise)), "title")
+    assert "With raw Q as advantage PPO is worse than with its own: **undecided**; 1 of 2" in text
+    curves["task", "q_critic_ppo"][:] = -9.0
+    text = format_report(rows, curves, summarize(rows, curves, list(noise)), "title")
+    assert "task: never against" in text and "(not reached from 6 of 6 seeds)" in text
+
+
+def test_comparison_is_signed_and_per_seed() -> None:
+    rows, curves = made_up({"ddpg": 1.0, "ppo": 3.0}, {})
+    found = compare_volatility(rows, curves, "task", "ppo", "ddpg")
+    mine, other = (rows[rows["agent"] == agent]["drawdown_cvar"] for agent in ("ppo", "ddpg"))
+    assert found["drawdown"].mean == pytest.approx(mine.mean() - other.mean())
+    assert list(found) == ["across seeds", "within runs", "drawdown"]
+    assert all(difference.mean > 0.0 for difference in found.values())
+
+
+def test_cells_tell_searches_of_one_task_apart() -> None:
+    cells = Config(dataset="mnist", agents=("ppo",), data_root=Path("/data")).cells()
+    assert [len(mine) for mine in cells.values()] == [5, 5, 5]
+    names = [cell.name for mine in cells.values() for cell in mine]
+    assert len(set(names)) == 15 and names[5] == "pruning_R_FLOPs-ppo-seed0"
+    trial = cells["pruning, R_FLOPs"][0].config
+    assert trial.task == "compress_env/PruneLeNet5MNIST-v0"
+    assert trial.options() == {"reward": "flops", "flops_budget": None}
+    assert len(Config().cells()["quantization"]) == 7 * 10
+
+
+def test_settings_of_one_agent_replace_the_stored_ones() -> None:
+    config = Config(agents=("ppo", "ddpg"), seeds=(0,), settings='{"ppo": {"n_epochs": 3}}')
+    stored = Config(agents=("ppo", "ddpg"), seeds=(0,)).cells()["quantization"]
+    ppo, ddpg = config.cells()["quantization"]
+    assert ppo.config.hyperparameters() == stored[0].config.hyperparameters() | {"n_epochs": 3}
+    assert ppo.config != stored[0].config and ddpg == stored[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"agents": ("magic",)}, "unknown agent 'magic'"),
+        ({"agents": ()}, "expected agents that differ"),
+        ({"agents": ("ppo", "uniform")}, "expected agents of many episodes, got uniform"),
+        ({"n_episodes": 1}, "n_episodes must be 2 or more, got 1"),
+        ({"seeds": (0, 0)}, "expected trials that differ"),
+        ({"jobs": 0}, "jobs must be 1 or more"),
+        ({"settings": "[]"}, "settings must be a JSON object, got '\\[\\]'"),
+        ({"settings": '{"ppo": 1}'}, "settings must be a JSON object of objects"),
+        ({"settings": "{"}, "settings must be a JSON object, got '{'"),
+        ({"settings": '{"magic": {}}'}, "settings of 'magic', which is not run; valid: ddpg"),
+        ({"settings": '{"ppo": {"magic": 1}}'}, "magic"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, dict) else "",
+)
+def test_bad_input_ends_with_one_line_and_no_folder(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(replace(Config(out=tmp_path / "out"), **settings), quiet())
+    assert not (tmp_path / "out").exists()
