@@ -41,9 +41,10 @@ class SafetyCheck:
     """Tells the groups of channels whose removal is the same as zeroing them from the others.
 
     The network is pruned in rounds to equal and to unequal widths (see `rounds`), on a copy whose
-    parameters make every path matter (see `probing`). All groups are pruned at once; should the network then differ, they are halved until the culprits are
-    alone, and what is left is checked again. What counts are the answers of every layer, so that
-    nothing that comes later can hide a difference.
+    parameters make every path matter (see `probing`). All groups are pruned at once; should the
+    network then differ, they are halved until the culprits are alone, and what is left is checked
+    again. What counts are the answers of every layer, so that nothing that comes later can hide a
+    difference.
     """
 
     def __init__(self, model: nn.Module, image: Tensor, groups: Sequence[ChannelGroup]) -> None:
