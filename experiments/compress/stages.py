@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import Progress
@@ -31,6 +31,7 @@ from compress_env.task.task import select_device
 from experiments.common.inputs import data_digest, network_digest
 from experiments.common.progress import SearchProgress
 from experiments.common.run_folder import RunFolder
+from experiments.compress.config import Config
 from experiments.search.actors import open_actors
 from experiments.search.algorithms import SINGLE, make_learner
 from experiments.search.episodes import Episode, EpisodeLog, best_episode
@@ -38,9 +39,6 @@ from experiments.search.playing import play_actions
 from experiments.search.policies import Script, StagePolicy, read_policy
 from experiments.search.resuming import ResumableSearch, read_finished
 from experiments.search.uniform import uniform_policy
-
-if TYPE_CHECKING:
-    from experiments.compress.compress import Config
 
 __all__ = ["Contender", "Job", "Stage"]
 
