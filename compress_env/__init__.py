@@ -1,5 +1,6 @@
 """Gymnasium environments in which an agent compresses a convolutional network layer by layer."""
 
+from importlib.metadata import version
 from typing import Any
 
 from gymnasium import register
@@ -28,6 +29,8 @@ __all__ = [
     "make_data_bundle",
     "save",
 ]
+
+__version__ = version("compress-env")
 
 register(
     id="compress_env/Pruning-v0",

@@ -1,1 +1,1 @@
-"""Experiments: one file per question, each run as `python -m experiments.NAME`."""
+"""Experiments: one room per question, each run as `compress-env NAME`."""

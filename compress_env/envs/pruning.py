@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -27,6 +27,12 @@ from compress_env.pruning.channels.statistics import LayerStatistics
 from compress_env.pruning.cost import Unit
 from compress_env.pruning.elements import VariationalConfig, prune_elements
 from compress_env.pruning.graph.surgery import ChannelGroup, LiveChannels, find_walk
+from compress_env.pruning.methods import (
+    CHANNEL_SHARES,
+    MacsKind,
+    PruningMethod,
+    check_arguments,
+)
 from compress_env.pruning.plan import PruningPlan
 from compress_env.pruning.sizes import check_costs, sized_model, warn_of_little
 from compress_env.quantization.activations import has_quantizers
@@ -36,16 +42,6 @@ from compress_env.store.store import Executed, Prefix, Transition
 from compress_env.task.layers import Layer, format_minimum, layer_at
 
 __all__ = ["MacsKind", "PruningEnv", "PruningMethod"]
-
-PruningMethod = Literal["magnitude", "channel", "variational", "channel+variational", "random"]
-MacsKind = Literal["dense", "sparse"]
-CHANNEL_SHARES = {
-    "magnitude": 1.0,
-    "channel": 1.0,
-    "variational": 0.0,
-    "channel+variational": 0.5,
-    "random": 1.0,
-}
 
 
 class PruningEnv(LayerwiseCompressionEnv):
@@ -170,7 +166,7 @@ class PruningEnv(LayerwiseCompressionEnv):
                 budget unreachable.
             FileNotFoundError: If data or checkpoint are not there.
         """
-        _check_arguments(method, max_pruning_rate, channel_share, macs)
+        check_arguments(method, max_pruning_rate, channel_share, macs)
         channel_round = check_count("channel_round", channel_round, 1)
         elements = config_of(VariationalConfig, variational, "variational")
         EzPickle.__init__(
@@ -397,21 +393,3 @@ def _columns(alive: NDArray[np.int64], positions: NDArray[np.int64], n_columns: 
     # (n_channels, k) -> (n_channels, k, H*W) -> (n_channels, k*H*W)
     columns = live[:, :, None] * area + np.arange(area)
     return torch.from_numpy(columns.reshape(len(live), -1))
-
-
-def _check_arguments(
-    method: str,
-    max_pruning_rate: float,
-    channel_share: float | None,
-    macs: str | None,
-) -> None:
-    if method not in CHANNEL_SHARES:
-        raise ValueError(f"unknown method {method!r}; valid: {', '.join(CHANNEL_SHARES)}")
-    if not 0.0 < max_pruning_rate <= 1.0:
-        raise ValueError(f"max_pruning_rate must be in (0, 1], got {max_pruning_rate}")
-    if channel_share is not None and method != "channel+variational":
-        raise ValueError(f"channel_share is for method 'channel+variational', not {method!r}")
-    if channel_share is not None and not 0.0 < channel_share < 1.0:
-        raise ValueError(f"channel_share must be in (0, 1), got {channel_share}")
-    if macs not in (None, *get_args(MacsKind)):
-        raise ValueError(f"unknown macs {macs!r}; valid: {', '.join(get_args(MacsKind))}")

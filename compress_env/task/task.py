@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
-import multiprocessing
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, SupportsFloat, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from compress_env.counts import check_count
 from compress_env.data.bundle import DataBundle, ImageSource, load_data
 from compress_env.networks.intake import check_finite, check_stored, unwrapped
 from compress_env.networks.models import load_baseline, load_checkpoint
 from compress_env.seeding import global_seed, random_states
+from compress_env.task.config import FinetuneConfig
+from compress_env.task.devices import select_device
 from compress_env.task.finetune import (
     channels_last_of,
     compute_logits,
@@ -44,77 +43,6 @@ class ForwardOptions(TypedDict):
 
 Scorer = Callable[[nn.Module], float]
 """Maps a network in evaluation mode to a score in [0, 1], used instead of validation accuracy."""
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """How a network is fine-tuned and evaluated."""
-
-    batch_size: int = 64
-    """Images per fine-tuning minibatch."""
-    learning_rate: float = 0.01
-    """Step size of SGD."""
-    momentum: float = 0.9
-    """Momentum of SGD."""
-    weight_decay: float = 5e-4
-    """L2 penalty."""
-    evaluation_batch_size: int = 500
-    """Images per batch when scoring."""
-    batch_norm_batches: int = 8
-    """Batches of training images from which running statistics are estimated anew."""
-    channels_last: bool = False
-    """Whether network and images are kept channels last while fine-tuning. On a GPU the network
-    is scored so too; on the CPU it always is where it can be, as that is faster there."""
-    bf16: bool = False
-    """Whether the forward pass of fine-tuning and scoring runs in bfloat16; weights, batch-norm
-    statistics and the statistics of channel selection stay float32 or better."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            TypeError: If a count is not an int.
-            ValueError: If a setting is out of range.
-        """
-        for name in ("batch_size", "evaluation_batch_size", "batch_norm_batches"):
-            object.__setattr__(self, name, check_count(name, getattr(self, name), 1))
-        if not 0.0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        for name in ("momentum", "weight_decay"):
-            if not 0.0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-
-
-def select_device(device: str | torch.device) -> torch.device:
-    """Turn `"auto"`, `"cuda:auto"`, a name or a device into a device that is there.
-
-    `"auto"` is CUDA where available, otherwise the CPU. `"cuda:auto"` goes round the visible GPUs:
-    the main process gets `cuda:0`, worker process i of `multiprocessing` (counted from 0) gets
-    `cuda:(i % n_gpus)`; nothing is started on a GPU to find out.
-
-    Raises:
-        ValueError: If the device is unknown or not available.
-    """
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if str(device) == "cuda:auto":
-        return _gpu_of_this_process()
-    try:
-        selected = torch.device(device)
-        torch.empty(0, device=selected)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {str(device)!r} is not available: {reason}") from None
-    return selected
-
-
-def _gpu_of_this_process() -> torch.device:
-    n_gpus = torch.cuda.device_count()
-    if n_gpus == 0:
-        raise ValueError("device 'cuda:auto' is not available: there is no CUDA device")
-    identity = multiprocessing.current_process()._identity  # empty in the main process
-    number = identity[-1] - 1 if identity else 0
-    return torch.device("cuda", number % n_gpus)
 
 
 def _check_gradient_hooks(model: nn.Module) -> None:

@@ -21,7 +21,7 @@ PACKAGES = ("compress-env", "gymnasium", "stable-baselines3", "torch", "torch-pr
 def describe_run() -> dict[str, Any]:
     """Return command, date, versions, git revision and hardware of this process."""
     return {
-        "command": " ".join(["python", "-m", _module_name(), *sys.argv[1:]]),
+        "command": " ".join([_program(), *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | _versions(),
         "git_revision": _git_revision(),
@@ -29,9 +29,12 @@ def describe_run() -> dict[str, Any]:
     }
 
 
-def _module_name() -> str:
+def _program() -> str:
+    """Return what was run: a module, or the console script and the name of its command."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return Path(sys.argv[0]).name if spec is None else spec.name.removesuffix(".__main__")
+    if spec is None or spec.name == "experiments.__main__":
+        return Path(sys.argv[0]).name
+    return f"python -m {spec.name.removesuffix('.__main__')}"
 
 
 def _versions() -> dict[str, str]:

@@ -36,7 +36,7 @@ from experiments.common.inputs import data_digest, network_digest
 from experiments.common.run_folder import RunFolder
 from experiments.common.stored import check_name
 from experiments.compress.report import format_markdown
-from experiments.lasso_timing.lasso_timing import conv_size, measure_peak_bytes, time_lasso
+from experiments.throughput.lasso_timing import conv_size, measure_peak_bytes, time_lasso
 from experiments.throughput.timing import (
     Rows,
     branching_episodes,

@@ -9,14 +9,14 @@ nothing of D x D is ever held for it: each form is the smaller one where it is u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from compress_env.pruning.channels.observing import observe, run_until_input
 from compress_env.pruning.channels.patches import PrunableLayer, sample_patches, sample_responses
 
 __all__ = [
@@ -193,7 +193,7 @@ def collect_responses(
         def take(name: str, output: Tensor, images: slice = images) -> Tensor:
             return sample_responses(output, layers[name], positions[name][images])
 
-        for name, responses in _observe(model, layers, batch, take).items():
+        for name, responses in observe(model, layers, batch, take).items():
             rows[name].append(responses)
         start += len(batch)
     for name in layers:
@@ -244,7 +244,7 @@ def collect_statistics(
     start = 0
     for batch in batches:
         places = slice(start, start + len(batch))
-        inputs = _run_until_input(model, layer, layer_name, batch)
+        inputs = run_until_input(model, layer, layer_name, batch)
         x = sample_patches(inputs, layer, positions[places])
         collected.add(x, by_image[places].flatten(0, 1).to(x.device))
         start += len(batch)
@@ -300,76 +300,6 @@ class _RowBuffer:
         return RowStatistics(self._inputs, self._responses)
 
 
-class _AllSeenError(Exception):
-    """Ends a forward pass once every layer of interest has run."""
-
-
-def _observe(
-    model: nn.Module,
-    layers: dict[str, PrunableLayer],
-    batch: Tensor,
-    take: Callable[[str, Tensor], Tensor],
-) -> dict[str, Tensor]:
-    """Return what `take` makes of each layer's first output, ending the pass after the last one.
-
-    The output is taken as soon as it is there, since a later in-place activation would change it.
-    """
-    taken: dict[str, Tensor] = {}
-
-    def record(name: str, output: Tensor) -> None:
-        if name not in taken:
-            taken[name] = take(name, output)
-        if len(taken) == len(layers):
-            raise _AllSeenError
-
-    handles = [
-        layer.register_forward_hook(lambda _, args, output, name=name: record(name, output))
-        for name, layer in layers.items()
-    ]
-    try:
-        with torch.no_grad(), _evaluation_mode(model):
-            model(batch)
-    except _AllSeenError:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-    _check_reached(layers, taken)
-    return taken
-
-
-def _run_until_input(model: nn.Module, layer: PrunableLayer, name: str, batch: Tensor) -> Tensor:
-    """Return the first input of a layer, ending the pass before the layer computes."""
-    seen: dict[str, Tensor] = {}
-
-    def record(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        [seen[name]] = *args, *kwargs.values()
-        raise _AllSeenError
-
-    handle = layer.register_forward_pre_hook(record, with_kwargs=True)
-    try:
-        with torch.no_grad(), _evaluation_mode(model):
-            model(batch)
-    except _AllSeenError:
-        pass
-    finally:
-        handle.remove()
-    _check_reached([name], seen)
-    return seen[name]
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode and each back into the mode that it had."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def _add_gram_(total: Tensor, x: Tensor) -> None:
     """Add ``X^T X`` to the upper triangle, multiplying each pair of wide blocks of columns once."""
     half = x.shape[1] // 2
@@ -413,12 +343,6 @@ def _layer(model: nn.Module, name: str) -> PrunableLayer:
         kind = type(module).__name__
         raise ValueError(f"expected a Conv2d or Linear at {name!r}, got {kind}")
     return module
-
-
-def _check_reached(names: Iterable[str], seen: Container[str]) -> None:
-    missing = [name for name in names if name not in seen]
-    if missing:
-        raise ValueError(f"the forward pass did not reach {missing}")
 
 
 def _check_rows(responses: Tensor, positions: Tensor) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from stable_baselines3.common.base_class import BaseAlgorithm
-from tests.experiments.test_parts import make_log
+from tests.experiments.common.test_parts import make_log
 
 from experiments.search.algorithms import CONTRIB, LEARNERS, make_learner
 from experiments.search.episodes import EpisodeLog, run_learner

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from compress_env.pruning.channels.selection import LassoProblem
-from experiments.lasso_timing import lasso_timing
-from experiments.lasso_timing.lasso_timing import (
+from experiments.throughput import lasso_timing
+from experiments.throughput.lasso_timing import (
     LayerSize,
     conv_size,
     measure_peak_bytes,

@@ -1,0 +1,40 @@
+"""What can be removed and how it is selected, by name, and which settings go together."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+__all__ = ["CHANNEL_SHARES", "MacsKind", "PruningMethod", "check_arguments"]
+
+PruningMethod = Literal["magnitude", "channel", "variational", "channel+variational", "random"]
+MacsKind = Literal["dense", "sparse"]
+CHANNEL_SHARES = {
+    "magnitude": 1.0,
+    "channel": 1.0,
+    "variational": 0.0,
+    "channel+variational": 0.5,
+    "random": 1.0,
+}
+
+
+def check_arguments(
+    method: str,
+    max_pruning_rate: float,
+    channel_share: float | None,
+    macs: str | None,
+) -> None:
+    """Check the settings of pruning that nothing else checks.
+
+    Raises:
+        ValueError: If a name is unknown, a setting out of range or without a meaning here.
+    """
+    if method not in CHANNEL_SHARES:
+        raise ValueError(f"unknown method {method!r}; valid: {', '.join(CHANNEL_SHARES)}")
+    if not 0.0 < max_pruning_rate <= 1.0:
+        raise ValueError(f"max_pruning_rate must be in (0, 1], got {max_pruning_rate}")
+    if channel_share is not None and method != "channel+variational":
+        raise ValueError(f"channel_share is for method 'channel+variational', not {method!r}")
+    if channel_share is not None and not 0.0 < channel_share < 1.0:
+        raise ValueError(f"channel_share must be in (0, 1), got {channel_share}")
+    if macs not in (None, *get_args(MacsKind)):
+        raise ValueError(f"unknown macs {macs!r}; valid: {', '.join(get_args(MacsKind))}")

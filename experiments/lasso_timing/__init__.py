@@ -1,1 +1,0 @@
-"""How long does channel selection by the lasso's path take?"""

@@ -1,0 +1,45 @@
+"""The front door: every command, found and run."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import compress_env
+from experiments.__main__ import commands, main
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_command_is_listed_with_its_question(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    shown = capsys.readouterr().out
+    assert {"compress", "benchmark", "trial", "sweep", "volatility"} <= set(commands())
+    for name, question in commands().items():
+        assert f"  {name:<22}{question}\n" in shown
+        assert question.endswith(("?", ".")) and "`" not in question
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert capsys.readouterr().out == f"compress-env {project['version']}\n"
+    assert compress_env.__version__ == project["version"]
+    assert project["scripts"] == {"compress-env": "experiments.__main__:main"}
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_tells_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([name.replace("_", "-"), "--help"])
+    assert stop.value.code == 0
+    assert f"usage: compress-env {name}" in capsys.readouterr().out
+
+
+def test_a_mistyped_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["comprss"])
+    assert stop.value.code == 2
+    assert "no command 'comprss', did you mean 'compress'?" in capsys.readouterr().err
