@@ -239,7 +239,7 @@ class Measurement:
         envs = {name: self._env(method, store) for name, store in stores.items()}
         rng = np.random.default_rng(self.config.seed)
         episodes = EPISODES[kind](self.config.episodes, len(envs["none"].walk), rng)
-        rows = time_episodes(envs, episodes)
+        rows = time_episodes(envs, self._env(method, None), episodes)
         for env in envs.values():
             env.close()
         return [{"episodes": kind} | row for row in rows]

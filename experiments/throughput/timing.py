@@ -192,14 +192,16 @@ def branching_episodes(n_episodes: int, n_layers: int, rng: np.random.Generator)
     return episodes
 
 
-def time_episodes(envs: dict[str, PruningEnv], episodes: Actions) -> Rows:
+def time_episodes(envs: dict[str, PruningEnv], twin: PruningEnv, episodes: Actions) -> Rows:
     """Time the same episodes with several stores, which take turns; one row per store.
 
-    The first episode warms up and is not counted. Which store goes first changes from episode to
+    The first episode warms up and is not counted. A twin takes each episode first, untimed: kernels
+    are slower the first time they meet a shape. Which store goes first changes from episode to
     episode.
 
     Args:
         envs: An environment for each kind of store, that without one called `none`.
+        twin: Another one without a store.
         episodes: (n_episodes, n_layers) actions.
 
     Returns:
@@ -208,6 +210,7 @@ def time_episodes(envs: dict[str, PruningEnv], episodes: Actions) -> Rows:
     """
     names, seconds = list(envs), {name: np.zeros(len(episodes)) for name in envs}
     for number, actions in enumerate(episodes):
+        _time_episode(twin, actions)
         first = number % len(names)
         for name in names[first:] + names[:first]:
             seconds[name][number] = _time_episode(envs[name], actions)
