@@ -318,7 +318,7 @@ def test_processes_agree() -> None:
     script = (
         "import torch\n"
         "from compress_env.store.digests import Code, digest\n"
-        "from tests.compress_env.test_digests import CALLABLES, tensor_source\n"
+        "from tests.compress_env.store.test_digests import CALLABLES, tensor_source\n"
         "print(tensor_source().digest(), digest(*(Code(make()) for make in CALLABLES)))\n"
     )
     outputs = [

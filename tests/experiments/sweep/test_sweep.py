@@ -518,7 +518,7 @@ def test_cells_die_with_a_sweep_that_is_killed(tmp_path: Path) -> None:
     name = "fake-well-seed0"
     code = (
         "from experiments import sweep\n"
-        "from tests.experiments.test_sweep import EXPERIMENTS, FAKE\n"
+        "from tests.experiments.sweep.test_sweep import EXPERIMENTS, FAKE\n"
         "EXPERIMENTS['fake'] = FAKE\n"
         "sweep.main()\n"
     )

@@ -247,7 +247,7 @@ def test_code_of_an_agent_is_run_only_if_it_is_named_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "trial_entrant.py"
-    source.write_text("from tests.experiments.test_trial import Stepper as Mine\n")
+    source.write_text("from tests.experiments.trial.test_trial import Stepper as Mine\n")
     monkeypatch.chdir(tmp_path)
     killed = small(tmp_path / "killed", agent="trial_entrant:Mine")
     with monkeypatch.context() as patch:
@@ -263,7 +263,7 @@ def test_code_of_an_agent_is_run_only_if_it_is_named_again(
     again = Config(resume=tmp_path / "killed", agent="trial_entrant:Mine")
     with pytest.raises(ValueError, match="the agent here is not what"):
         run(again, quiet())
-    source.write_text("from tests.experiments.test_trial import Stepper as Mine\n")
+    source.write_text("from tests.experiments.trial.test_trial import Stepper as Mine\n")
     assert run(again, quiet())["n_evaluations"] == 4
 
 
