@@ -40,6 +40,7 @@ from compress_env.seeding import derive_generator
 from compress_env.store.snapshots import Network
 from compress_env.store.store import Executed, Prefix, Transition
 from compress_env.task.layers import Layer, format_minimum, layer_at
+from compress_env.task.rehearsal import check_training_only
 
 __all__ = ["MacsKind", "PruningEnv", "PruningMethod"]
 
@@ -186,7 +187,7 @@ class PruningEnv(LayerwiseCompressionEnv):
         super().__init__(model, data, **options)
         if has_quantizers(self.task.model):
             raise ValueError("the network is quantized: prune it before, or bake it")
-        _check_training_only(sorted(self.task.training_only))
+        check_training_only(self.task.training_only)
         self.method: PruningMethod = method
         self.variational = elements
         self._decisions, self.skipped_layers = find_walk(self.task.model, self.task.example_image())
@@ -365,16 +366,6 @@ class PruningEnv(LayerwiseCompressionEnv):
     def _cost(self, result: Transition, executed: Prefix) -> tuple[float, float, float]:
         macs = result.dense_macs if self.macs == "dense" else result.sparse_macs
         return macs, self._min_macs, self._full_macs
-
-
-def _check_training_only(modules: Sequence[str]) -> None:
-    """Refuse what an evaluated network does not show: nobody would cut its channels."""
-    if modules:
-        names = ", ".join(map(repr, modules[:3])) + (", ..." if len(modules) > 3 else "")
-        raise ValueError(
-            f"modules {names} run in training mode only, so that pruning cannot follow their "
-            "channels: remove them before, if they are auxiliary heads for example"
-        )
 
 
 def _columns(alive: NDArray[np.int64], positions: NDArray[np.int64], n_columns: int) -> Tensor:

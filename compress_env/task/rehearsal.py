@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from compress_env.task.finetune import compute_logits
 
-__all__ = ["rehearse_training"]
+__all__ = ["check_training_only", "rehearse_training"]
 
 _ADVICE = "remove what runs only in training, such as auxiliary heads (aux_logits=False)"
 
@@ -46,6 +46,23 @@ def rehearse_training(
         _check_logits(logits, (len(images), n_classes))
         _go_back(logits)
     return frozenset(trained) - frozenset(evaluated)
+
+
+def check_training_only(modules: Collection[str]) -> None:
+    """Refuse to prune a network with modules that its evaluation does not show.
+
+    Args:
+        modules: See `rehearse_training`.
+
+    Raises:
+        ValueError: If there is one: nobody would cut its channels.
+    """
+    if modules:
+        names = ", ".join(map(repr, sorted(modules)[:3])) + (", ..." if len(modules) > 3 else "")
+        raise ValueError(
+            f"modules {names} run in training mode only, so that pruning cannot follow their "
+            "channels: remove them before, if they are auxiliary heads for example"
+        )
 
 
 def _check_logits(logits: Any, expected: tuple[int, int]) -> None:

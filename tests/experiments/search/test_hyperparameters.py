@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from stable_baselines3.common.base_class import BaseAlgorithm
-from tests.experiments.common.test_parts import make_log
 
 from experiments.search.algorithms import CONTRIB, LEARNERS, make_learner
 from experiments.search.episodes import EpisodeLog, run_learner
@@ -18,6 +17,7 @@ from experiments.search.hyperparameters import (
     stored_settings,
 )
 from experiments.tune.spaces import SPACES, Choice, Range, Space, contains
+from tests.experiments.common.test_parts import make_log
 
 PUBLISHED = {"cma_es", "tpe"}
 
