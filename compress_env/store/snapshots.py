@@ -14,7 +14,7 @@ from compress_env.store.store import Executed, Prefix
 
 __all__ = ["COPYING_SHARE", "PrefixNetworks", "SnapshotCache"]
 
-COPYING_SHARE = 0.03
+COPYING_SHARE = 0.02
 """Part of the time of decisions that copies nobody may ever ask for are allowed to take."""
 
 Key = tuple[int, Prefix]
