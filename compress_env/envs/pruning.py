@@ -330,9 +330,8 @@ class PruningEnv(LayerwiseCompressionEnv):
                 columns_left = stay.nonzero().flatten()
                 fitted = reconstruct(statistics, columns_left, weight[:, columns_left])
                 # A layer that writes what it reads has lost outputs as well.
-                rows_left = np.isin(outputs, network.positions(name, "out"))
-                fitted = fitted[torch.from_numpy(rows_left).to(fitted.device)]
-                layer.weight.data.copy_(fitted.reshape(layer.weight.shape))
+                rows = torch.from_numpy(np.isin(outputs, network.positions(name, "out")))
+                layer.weight.data.copy_(fitted[rows.to(fitted.device)].view_as(layer.weight))
 
     def _statistics(self, network: LiveChannels, name: str) -> LayerStatistics | None:
         if self._calibration is None:
