@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 __all__ = ["draw_bars", "format_table"]
@@ -47,6 +45,9 @@ def draw_bars(
     value_name: str, layers: Sequence[str], history: Sequence[Decided], limit: float
 ) -> NDArray[np.uint8]:
     """Draw one bar per layer, those not yet decided left empty: (400, 600, 3) uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # only where something is drawn
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 from torch.nn.utils import parametrize
 
 from compress_env.files import replacing
@@ -31,6 +30,7 @@ from compress_env.task.layers import check_network
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+    from torch.export import ExportedProgram
 
 __all__ = ["export_onnx", "export_program"]
 
@@ -138,7 +138,9 @@ def _trace(network: nn.Module, image: Tensor) -> ExportedProgram:
     images = image[:1].cpu().expand(2, -1, -1, -1)
     try:
         with warnings.catch_warnings(action="ignore"):
-            return torch.export.export(network, (images,), dynamic_shapes=({0: Dim("batch")},))
+            return torch.export.export(
+                network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)
+            )
     except RuntimeError as error:
         raise ValueError(
             f"the network cannot be traced for any number of images: {_first_line(error)}"

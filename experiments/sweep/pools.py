@@ -32,7 +32,13 @@ __all__ = ["LocalPool", "Outcome", "Pool", "RayPool"]
 WORKERS = multiprocessing.get_context("forkserver")
 """Starts processes from one that has imported everything and done nothing: CUDA and threads, which
 do not survive a fork, have not been started there, and seconds of imports are spared every cell."""
-PRELOAD = ["experiments.sweep.cells", "torch._dynamo"]  # optimizers import the latter
+# Optimizers import the second; the last two are imported where channels are selected and cut.
+PRELOAD = [
+    "experiments.sweep.cells",
+    "torch._dynamo",
+    "sklearn.linear_model",
+    "torch_pruning",
+]
 STOP_S = 30.0
 """Seconds that a process is given to save its state."""
 CONNECT_S = 10.0

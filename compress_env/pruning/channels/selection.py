@@ -6,16 +6,12 @@ D inputs of one output unit, N output channels, P sampled rows.
 
 from __future__ import annotations
 
-import functools
 import warnings
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn import config_context
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import lars_path_gram
 from torch import Tensor
 
 from compress_env.pruning.channels.statistics import Columns, LayerStatistics
@@ -39,8 +35,6 @@ _ZERO_FRACTION = 1e-13
 _MAX_STEPS_PER_CHANNEL = 8
 # Elements of ``A * (W^T W)`` that are computed at a time: 4 MiB in float64.
 _MAX_BLOCK = 2**19
-# The problem has been checked before.
-_TRUSTED = functools.partial(config_context, assume_finite=True, skip_parameter_validation=True)
 
 
 class LassoProblem(NamedTuple):
@@ -266,7 +260,13 @@ def _path_supports(problem: LassoProblem, n_steps: int) -> NDArray[np.bool_]:
     """Follow the path for some steps; return which channels are active at each knot, (C, knots)."""
     if not n_steps:
         return np.zeros((len(problem.target), 1), dtype=np.bool_)
-    with warnings.catch_warnings(), np.errstate(all="ignore"), _TRUSTED():
+    from sklearn import config_context  # only where a lasso is solved
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import lars_path_gram
+
+    # The problem has been checked before.
+    trusted = config_context(assume_finite=True, skip_parameter_validation=True)
+    with warnings.catch_warnings(), np.errstate(all="ignore"), trusted:
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.simplefilter("ignore", RuntimeWarning)
         coefficients: Any = lars_path_gram(

@@ -10,8 +10,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 __all__ = ["ChannelLabels", "settle", "shrink", "varies"]
@@ -49,6 +47,9 @@ class ChannelLabels:
     def classes(self) -> NDArray[np.int64]:
         """Return the class of every label, (n_labels,): one class goes or stays as a whole."""
         left, right = np.concatenate([np.empty((2, 0), np.int64), *self._pairs], 1)
+        from scipy.sparse import coo_array  # only where a network is followed
+        from scipy.sparse.csgraph import connected_components
+
         edges = coo_array((np.ones(len(left)), (left, right)), (self._n_labels, self._n_labels))
         return connected_components(edges, directed=False)[1].astype(np.int64)
 

@@ -10,7 +10,6 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-import torch_pruning as tp
 from numpy.typing import NDArray
 from torch import nn
 
@@ -94,6 +93,8 @@ def copy_structure(
 
 def _cut(module: nn.Module, side: Side, positions: list[int]) -> None:
     """Cut positions out of one side of a module, in place."""
+    import torch_pruning as tp  # takes longer to import than all of this package
+
     if isinstance(module, nn.Linear):
         cutter = tp.prune_linear_in_channels if side == "in" else tp.prune_linear_out_channels
     elif is_depthwise(module):
