@@ -52,7 +52,7 @@ __all__ = ["Config", "main", "run"]
 LASSO_TIMES = ("reduction_ms", "path_ms", "gram_ms", "rows_ms")
 T = TypeVar("T")
 Part = Literal["step", "store", "episodes", "actors", "lasso"]
-EPISODES = {"all new": new_episodes, "with common beginnings": branching_episodes}
+EPISODES = {"all-new": new_episodes, "with-common-beginnings": branching_episodes}
 TITLES = {
     "step": "A step, medians in milliseconds; ratio = step / bare loop",
     "store": "Searches with and without a store",

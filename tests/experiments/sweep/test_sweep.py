@@ -517,7 +517,7 @@ def test_cells_die_with_a_sweep_that_is_killed(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "out")
     name = "fake-well-seed0"
     code = (
-        "from experiments import sweep\n"
+        "from experiments.sweep import sweep\n"
         "from tests.experiments.sweep.test_sweep import EXPERIMENTS, FAKE\n"
         "EXPERIMENTS['fake'] = FAKE\n"
         "sweep.main()\n"

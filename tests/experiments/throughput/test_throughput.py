@@ -59,7 +59,7 @@ def test_episodes_are_timed_with_and_without_a_store(tmp_path: Path) -> None:
         out=tmp_path / "out",
     )
     rows = pd.DataFrame(run(config, quiet())["episodes"]).set_index(["episodes", "store"])
-    for kind in ("all new", "with common beginnings"):
+    for kind in ("all-new", "with-common-beginnings"):
         table = rows.loc[kind]
         assert table.index.tolist() == ["none", "memory", "file"]
         assert (table["steps"] == 3 * 4).all()
@@ -68,7 +68,7 @@ def test_episodes_are_timed_with_and_without_a_store(tmp_path: Path) -> None:
         assert table["hit_rate"]["none"] == 0
         assert table["hit_rate"]["memory"] == table["hit_rate"]["file"]
     hits = rows["hit_rate"].unstack()["memory"]
-    assert hits["with common beginnings"] > hits["all new"]
+    assert hits["with-common-beginnings"] > hits["all-new"]
     text = (tmp_path / "out" / "throughput.md").read_text()
     assert "| episodes, store | ms a step | ratio | median | hits % |" in text
 
