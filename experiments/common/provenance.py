@@ -32,9 +32,10 @@ def describe_run() -> dict[str, Any]:
 def _program() -> str:
     """Return what was run: a module, or the console script and the name of its command."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    if spec is None or spec.name == "experiments.__main__":
-        return Path(sys.argv[0]).name
-    return f"python -m {spec.name.removesuffix('.__main__')}"
+    program = Path(sys.argv[0]).name
+    if program.startswith("compress-env "):
+        return program
+    return f"python -m {program if spec is None else spec.name.removesuffix('.__main__')}"
 
 
 def _versions() -> dict[str, str]:

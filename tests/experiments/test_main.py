@@ -9,6 +9,7 @@ import pytest
 
 import compress_env
 from experiments.__main__ import commands, main
+from experiments.common.provenance import describe_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,3 +44,10 @@ def test_a_mistyped_command_is_told_the_nearest(capsys: pytest.CaptureFixture[st
         main(["comprss"])
     assert stop.value.code == 2
     assert "no command 'comprss', did you mean 'compress'?" in capsys.readouterr().err
+
+
+def test_a_run_tells_the_command_that_the_front_door_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["compress-env compress", "--seed", "1"])
+    assert describe_run()["command"] == "compress-env compress --seed 1"
