@@ -176,7 +176,7 @@ def format_report(
             "in onnxruntime on the CPU, taken in alternation, with weights dequantized on loading.",
             "MACs and parameters count tensors as they are; sparse ones count what is not zero,",
             "which does not make dense kernels faster.",
-            "The best episode of each search was chosen by validation accuracy. A size with a star",
+            "The best episode of each search was chosen by reward (validation). A size with a star",
             "is over the budget: 8 bits know none, and so little may have been pruned that 1 bit",
             "everywhere does not meet it.",
             "",

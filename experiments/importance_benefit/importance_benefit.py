@@ -6,7 +6,7 @@ from the fully trained one. What counts as removed is the same for all of them: 
 `--unit macs` multiply-accumulates, as the same share of filters can be very different shares of
 these. Channels are selected inside a layer in the same way, and every pruned network gets the same
 fine-tuning. Random search and the learner may evaluate as many networks as
-SBPF does, unless told otherwise; the best episode by validation accuracy is taken. Test images are
+SBPF does, unless told otherwise; the best episode by reward is taken. Test images are
 looked at once, at the end. The time that a method takes to arrive at its rates, and the networks
 that it evaluates for that, stand beside the errors.
 """
