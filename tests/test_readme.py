@@ -185,7 +185,7 @@ def test_tables_are_those_of_the_stored_runs() -> None:
         "smallest-*/smallest.md": "compression.md",
     }
     found = [(path, page) for name, page in pages.items() for path in (ROOT / "results").glob(name)]
-    assert len(found) == 5
+    assert len(found) == 6
     for path, page in found:
         blocks = path.read_text(encoding="utf-8").split("\n\n")
         tables = [block.strip() for block in blocks if block.startswith("|")]
