@@ -49,7 +49,8 @@ def check_costs(model: nn.Module, image: Tensor, plan: PruningPlan) -> None:
         ValueError: If they do not, or do not run.
     """
     unpruned = macs_by_module(model, image)
-    outside = {name: n - plan.macs_by_layer(()).get(name, 0) for name, n in unpruned.items()}
+    layers = plan.macs_by_layer(())
+    outside = {name: n - layers.get(name, 0) for name, n in unpruned.items()}
     rates = np.random.default_rng(0).uniform(0.0, plan.max_pruning_rate, len(plan.decisions))
     for executed in (plan.complete((), plan.max_pruning_rate), plan.at_rates(rates.tolist())):
         try:
