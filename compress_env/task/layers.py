@@ -21,7 +21,6 @@ __all__ = [
     "Layer",
     "check_network",
     "compute_layers",
-    "dense_macs",
     "dense_params",
     "describe_layer",
     "largest_bits_within",
@@ -161,17 +160,6 @@ def layer_table(model: nn.Module, image: Tensor) -> tuple[Layer, ...]:
         describe_layer(name, layers[name], sum(positions), len(positions))
         for name, positions in calls.items()
     )
-
-
-def dense_macs(model: nn.Module, positions: Mapping[str, int]) -> int:
-    """Multiply-accumulates per image of layers, every element of every weight tensor counted.
-
-    Args:
-        model: The live network.
-        positions: Output positions per image of each layer, by name.
-    """
-    layers = compute_layers(model)
-    return sum(describe_layer(name, layers[name], n).macs for name, n in positions.items())
 
 
 def sparse_macs(model: nn.Module, positions: Mapping[str, int]) -> int:

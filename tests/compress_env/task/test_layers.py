@@ -12,7 +12,6 @@ from torchvision.ops import Permute
 
 from compress_env.networks.models import build_model
 from compress_env.task.layers import (
-    dense_macs,
     dense_params,
     describe_layer,
     largest_bits_within,
@@ -32,7 +31,6 @@ def test_macs_agree_with_the_flop_counter(build: type[nn.Module]) -> None:
     with FlopCounterMode(display=False) as counter:
         model(image)
     assert 2 * sum(layer.macs for layer in table) == counter.get_total_flops()
-    assert 2 * dense_macs(model, {x.name: x.positions for x in table}) == counter.get_total_flops()
 
 
 def test_lenet5_has_its_known_costs() -> None:
@@ -74,7 +72,7 @@ def test_sparse_counts_leave_out_zeros() -> None:
             parameter.fill_(1.0)
         layer.weight[0] = 0.0
     assert (sparse_params(model), dense_params(model)) == (11, 20)
-    assert (sparse_macs(model, {"0": 36}), dense_macs(model, {"0": 36})) == (324, 648)
+    assert sparse_macs(model, {"0": 36}) == 324
 
 
 def test_describe_layer_refuses_other_modules() -> None:
