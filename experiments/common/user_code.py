@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
+import hashlib
 import importlib.util
 import re
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from compress_env.names import nearest
 
 __all__ = ["load_object", "names_code"]
 
@@ -37,14 +39,12 @@ def load_object(reference: str) -> Any:
         raise ValueError(f"expected FILE.py:NAME, got {reference!r}")
     path = Path(match["file"]).expanduser()
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, _python_files(path.parent), 1)
-        hint = f", did you mean {str(path.with_name(near[0]))!r}?" if near else ""
+        hint = nearest(path.name, _python_files(path.parent))
         raise FileNotFoundError(f"no file {str(path)!r}{hint}")
     module, name = _run(path.resolve()), match["name"]
     if not hasattr(module, name):
         own = [each for each in vars(module) if not each.startswith("_")]
-        near = difflib.get_close_matches(name, own, 1)
-        hint = f", did you mean {near[0]!r}?" if near else f"; it has {', '.join(own) or 'none'}"
+        hint = nearest(name, own) or f"; it has {', '.join(own) or 'none'}"
         raise ValueError(f"{str(path)!r} has no {name!r}{hint}")
     return getattr(module, name)
 
@@ -64,7 +64,8 @@ def _run(path: Path) -> ModuleType:
             return module
     name = path.stem
     if name in sys.modules or importlib.util.find_spec(name) is not None:
-        name = f"{name}_{abs(hash(str(path))):x}"  # which worker processes cannot import
+        # Worker processes cannot import it then.
+        name = f"{name}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

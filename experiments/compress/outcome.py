@@ -77,6 +77,8 @@ def write_pareto(folder: RunFolder, job: Job) -> None:
         for episode in episodes
         if stage == "pruning" and episode.accuracy is not None
     ]
+    if not archive:
+        return
     costs = [(e.dense_macs, e.sparse_params) for _, e in archive]
     front = non_dominated(costs, [e.accuracy or 0.0 for _, e in archive])
     rows = []
@@ -94,9 +96,9 @@ def write_pareto(folder: RunFolder, job: Job) -> None:
 def score_networks(job: Job, folder: RunFolder, contenders: list[Contender]) -> list[Row]:
     """Write every final network to files and measure it on the test images, once."""
     models = {"baseline": job.task.model}
-    models |= {f"network-{c.name}": c.quantization.model for c in contenders}
+    models |= {f"network-{c.name}": c.model for c in contenders}
     exports = _export(job, folder, models)
-    env, image = job.pruning_env, job.task.example_image()
+    env, image = job.first_env, job.task.example_image()
     full = env.unpruned
     full_size = _save_floats(job.task.model, folder.path / "baseline.safetensors")
 
@@ -109,15 +111,16 @@ def score_networks(job: Job, folder: RunFolder, contenders: list[Contender]) -> 
             "dense": total_macs(model, image),
             "sparse": sparse_macs(model, env.positions) + env.other_macs,
         }
-        fits = size <= job.size_budget_bytes and macs[env.macs] <= env.budget
+        params = {"dense": dense_params(model), "sparse": sparse_params(model)}
+        fits = size <= job.size_budget_bytes and job.fits(macs, params)
         return Row(
             network=name,
             validation_accuracy=job.task.accuracy(model, "validation"),
             test_error=1.0 - job.task.accuracy(model, "test"),
             macs=macs["dense"] / full.macs,
             sparse_macs=macs["sparse"] / full.macs,
-            params=dense_params(model) / full.params,
-            sparse_params=sparse_params(model) / full.params,
+            params=params["dense"] / full.params,
+            sparse_params=params["sparse"] / full.params,
             size_bytes=size,
             size=size / full_size,
             float_bytes=float_bytes,
@@ -129,7 +132,7 @@ def score_networks(job: Job, folder: RunFolder, contenders: list[Contender]) -> 
 
     rows = [measure("baseline", "baseline", [])]
     for contender in contenders:
-        stages = [contender.pruning, contender.quantization]
+        stages = [*contender.stages.values()]
         rows.append(measure(f"network-{contender.name}", contender.name, stages))
     return rows
 
@@ -158,7 +161,9 @@ def draw_searches(folder: RunFolder, job: Job, contenders: list[Contender]) -> N
     labels = {"pruning": "multiply-accumulates per image", "quantization": "bytes"}
     for stage, xlabel in labels.items():
         searched = [c for c in contenders if (c.name, stage) in job.searches]
-        results: dict[str, Stage] = {c.name: getattr(c, stage) for c in searched}
+        results: dict[str, Stage] = {c.name: c.stages[stage] for c in searched}
+        if not results:
+            continue
         rewards = {n: [episode.reward for episode in r.episodes] for n, r in results.items()}
         value = VALUE_NAMES[stage]
         chosen = {name: result.best for name, result in results.items()}
@@ -171,11 +176,13 @@ def draw_searches(folder: RunFolder, job: Job, contenders: list[Contender]) -> N
             f"tradeoff-{stage}.png", draw_tradeoff(episodes, xlabel, f"Every episode: {stage}")
         )
     agent, config = contenders[-1], job.config
-    uniform = [c for c in contenders if c.name == f"{config.algo}-8bit"]
+    if config.size is None:
+        return
+    uniform = [c for c in contenders if c.name == f"{config.searcher}-8bit"]
     folder.write_figure(
         "bits.png",
         draw_layers(
-            {c.name: c.quantization.best for c in [*uniform, agent]},
+            {c.name: c.stages["quantization"].best for c in [*uniform, agent]},
             "bits",
             f"Bits by layer: {config.title}".replace("$", r"\$"),  # no formula
         ),

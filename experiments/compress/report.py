@@ -15,7 +15,7 @@ from rich.text import Text
 
 from experiments.common.stored import parse, read_table
 
-__all__ = ["Row", "format_markdown", "format_report", "print_rows", "read_rows"]
+__all__ = ["Row", "best_row", "format_markdown", "format_report", "print_rows", "read_rows"]
 
 HEADINGS = (
     "network",
@@ -121,6 +121,20 @@ def read_rows(path: Path) -> list[Row]:
     return [Row._make(row) for row in values]
 
 
+def best_row(rows: Sequence[Row]) -> Row:
+    """Return the network to take: within its budgets, with the highest validation accuracy.
+
+    Ties go to fewer evaluations. Where nothing is within the budgets, the smallest counts.
+
+    Args:
+        rows: The final table; the first row, the baseline, does not compete.
+    """
+    fitting = [row for row in rows[1:] if row.within_budget]
+    if not fitting:
+        return min(rows[1:], key=lambda row: row.size_bytes)
+    return max(fitting, key=lambda row: (row.validation_accuracy, -row.n_evaluations))
+
+
 def print_rows(console: Console, rows: list[Row]) -> None:
     """Print the final tables."""
     cells = [row.cells() for row in rows]
@@ -165,7 +179,7 @@ def format_report(
     settings = [(k, str(v)) for k, v in dataclasses.asdict(config).items()]
     return "\n".join(
         [
-            f"# {config.title}: {config.algo}",
+            f"# {config.title}: {config.searcher}",
             "",
             format_markdown(HEADINGS, [row.cells() for row in rows]),
             "",
