@@ -17,7 +17,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from torch import nn
 
-from agents import AFIE, SBPF, Greedy, Random, Rule
+from agents import AFIE, CMAES, SBPF, Greedy, Random, Rule
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
@@ -184,6 +184,19 @@ class Job:
             "store": config.store or (shared if config.n_envs > 1 else "memory"),
         }
 
+    def fits(self, macs: Mapping[str, int], params: Mapping[str, int]) -> bool:
+        """Tell whether a network is within the budgets of pruning.
+
+        Args:
+            macs: `dense` and `sparse` multiply-accumulates per image.
+            params: `dense` and `sparse` parameters.
+        """
+        env = self.pruning_env
+        if env is None:
+            return True
+        counted = {"macs": macs[env.macs], "params": params[env.macs]}
+        return all(counted.get(unit, 0) <= limit for unit, limit in env.budgets.items())
+
     def compress(self, name: str, algorithm: str) -> Contender:
         """Run all stages with one algorithm.
 
@@ -335,10 +348,12 @@ class Job:
     ) -> BaseAlgorithm:
         """Return a learner, or a search that starts from what the rule does."""
         config, n_steps = self.config, self.config.n_evaluations * log.walk_length
-        settings = {}
-        if algorithm == "cma_es":
-            settings = {"start": play(env, _rule(env)).actions, "sigma0": SPREAD}
-        agent = make_learner(algorithm, log, n_steps=n_steps, seed=config.seed, settings=settings)
+        agent: BaseAlgorithm
+        if algorithm == "cma_es" and log.walk_length > 1:
+            start = play(env, _rule(env)).actions
+            agent = CMAES("MlpPolicy", log, seed=config.seed, start=start, sigma0=SPREAD)
+        else:
+            agent = make_learner(algorithm, log, n_steps=n_steps, seed=config.seed)
         if config.tensorboard:
             folder = self.folder.path / "tensorboard" / name
             agent.set_logger(configure(str(folder), ["tensorboard"]))
