@@ -16,8 +16,14 @@ from rich.console import Console
 from experiments.common.command import resume_hint, run_command
 from experiments.common.run_folder import RunFolder, resume_run
 from experiments.compress.config import Config
-from experiments.compress.outcome import draw_searches, score_networks, write_pareto, write_searches
-from experiments.compress.report import Row, format_report, print_rows, read_rows
+from experiments.compress.outcome import (
+    draw_searches,
+    score_networks,
+    write_pareto,
+    write_reports,
+    write_searches,
+)
+from experiments.compress.report import Row, print_rows, read_rows
 from experiments.compress.stages import Contender, Job
 from experiments.search.algorithms import UNIFORM_BITS
 
@@ -63,8 +69,7 @@ def _run_job(job: Job, folder: RunFolder, console: Console) -> list[Row]:
         rows = score_networks(job, folder, contenders)
         draw_searches(folder, job, contenders)
         write_pareto(folder, job)
-        skipped = job.pruning_env.skipped_layers, job.unquantized
-        folder.write_text("report.md", format_report(job.config, rows, *skipped))
+        write_reports(folder, job, contenders, rows)
         folder.finish([row._asdict() for row in rows])
     except BaseException as stop:
         with suppress(OSError):  # the disk may be full
