@@ -15,9 +15,10 @@ from experiments.common.command import resume_hint, run_command
 from experiments.common.run_folder import RunFolder, resume_run
 from experiments.compress.config import Config
 from experiments.compress.inputs import Given
-from experiments.compress.outcome import draw_searches, score_networks, write_pareto, write_searches
+from experiments.compress.outcome import score_networks, write_pareto, write_searches
 from experiments.compress.plan import describe_inputs, describe_stage, describe_work, timed
-from experiments.compress.report import Row, format_report, print_rows, read_rows
+from experiments.compress.presentation import write_reports
+from experiments.compress.report import Row, print_rows, read_rows
 from experiments.compress.stages import Contender, Job
 
 __all__ = ["Config", "main", "run"]
@@ -64,11 +65,8 @@ def _run_job(job: Job, folder: RunFolder, console: Console) -> list[Row]:
         contenders = _contend(job)
         write_searches(folder, job, names)
         rows = score_networks(job, folder, contenders)
-        draw_searches(folder, job, contenders)
         write_pareto(folder, job)
-        folder.write_text(
-            "report.md", format_report(job.config, rows, job.unpruned, job.unquantized)
-        )
+        write_reports(folder, job, contenders, rows)
         folder.finish([row._asdict() for row in rows])
     except BaseException as stop:
         with suppress(OSError):  # the disk may be full
@@ -87,9 +85,9 @@ def _tell_plan(job: Job) -> None:
     config, full = job.config, job.first_env.unpruned
     lines = [describe_inputs(config.title, job.task, full.params, full.macs)]
     if job.pruning_env is not None:
-        budgets = {"multiply-accumulates": config.macs, "parameters": config.params}
-        env = job.pruning_env
-        lines.append(describe_stage("prune", budgets, len(env.walk), env.skipped_layers))
+        budgets = {what: limit for what, limit in job.budgets.items() if what != "bytes"}
+        n_decisions = len(job.pruning_env.walk)
+        lines.append(describe_stage("prune", budgets, n_decisions, job.unpruned))
     if config.size is not None:
         n_layers = job.n_quantized
         lines.append(describe_stage("quantize", {"bytes": config.size}, n_layers, job.unquantized))

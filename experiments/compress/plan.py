@@ -66,7 +66,7 @@ def describe_inputs(title: str, task: CompressionTask, n_params: int, n_macs: in
 
 
 def describe_stage(
-    verb: str, budgets: Mapping[str, float | None], n_decisions: int, skipped: Mapping[str, str]
+    verb: str, budgets: Mapping[str, float], n_decisions: int, skipped: Mapping[str, str]
 ) -> str:
     """Say what one stage decides, and which layers it leaves alone, with the reasons.
 
@@ -76,7 +76,7 @@ def describe_stage(
         n_decisions: Decisions in an episode.
         skipped: Reasons by layer.
     """
-    limits = " and ".join(f"{b:.4g} of the {what}" for what, b in budgets.items() if b is not None)
+    limits = " and ".join(f"{b:.4g} of the {what}" for what, b in budgets.items())
     lines = [f"{verb} to {limits}: {n_decisions} decisions, {len(skipped)} layers left as they are"]
     by_reason: dict[str, list[str]] = {}
     for name, reason in skipped.items():

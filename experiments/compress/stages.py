@@ -184,6 +184,18 @@ class Job:
             "store": config.store or (shared if config.n_envs > 1 else "memory"),
         }
 
+    @property
+    def budgets(self) -> dict[str, float]:
+        """The budgets that there are, fractions of the network as it is, by what is limited."""
+        config, env = self.config, self.pruning_env
+        kind = "" if env is None or env.macs == "dense" else " by non-zero weights"
+        found = {
+            f"multiply-accumulates{kind}": config.macs,
+            "non-zero parameters" if kind else "parameters": config.params,
+            "bytes": config.size,
+        }
+        return {what: budget for what, budget in found.items() if budget is not None}
+
     def fits(self, macs: Mapping[str, int], params: Mapping[str, int]) -> bool:
         """Tell whether a network is within the budgets of pruning.
 
