@@ -21,6 +21,7 @@ from compress_env.networks.intake import unwrapped
 from compress_env.quantization.export import export_onnx
 from compress_env.quantization.fake_quant import bake
 from compress_env.quantization.packing import load, save
+from compress_env.task.task import Finetuner
 from experiments.common.given import HANDED_OVER, giving
 from experiments.common.inputs import data_digest, network_digest
 from experiments.common.run_folder import RunFolder
@@ -87,6 +88,8 @@ def compress(
     evaluations: int | None = None,
     algo: str | None = None,
     score: Callable[[nn.Module], float] | None = None,
+    finetune: Finetuner | None = None,
+    finetune_episodes: bool = False,
     num_classes: int | None = None,
     augment: Augment | None = None,
     out: str | Path | None = None,
@@ -116,6 +119,10 @@ def compress(
         algo: Who searches, see `compress-env compress --help`.
         score: Maps a network in evaluation mode to a score in [0, 1], used in place of validation
             accuracy.
+        finetune: Called with a network and a number of minibatches in place of the built-in final
+            fine-tuning (SGD, distilling from the unpruned network): trains it in place, or returns
+            a trained copy. Zeros stay zero.
+        finetune_episodes: Whether it also takes the place of the short fine-tuning in episodes.
         num_classes: Number of classes; by default one more than the largest label.
         augment: Augmentation of training minibatches, where the data set has none of its own.
         out: The run folder; a new one under `runs/` when None.
@@ -146,7 +153,8 @@ def compress(
         **settings,
     )
     config.check()
-    folder = _run(config, out, Given(network, data, score), Console(quiet=not verbose))
+    given = Given(network, data, score, finetune, finetune_episodes)
+    folder = _run(config, out, given, Console(quiet=not verbose))
     return _read(folder, network, data)
 
 

@@ -96,6 +96,10 @@ class Config:
     final_finetune_steps: int | None = None
     """Minibatches of fine-tuning after each stage, learning rate annealed; when not given, ten
     passes over the training images and at least 1,000 minibatches."""
+    distill: float = 0.5
+    """Weight of the unpruned network's answers in the loss of the final fine-tunings, in [0, 1]."""
+    distill_temperature: float = 4.0
+    """What logits are divided by where answers are compared."""
     learning_rate: float = 0.01
     """Step size of fine-tuning."""
     batch_size: int = 64
@@ -226,6 +230,8 @@ class Config:
         if self.activation_bits not in (None, ACTIVATION_BITS):
             got = self.activation_bits
             raise ValueError(f"activation_bits must be {ACTIVATION_BITS}, got {got}")
+        if not 0.0 <= self.distill <= 1.0:
+            raise ValueError(f"distill must be in [0, 1], got {self.distill}")
         if self.train_epochs is not None and self.weights is not None:
             raise ValueError("give train_epochs or weights, not both")
 

@@ -14,7 +14,7 @@ from compress_env.data.bundle import DATASETS, DataBundle, load_data
 from compress_env.data.intake import as_bundle
 from compress_env.networks.models import Recipe, load_baseline, load_checkpoint, train_by_recipe
 from compress_env.seeding import global_seed
-from compress_env.task.task import Scorer, select_device
+from compress_env.task.task import Finetuner, Scorer, select_device
 from experiments.common.given import HANDED_OVER
 from experiments.common.run_folder import RunFolder
 from experiments.common.user_code import load_object, names_code
@@ -32,6 +32,10 @@ class Given(NamedTuple):
     """The images."""
     score: Scorer | None = None
     """Used instead of validation accuracy."""
+    finetune: Finetuner | None = None
+    """Used instead of the built-in final fine-tuning."""
+    finetunes_episodes: bool = False
+    """Whether it is used within episodes too."""
 
 
 def load_images(config: Config, given: Given) -> DataBundle:

@@ -22,8 +22,9 @@ from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
 from compress_env.networks.checkpoints import checkpoint_bytes
-from compress_env.seeding import derive_generator
+from compress_env.seeding import derive_generator, global_seed
 from compress_env.store.digests import digest
+from compress_env.task.finetuner import run_finetuner
 from compress_env.task.layers import format_minimum
 from compress_env.task.task import FinetuneConfig
 from experiments.common.inputs import data_digest, network_digest
@@ -173,10 +174,14 @@ class Job:
         return {
             "device": config.device,
             "scorer": self._given.score,
+            "finetuner": self._given.finetune if self._given.finetunes_episodes else None,
             "finetune_steps": config.finetune_steps,
             "finetune_at": config.finetune_at,
             "finetune_config": FinetuneConfig(
-                batch_size=config.batch_size, learning_rate=config.learning_rate, bf16=config.bf16
+                batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                bf16=config.bf16,
+                distill_temperature=config.distill_temperature,
             ),
             "reward": config.reward,
             "reward_at": config.reward_at,
@@ -283,10 +288,18 @@ class Job:
         return Stage(episodes, best, model)
 
     def _finetune(self, label: str, model: nn.Module) -> None:
-        seed = self.config.seed
+        seed, finetuner = self.config.seed, self._given.finetune
+        generator = derive_generator(seed, 2**31, 0)
         with self._status(f"{label}: fine-tuning the best network"):
-            generator = derive_generator(seed, 2**31, 0)
-            self.task.finetune(model, self.n_final_steps, generator, anneal=True)
+            if finetuner is None:
+                distill = self.config.distill
+                self.task.finetune(
+                    model, self.n_final_steps, generator, anneal=True, distill=distill
+                )
+            else:
+                with global_seed(generator.initial_seed(), self.task.device):
+                    image = self.task.example_image()
+                    run_finetuner(model, finetuner, self.n_final_steps, image)
         self.task.reestimate_batch_norm(model, derive_generator(seed, 2**31, 1))
 
     def _status(self, text: str) -> AbstractContextManager[object]:

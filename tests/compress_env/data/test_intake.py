@@ -82,6 +82,7 @@ class Stream(IterableDataset[Any]):
     """Has neither length nor items."""
 
     def __iter__(self) -> Any:
+        """Yield nothing."""
         return iter(())
 
 
