@@ -12,12 +12,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 from rich.console import Console
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.type_aliases import PolicyPredictor
 from torch import nn
 
-from agents import AFIE, CMAES, SBPF, Greedy, Random, Rule
+from agents import Random
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
@@ -30,24 +28,16 @@ from compress_env.task.task import FinetuneConfig
 from experiments.common.inputs import data_digest, network_digest
 from experiments.common.progress import SearchProgress
 from experiments.common.run_folder import RunFolder
-from experiments.compress.config import RULE, Config
+from experiments.compress.choosers import AT_ONCE, make_agent, make_policy
+from experiments.compress.config import Config
 from experiments.compress.inputs import Given, load_images, load_network
 from experiments.search.actors import open_actors
-from experiments.search.algorithms import SINGLE, make_learner
 from experiments.search.episodes import Episode, EpisodeLog, best_episode
-from experiments.search.playing import play, play_actions
+from experiments.search.playing import play_actions
 from experiments.search.policies import Script, StagePolicy, read_policy
 from experiments.search.resuming import ResumableSearch, read_finished
-from experiments.search.uniform import uniform_policy
 
 __all__ = ["Contender", "Job", "Stage"]
-
-RULES = {"pruning": "l1", "quantization": "relative_error"}
-"""Which search-free rule decides, by stage."""
-AT_ONCE = (RULE, *SINGLE)
-"""Those that always do the same, so that one episode is all there is."""
-SPREAD = 0.3
-"""Standard deviation of the first points of CMA-ES around what the rule does."""
 
 
 class Stage(NamedTuple):
@@ -324,16 +314,16 @@ class Job:
             return finished
         given = self._policy.get(key[1])
         is_single = algorithm in AT_ONCE or given is not None
-        limit = self.config.n_evaluations
+        config, limit = self.config, self.config.n_evaluations
         progress = SearchProgress(
             ": ".join(key),
             1 if is_single else limit,
             self.folder,
             self.console,
-            tensorboard=self.config.tensorboard,
+            tensorboard=config.tensorboard,
         )
         with (
-            open_actors(env, 1 if is_single else self.config.n_envs) as actors,
+            open_actors(env, 1 if is_single else config.n_envs) as actors,
             progress.shown(),
         ):
             log = EpisodeLog(actors, progress.advance)
@@ -344,50 +334,17 @@ class Job:
                 search.act(Script(given), 1)
                 _check_values(log.episodes[0], given)
             elif is_single:
-                search.act(self._single(algorithm, env, log), 1)
+                search.act(make_policy(algorithm, env, log, config.seed), 1)
             elif algorithm == "random":
-                policy = Random(log.observation_space, log.action_space, self.config.seed)
+                policy = Random(log.observation_space, log.action_space, config.seed)
                 search.act(policy, 10 * limit, limit)
             else:
-                search.learn(self._agent(algorithm, env, log, name), 10 * limit, limit)
+                agent = make_agent(algorithm, env, log, limit, config.seed)
+                if config.tensorboard:
+                    tensorboard = self.folder.path / "tensorboard" / name
+                    agent.set_logger(configure(str(tensorboard), ["tensorboard"]))
+                search.learn(agent, 10 * limit, limit)
         return log.episodes
-
-    def _single(
-        self, algorithm: str, env: LayerwiseCompressionEnv, log: EpisodeLog
-    ) -> PolicyPredictor:
-        """Return an agent of `AT_ONCE`; those that know nothing of bits leave them to `Uniform`."""
-        agent: AFIE | SBPF | Greedy | Rule
-        if algorithm == RULE:
-            agent = _rule(env)
-        elif algorithm == "greedy":
-            agent = Greedy(env)
-        elif algorithm == "uniform" or not isinstance(env, PruningEnv):
-            return uniform_policy(env, log.spend)
-        else:
-            agent = AFIE(env) if algorithm == "afie" else SBPF(env, seed=self.config.seed)
-        log.spend(agent.n_evaluations, agent.seconds)
-        return agent
-
-    def _agent(
-        self, algorithm: str, env: LayerwiseCompressionEnv, log: EpisodeLog, name: str
-    ) -> BaseAlgorithm:
-        """Return a learner, or a search that starts from what the rule does."""
-        config, n_steps = self.config, self.config.n_evaluations * log.walk_length
-        agent: BaseAlgorithm
-        if algorithm == "cma_es" and log.walk_length > 1:
-            start = play(env, _rule(env)).actions
-            agent = CMAES("MlpPolicy", log, seed=config.seed, start=start, sigma0=SPREAD)
-        else:
-            agent = make_learner(algorithm, log, n_steps=n_steps, seed=config.seed)
-        if config.tensorboard:
-            folder = self.folder.path / "tensorboard" / name
-            agent.set_logger(configure(str(folder), ["tensorboard"]))
-        return agent
-
-
-def _rule(env: LayerwiseCompressionEnv) -> Rule:
-    """Return the rule for an environment's stage."""
-    return Rule(env, RULES["pruning" if isinstance(env, PruningEnv) else "quantization"])
 
 
 def _check_values(episode: Episode, policy: StagePolicy) -> None:
