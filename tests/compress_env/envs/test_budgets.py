@@ -36,9 +36,13 @@ def make(build: type[nn.Module], **options: Any) -> PruningEnv:
     return PruningEnv(seeded(build), data(), **(QUICK | options))
 
 
-@cache
 def plan_of(build: type[nn.Module], method: PruningMethod) -> PruningPlan:
-    return make(build, method=method).plan
+    return _plan_of(build is PlainNet, method)
+
+
+@cache
+def _plan_of(is_plain: bool, method: PruningMethod) -> PruningPlan:
+    return make(PlainNet if is_plain else BranchedNet, method=method).plan
 
 
 def lowest(build: type[nn.Module], method: PruningMethod, unit: Any) -> float:
