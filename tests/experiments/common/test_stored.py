@@ -137,7 +137,7 @@ def test_changed_bit_of_a_setting_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "run" / "config.json"
     text = path.read_text()
     assert read_config(compress.Config, tmp_path / "run") == compress.Config()
-    path.write_text(text.replace('"episodes": 150', '"episodes": 151'))
+    path.write_text(text.replace('"batch_size": 64', '"batch_size": 65'))
     with pytest.raises(ValueError, match=r"its config\.json has been changed"):
         read_config(compress.Config, tmp_path / "run")
 
