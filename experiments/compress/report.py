@@ -19,6 +19,7 @@ __all__ = [
     "FILE_HEADINGS",
     "HEADINGS",
     "Row",
+    "best_row",
     "format_markdown",
     "format_report",
     "format_times",
@@ -178,6 +179,20 @@ def read_rows(path: Path) -> list[Row]:
     return with_ratios(found) if found else []
 
 
+def best_row(rows: Sequence[Row]) -> Row:
+    """Return the network to take: within its budgets, with the highest validation accuracy.
+
+    Ties go to fewer evaluations. Where nothing is within the budgets, the smallest counts.
+
+    Args:
+        rows: The final table; the first row, the baseline, does not compete.
+    """
+    fitting = [row for row in rows[1:] if row.within_budget]
+    if not fitting:
+        return min(rows[1:], key=lambda row: row.size_bytes)
+    return max(fitting, key=lambda row: (row.validation_accuracy, -row.n_evaluations))
+
+
 def print_rows(console: Console, rows: list[Row]) -> None:
     """Print the final tables."""
     cells = [row.cells() for row in rows]
@@ -257,7 +272,7 @@ def format_report(
     settings = [(k, str(v)) for k, v in dataclasses.asdict(config).items()]
     return "\n".join(
         [
-            f"# {config.title}: {config.algo}",
+            f"# {config.title}: {config.searcher}",
             "",
             format_markdown(HEADINGS, [row.cells() for row in rows]),
             "",
