@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import torch
 from matplotlib.figure import Figure as Drawing
+from torch import nn
 
+from compress_env.envs.pruning import PruningEnv
+from compress_env.networks.models import build_model, save_checkpoint
+from compress_env.quantization.export import export_onnx
+from compress_env.quantization.fake_quant import attach, bake
+from compress_env.quantization.packing import save
 from experiments.common.svg import to_svg
 from experiments.compress.page import Figure, Page, format_headline, format_page, format_snippets
-from experiments.compress.report import Row, with_ratios
+from experiments.compress.report import Row, format_noise, with_ratios
+from tests.fakes import make_data, seeded
 
 BASELINE = Row("baseline", 0.92, 0.088, 1.0, 1.0, 1.0, 1.0, 1000, 1.0, 1000, True, 0, 0.0)
 CHOSEN = Row("ppo", 0.91, 0.092, 0.49, 0.4, 0.5, 0.4, 90, 0.09, 500, True, 12, 3.0)
@@ -142,6 +154,14 @@ def test_verdict_names_what_is_no_worse() -> None:
     assert "It does not keep to" in format_page(replace(PAGE, rows=rows))
 
 
+def test_times_that_tell_little_are_named() -> None:
+    quiet = BASELINE._replace(torch_latency_1_ms=2.0, torch_latency_1_iqr_ms=0.1)
+    assert format_noise([quiet, CHOSEN]) == []
+    busy = CHOSEN._replace(torch_latency_1_ms=2.0, torch_latency_1_iqr_ms=1.0)
+    (note,) = format_noise([quiet, busy])
+    assert note == "The machine was busy, and these times tell little: PyTorch, 1 image."
+
+
 @pytest.mark.parametrize("stage", ["rates", "bits"])
 def test_run_of_one_stage_shows_what_it_decided(stage: str) -> None:
     page = replace(PAGE, **{stage: {}}, rows=[BASELINE, CHOSEN], figures=[], snippets={})
@@ -157,3 +177,29 @@ def test_equal_figures_give_equal_texts_in_the_colour_of_the_page() -> None:
     assert first.startswith("<svg ") and first.endswith("</svg>")
     assert "currentColor" in first and "#000000" not in first and "<style" not in first
     assert first != to_svg(lambda: draw("t"), "b", "d")  # no two figures share a name inside
+
+
+def test_code_on_the_page_loads_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lenet = seeded(lambda: build_model("lenet5", 3, (1, 32, 32)))
+    env = PruningEnv(lenet, make_data(side=32), finetune_steps=0, device="cpu")
+    model = env.smallest_model().eval()
+    attach(cast(nn.Linear, model.get_submodule("fc1")), 3)
+    save(tmp_path / "network-x.cenv", model)
+    export_onnx(tmp_path / "network-x.onnx", model, torch.zeros(1, 1, 32, 32))
+    bake(model)
+    save_checkpoint(model, tmp_path / "network-x.safetensors")
+    snippets = format_snippets("network-x", ("lenet5", 3, (1, 32, 32)), has_onnx=True)
+    text = format_page(replace(PAGE, snippets=snippets))
+    blocks = re.findall(r'<code class="python">(.*?)</code>', text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: tuple[dict[str, Any], ...] = ({}, {}, {})
+    packed, floats, onnx = names
+    for block, namespace in zip(blocks, names, strict=True):
+        exec(unescape(block), namespace)
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(onnx["images"]))
+        for network in (packed["network"], floats["network"]):
+            assert torch.equal(network(torch.from_numpy(onnx["images"])), wanted)
+    torch.testing.assert_close(torch.from_numpy(onnx["logits"]), wanted, rtol=0.0, atol=1e-5)
