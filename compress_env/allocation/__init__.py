@@ -1,4 +1,4 @@
-"""Importance of layers without reinforcement learning, and the pruning rates that follow."""
+"""How much of each layer can go, without a search? Importance, and the rates that follow."""
 
 from compress_env.allocation.afie import afie
 from compress_env.allocation.allocation import allocate, allocate_in_rounds, decision_scores
