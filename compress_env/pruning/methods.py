@@ -14,7 +14,9 @@ PruningMethod = Literal[
     "channel+variational",
     "random",
 ]
+"""How channels and elements are selected."""
 MacsKind = Literal["dense", "sparse"]
+"""Multiply-accumulates of tensors as they are, or of non-zeros."""
 CHANNEL_SHARES = {
     "magnitude": 1.0,
     "magnitude+reconstruction": 1.0,
@@ -23,6 +25,7 @@ CHANNEL_SHARES = {
     "channel+variational": 0.5,
     "random": 1.0,
 }
+"""Share of the rate that falls on channels, by method."""
 
 
 def check_arguments(
