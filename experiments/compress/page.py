@@ -171,31 +171,32 @@ def _by_reason(names: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def format_snippets(
-    name: str, architecture: tuple[str, int, tuple[int, int, int]], *, has_onnx: bool
+    name: str, build: str, shape: tuple[int, int, int], *, has_onnx: bool
 ) -> dict[str, str]:
     """Return Python code that loads a network's files from the run folder, by what it does.
 
     Args:
         name: Name of the files, without suffix.
-        architecture: Name, number of classes, and (C, H, W), for `build_model`.
+        build: Code that makes the unpruned network: a call of `build_model`, or of a class.
+        shape: (C, H, W) of an image.
         has_onnx: Whether there is an ONNX file.
     """
-    model, n_classes, shape = architecture
+    is_named = build.startswith("build_model(")
+    argument = "" if is_named else f", {build}"
+    imported = "from compress_env.networks.models import build_model\n" if is_named else ""
     snippets = {
         "The packed file, quantizers attached": f"""\
 import compress_env
 
-network = compress_env.load({name + ".cenv"!r})
-# A network of a class of your own: load(path, model=YourNetwork())
+network = compress_env.load({name + ".cenv"!r}{argument})
 # Plain float32 weights from here on: compress_env.bake(network)
 """,
         "The same weights as float32": f"""\
 from safetensors.torch import load_file
 
-from compress_env.networks.models import build_model
-from compress_env.quantization.shrinking import load_into
+{imported}from compress_env.quantization.shrinking import load_into
 
-network = build_model({model!r}, {n_classes}, {shape})  # or YourNetwork()
+network = {build}
 load_into(network, load_file({name + ".safetensors"!r}))  # takes the pruned shapes
 network.eval()
 """,

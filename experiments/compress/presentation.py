@@ -170,11 +170,14 @@ def _figures(job: Job, chosen: Contender) -> list[Figure]:
 
 
 def _snippets(job: Job, chosen: Contender, rows: Sequence[Row]) -> dict[str, str]:
-    architecture = getattr(job.task.model, "architecture", None)
-    if architecture is None:
-        return {}
+    model, shape = job.task.model, job.task.data.image_shape
+    architecture = getattr(model, "architecture", None)
+    build = f"{type(model).__name__}()"
+    if architecture is not None:
+        name, n_classes, image_shape = architecture
+        build = f"build_model({name!r}, {n_classes}, {image_shape})"
     has_onnx = rows[0].onnx_bytes is not None
-    return format_snippets(f"network-{chosen.name}", architecture, has_onnx=has_onnx)
+    return format_snippets(f"network-{chosen.name}", build, shape, has_onnx=has_onnx)
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -96,7 +96,7 @@ PAGE = Page(
         Figure(to_svg(lambda: draw("b"), "b", "b"), "Two."),
     ],
     notes=["A note with <script>."],
-    snippets=format_snippets("network-ppo", ("lenet5", 10, (1, 32, 32)), has_onnx=True),
+    snippets=format_snippets("network-ppo", "MyNet()", (1, 32, 32), has_onnx=True),
     settings={"label": "<script>"},
 )
 
@@ -180,8 +180,9 @@ def test_equal_figures_give_equal_texts_in_the_colour_of_the_page() -> None:
     assert first != to_svg(lambda: draw("t"), "b", "d")  # no two figures share a name inside
 
 
+@pytest.mark.parametrize("build", ["build_model('lenet5', 3, (1, 32, 32))", "Own()"])
 def test_code_on_the_page_loads_the_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    build: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lenet = seeded(lambda: build_model("lenet5", 3, (1, 32, 32)))
     env = PruningEnv(lenet, make_data(side=32), finetune_steps=0, device="cpu")
@@ -191,11 +192,12 @@ def test_code_on_the_page_loads_the_network(
     export_onnx(tmp_path / "network-x.onnx", model, torch.zeros(1, 1, 32, 32))
     bake(model)
     save_checkpoint(model, tmp_path / "network-x.safetensors")
-    snippets = format_snippets("network-x", ("lenet5", 3, (1, 32, 32)), has_onnx=True)
+    snippets = format_snippets("network-x", build, (1, 32, 32), has_onnx=True)
     text = format_page(replace(PAGE, snippets=snippets))
     blocks = re.findall(r'<code class="python">(.*?)</code>', text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    names: tuple[dict[str, Any], ...] = ({}, {}, {})
+    own = {"Own": lambda: build_model("lenet5", 3, (1, 32, 32))}
+    names: tuple[dict[str, Any], ...] = ({**own}, {**own}, {**own})
     packed, floats, onnx = names
     for block, namespace in zip(blocks, names, strict=True):
         exec(unescape(block), namespace)
