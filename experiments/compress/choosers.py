@@ -6,6 +6,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
 from agents import CMAES
+from agents.rules import PRUNING_RULES
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
 from experiments.search.algorithms import SINGLE, make_learner, make_rule, make_single
@@ -15,7 +16,7 @@ from experiments.search.playing import play
 
 __all__ = ["AT_ONCE", "make_agent", "make_policy"]
 
-AT_ONCE = SINGLE
+AT_ONCE = (*PRUNING_RULES, *SINGLE)
 """Those that always do the same, so that one episode is all there is."""
 SPREAD = 0.3
 """Standard deviation of the first points of CMA-ES around what the rule does."""
@@ -32,6 +33,10 @@ def make_policy(
         log: Told of the evaluations and the time that choosing takes.
         seed: Of those that draw.
     """
+    if name in PRUNING_RULES:
+        rule = make_rule(env, name)
+        log.spend(rule.n_evaluations, rule.seconds)
+        return rule
     has_no_bits = name in PRUNING_ONLY and not isinstance(env, PruningEnv)
     return make_single("uniform" if has_no_bits else name, env, log, seed)
 

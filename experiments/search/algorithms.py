@@ -112,9 +112,16 @@ def make_single(
     return agent
 
 
-def make_rule(env: LayerwiseCompressionEnv) -> Rule:
-    """Build the search-free rule of a stage."""
-    return Rule(env, "l1" if isinstance(env, PruningEnv) else "relative_error")
+def make_rule(env: LayerwiseCompressionEnv, name: str = "rule") -> Rule:
+    """Build a search-free rule of pruning, which of bits is always the same one.
+
+    Args:
+        env: The environment.
+        name: One of `agents.rules.PRUNING_RULES`, or `rule` for the one that is used by default.
+    """
+    if not isinstance(env, PruningEnv):
+        return Rule(env, "relative_error")
+    return Rule(env, "fisher" if name == "rule" else name)
 
 
 def make_learner(
