@@ -1,6 +1,6 @@
 """Run agents on the suite's tasks and seeds at the same number of evaluations, and rank them.
 
-`python -m experiments.benchmark --agent my_module:MyAgent random cma_es --out runs/mine` runs each
+`python -m experiments.benchmark --algo my_module:MyAgent random cma_es --out runs/mine` runs each
 agent on every task from every seed (`experiments.trial`), in several processes, and writes
 `leaderboard.csv`, `.md` and `.png`. The same command goes on where it was stopped and repeats
 nothing that is finished; other agents, tasks or seeds with the same `--out` are added.
@@ -18,29 +18,31 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import product
 from pathlib import Path
+from typing import Annotated
 
 import gymnasium as gym
 import pandas as pd
 import tyro
 from rich.console import Console
 
-from compress_env.files import replacing
 from compress_env.suite import SUITE
 from experiments.benchmark import verify as benchmark_verify
-from experiments.benchmark.figures import draw_scores
-from experiments.benchmark.report import format_leaderboard
+from experiments.benchmark.report import draw_scores, format_leaderboard
 from experiments.benchmark.table import (
     BEST_KNOWN,
     Reference,
     make_leaderboard,
     read_best_known,
     read_runs,
+    select,
     update_best_known,
     write_best_known,
 )
 from experiments.common.checks import check_choices, check_lowest
 from experiments.common.command import ending_in_one_line
-from experiments.search.algorithms import PRUNING_ONLY
+from experiments.common.outputs import write_outputs
+from experiments.common.say import say
+from experiments.search.entrants import ACCEPTED, PRUNING_ONLY
 from experiments.sweep.cells import Cell, make_cell
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.pools import Outcome
@@ -49,6 +51,7 @@ from experiments.trial.trials import run_trials, save_networks, with_stored
 
 __all__ = ["BestConfig", "Config", "TableConfig", "find_best", "main", "make_table", "run"]
 
+NO_BITS = f"{' and '.join(PRUNING_ONLY)} are not run on tasks of quantization."
 KNOWN_COPY = "best_known.csv"
 QUANTIZATION = gym.spec("compress_env/Quantization-v0").entry_point
 
@@ -57,14 +60,15 @@ QUANTIZATION = gym.spec("compress_env/Quantization-v0").entry_point
 class Config:
     """Settings of a benchmark."""
 
-    agent: tuple[str, ...] = ("uniform", "random")
-    """Agents: names, or my_module:MyAgent, looked for in the current directory too; afie and sbpf,
-    which choose pruning rates only, are not run on tasks of quantization."""
-    tasks: tuple[str, ...] = ()
-    """Gymnasium ids of tasks; all of the suite when not given."""
+    algo: Annotated[tuple[str, ...], tyro.conf.arg(help=f"Agents: {ACCEPTED}. {NO_BITS}")] = (
+        "uniform",
+        "random",
+    )
+    task: tuple[str, ...] = ()
+    """Tasks, with or without their namespace; all of the suite when not given."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the agents."""
-    n_evaluations: int = 300
+    evaluations: int = 300
     """Distinct networks whose accuracy a trial may ask for."""
     jobs: int | None = None
     """Trials at a time; one for each core when not given."""
@@ -81,26 +85,27 @@ class Config:
         Raises:
             ValueError: If one is wrong.
         """
-        check_choices(self, "agent", "seeds")
-        check_lowest(self, 1, "n_evaluations", "jobs")
+        check_choices(self, "algo", "seeds")
+        check_lowest(self, 1, "evaluations", "jobs")
         root = None if self.data_root is None else self.data_root.absolute()
-        tasks = self.tasks or tuple(task.id for task in SUITE)
-        for agent in self.agent:
-            if not any(_can_play(agent, task) for task in tasks):
-                raise ValueError(f"{agent} chooses pruning rates, and no task asks for them")
-        return [
-            Trial(agent, task, seed, n_evaluations=self.n_evaluations, data_root=root).complete()
+        tasks = self.task or tuple(task.id for task in SUITE)
+        trials = [
+            Trial(algo, task, seed, evaluations=self.evaluations, data_root=root).complete()
             for task in tasks
-            for agent in self.agent
-            if _can_play(agent, task)
+            for algo in self.algo
             for seed in self.seeds
         ]
+        played = [trial for trial in trials if _can_play(trial)]
+        for algo in dict.fromkeys(self.algo):
+            if algo not in {trial.algo for trial in played}:
+                raise ValueError(f"{algo} chooses pruning rates, and no task asks for them")
+        return played
 
 
-def _can_play(agent: str, task: str) -> bool:
+def _can_play(trial: Trial) -> bool:
     """Tell whether an agent has what a task asks for; an unknown task is found out later."""
-    spec = gym.registry.get(task)
-    return agent not in PRUNING_ONLY or spec is None or spec.entry_point != QUANTIZATION
+    spec = gym.registry.get(trial.task)
+    return trial.algo not in PRUNING_ONLY or spec is None or spec.entry_point != QUANTIZATION
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ class TableConfig:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of benchmarks."""
-    tasks: tuple[str, ...] = ()
+    task: tuple[str, ...] = ()
     """Tasks that count; all when not given."""
     out: Path | None = None
     """Folder for leaderboard.csv, .md and .png; standard output when not given."""
@@ -164,7 +169,7 @@ def _check_alike(config: Config, cells: Sequence[Cell]) -> None:
     Raises:
         ValueError: If trials have other evaluations, episodes or keywords of the task.
     """
-    expected = {"n_evaluations": config.n_evaluations, "n_episodes": None, "env_kwargs": "{}"}
+    expected = {"evaluations": config.evaluations, "episodes": None, "env_kwargs": "{}"}
     for cell, (name, value) in product(cells, expected.items()):
         found = getattr(cell.config, name)
         if found != value:
@@ -178,14 +183,14 @@ def _write_leaderboard(
     out: Path, trials: pd.DataFrame, known: dict[str, Reference], console: Console
 ) -> None:
     table = make_leaderboard(trials, known)
-    text = format_leaderboard(table, trials, known)
-    console.print(text, soft_wrap=True, markup=False, highlight=False)
-    with replacing(out / "leaderboard.csv") as path:
-        table.to_csv(path, index=False)
-    with replacing(out / "leaderboard.md") as path:
-        path.write_text(text, encoding="utf-8")
-    with replacing(out / "leaderboard.png") as path:
-        draw_scores(table).savefig(path, dpi=150)
+    write_outputs(
+        out,
+        "leaderboard",
+        format_leaderboard(table, trials, known),
+        console,
+        tables={"leaderboard.csv": table},
+        figures={"leaderboard.png": draw_scores(table)},
+    )
 
 
 def make_table(config: TableConfig, console: Console) -> None:
@@ -194,19 +199,13 @@ def make_table(config: TableConfig, console: Console) -> None:
     Raises:
         ValueError: If they hold no trials, trials that do not go together, or none of a task.
     """
-    trials, known = read_runs(config.runs), read_best_known(config.best_known)
-    missing = [task for task in config.tasks if task not in set(trials["task"])]
-    if missing:
-        found = ", ".join(dict.fromkeys(trials["task"]))
-        raise ValueError(f"no trial of the task {missing[0]!r}; there are trials of {found}")
-    if config.tasks:
-        trials = trials[trials["task"].isin(config.tasks)].reset_index(drop=True)
+    trials = select(read_runs(config.runs), task=config.task)
+    known = read_best_known(config.best_known)
     if config.out is None:
-        text = format_leaderboard(make_leaderboard(trials, known), trials, known)
-        console.print(text, soft_wrap=True, markup=False, highlight=False)
-        return
-    config.out.mkdir(parents=True, exist_ok=True)
-    _write_leaderboard(config.out, trials, known, console)
+        say(console, format_leaderboard(make_leaderboard(trials, known), trials, known))
+    else:
+        config.out.mkdir(parents=True, exist_ok=True)
+        _write_leaderboard(config.out, trials, known, console)
 
 
 def find_best(config: BestConfig, console: Console) -> None:
@@ -219,27 +218,24 @@ def find_best(config: BestConfig, console: Console) -> None:
     updated = update_best_known(known, read_runs(config.runs))
     for task, reference in updated.items():
         if reference != known.get(task):
-            text = f"{task}: {reference.best} by {reference.found_by}"
-            console.print(text, soft_wrap=True, markup=False, highlight=False)
+            say(console, f"{task}: {reference.best} by {reference.found_by}")
     write_best_known(config.out, updated)
+
+
+COMMANDS: dict[str, Callable[[list[str]], Sequence[Outcome] | None]] = {
+    "verify": benchmark_verify.main,
+    "table": lambda rest: make_table(tyro.cli(TableConfig, args=rest), Console()),
+    "best": lambda rest: find_best(tyro.cli(BestConfig, args=rest), Console()),
+}
 
 
 def main() -> None:
     """Run from the command line; exit with 1 if a trial has failed."""
     name, rest = (sys.argv[1:2] or [""])[0], sys.argv[2:]
-    if name == "verify":
-        _run(lambda: benchmark_verify.main(rest))
-    elif name == "table":
-        _run(lambda: make_table(tyro.cli(TableConfig, args=rest), Console()))
-    elif name == "best":
-        _run(lambda: find_best(tyro.cli(BestConfig, args=rest), Console()))
-    else:
-        _run(lambda: run(tyro.cli(Config, description=__doc__), Console()))
-
-
-def _run(command: Callable[[], Sequence[Outcome] | None]) -> None:
-    """Run a command; whatever goes wrong ends it with one line."""
     with ending_in_one_line():
-        failed = command()
+        if name in COMMANDS:
+            failed = COMMANDS[name](rest)
+        else:
+            failed = run(tyro.cli(Config, description=__doc__), Console())
     if failed:
         sys.exit(1)

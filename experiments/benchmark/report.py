@@ -1,4 +1,4 @@
-"""What a leaderboard says in words: scores, accuracies by task, and whether learning has won."""
+"""What a leaderboard says: scores, accuracies by task, whether learning has won, and a figure."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from experiments.benchmark.table import OPPONENTS, Reference
 from experiments.common.intervals import Interval, format_mean
 from experiments.compress.report import format_markdown
-from experiments.search.algorithms import SINGLE
+from experiments.search.entrants import SINGLE
+from experiments.search.names import short_name
 from experiments.tables.tables import mean_interval
-from experiments.trial.trials import TOLERANCE, short_name
+from experiments.trial.trials import TOLERANCE
 
-__all__ = ["beats", "format_leaderboard", "verdicts"]
+__all__ = ["beats", "draw_scores", "format_leaderboard", "verdicts"]
 
 KEYS = ["agent", "task"]
 ENDS = ("", "_low", "_high")
 NOT_LEARNING = {*OPPONENTS, *SINGLE, "tpe"}
+LOWEST = -1.0
+"""Scores below are written, not drawn: they would leave no room for the others."""
 
 
 def beats(trials: pd.DataFrame, agent: str, opponent: str) -> tuple[float, float]:
@@ -265,3 +269,39 @@ def _format_tasks(
         ):
             lines.append((name, *("-" if np.isnan(x) else f"{100.0 * x:.2f}" for x in values)))
     return format_markdown(("agent", *map(short_name, tasks)), lines)
+
+
+def draw_scores(table: pd.DataFrame) -> Figure:
+    """Draw each agent's score with its interval, the best on top.
+
+    Args:
+        table: From `experiments.benchmark.table.make_leaderboard`; agents without a score are left
+            out.
+    """
+    rows = table.dropna(subset=["score"]).iloc[::-1]
+    errors = [rows["score"] - rows["low"], rows["high"] - rows["score"]]
+    figure = Figure(figsize=(6.4, 1.4 + 0.28 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.errorbar(rows["score"], range(len(rows)), xerr=errors, fmt="o", color="C0", capsize=3)
+    axes.set_yticks(range(len(rows)), rows["agent"])
+    for number, score in enumerate(rows["score"]):
+        if score < LOWEST:
+            axes.annotate(f"\u2190 {score:.1f}", (LOWEST, number), va="center", fontsize=9)
+    ends = pd.concat([rows["low"], rows["score"], rows["high"]]).clip(lower=LOWEST)
+    left, right = min(0.0, ends.min()), max(1.0, ends.max())
+    axes.set(xlim=(left - 0.05, right + 0.05), ylim=(-0.6, len(rows) - 0.4))
+    for value, text in ((0.0, "uniform"), (1.0, "best known")):
+        axes.axvline(value, color="grey", linestyle=":")
+        axes.annotate(
+            text,
+            (value, 1.0),
+            (0, 2),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=9,
+        )
+    axes.set_xlabel("score: interquartile mean over tasks and seeds, 95 % interval")
+    axes.grid(axis="x", alpha=0.3)
+    return figure

@@ -19,11 +19,13 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from compress_env.files import replacing
-from compress_env.networks.checkpoints import read_safetensors, same_weights
+from compress_env.names import check_name
 from compress_env.suite import SUITE
 from experiments.common.intervals import Interval, improvement_interval, iqm_interval
 from experiments.common.stored import parse, read_table
-from experiments.trial.trials import network_path, read_trials, short_name
+from experiments.search.names import short_name
+from experiments.trial.networks import stored_digest
+from experiments.trial.trials import read_trials
 
 __all__ = [
     "BEST_KNOWN",
@@ -34,6 +36,7 @@ __all__ = [
     "normalize",
     "read_best_known",
     "read_runs",
+    "select",
     "update_best_known",
     "write_best_known",
 ]
@@ -149,17 +152,38 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
 
 def _check_networks(folders: Sequence[Path], tables: Sequence[pd.DataFrame]) -> None:
     """Check that each task starts from one network in all folders that have it."""
-    paths: dict[str, list[Path]] = {}
+    first: dict[str, tuple[str, Path]] = {}
     for folder, trials in zip(folders, tables, strict=True):
         for task in trials["task"].unique():
-            path = network_path(folder, task)
-            paths.setdefault(task, []).extend([path] if path.exists() else [])
-    for task, (first, *others) in ((task, found) for task, found in paths.items() if found):
-        for path in others:
-            if not same_weights(read_safetensors(first), read_safetensors(path)):
+            digest = stored_digest(folder, task)
+            if digest is not None and first.setdefault(task, (digest, folder))[0] != digest:
                 raise ValueError(
-                    f"{task} starts from different networks: {str(first)!r} and {str(path)!r}"
+                    f"{task} starts from different networks in {str(first[task][1])!r} and "
+                    f"{str(folder)!r}"
                 )
+
+
+def select(trials: pd.DataFrame, **chosen: Sequence[Any]) -> pd.DataFrame:
+    """Return some of the trials.
+
+    Args:
+        trials: From `read_runs`.
+        chosen: Values by column: tasks with or without their namespace, agents, seeds. No value
+            stands for all.
+
+    Raises:
+        ValueError: If there is no trial of one of them.
+    """
+    for column, values in chosen.items():
+        found = dict.fromkeys(trials[column])
+        names = {short_name(str(value)): value for value in found}
+        wanted = [
+            names[check_name(f"{column} of a trial", short_name(str(value)), names)]
+            for value in values
+        ]
+        if wanted:
+            trials = trials[trials[column].isin(wanted)].reset_index(drop=True)
+    return trials
 
 
 def normalize(accuracies: ArrayLike, reference: Reference) -> NDArray[np.float64]:

@@ -1,68 +1,56 @@
 """Replay what a benchmark's folder holds, and compare it with what is written there.
 
-`python -m experiments.benchmark verify RUN` makes each task from the network in `RUN/networks`,
-takes the actions of every trial's best episode and final policy again, and compares accuracies,
-costs and returns with `sweep.csv`; compares `sweep.csv` with the trials' own tables and episodes
-where these are there too; and makes the leaderboard again. On the machine of the run everything
-must be equal to the last digit. On another one sums are rounded in another order, fine-tuning
-takes another course, and accuracies differ by some images: `--tolerance 0.02` allows for that.
-Where a network is not the one that the recipe makes here, or scores are measured by other
+`python -m experiments.benchmark verify RUN` makes each task from the network that the trials have
+started from, takes the actions of every trial's best episode and final policy again, and compares
+accuracies, costs and returns with `sweep.csv`; compares `sweep.csv` with the trials' own tables and
+episodes where these are there too; and makes the leaderboard again. On the machine of the run
+everything must be equal to the last digit. On another one sums are rounded in another order,
+fine-tuning takes another course, and accuracies differ by some images: `--tolerance 0.02` allows
+for that. Where a network is not the one that the recipe makes here, or scores are measured by other
 accuracies than the package's `best_known.csv` has, a line says so, which is no mismatch. What the
 final policy chose is taken as it is: that its actions lead to what is stored is checked, not that
-an agent would learn to take them.
+an agent would learn to take them. `--task`, `--algo` and `--seeds` choose trials to be replayed.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
 import pandas as pd
 import torch
 import tyro
 from rich.console import Console
 
 from compress_env.envs.base import LayerwiseCompressionEnv
-from compress_env.networks.checkpoints import default_data_root, same_weights
+from compress_env.networks.checkpoints import default_data_root
 from experiments.benchmark.report import format_leaderboard
 from experiments.benchmark.table import (
     BEST_KNOWN,
     make_leaderboard,
     read_best_known,
     read_runs,
+    select,
 )
+from experiments.common.say import say
 from experiments.common.stored import parse, read_table
-from experiments.search.algorithms import SINGLE
+from experiments.search.entrants import SINGLE
+from experiments.search.names import task_id
 from experiments.search.playing import play_actions
 from experiments.sweep.cells import Cell
 from experiments.sweep.folder import SweepFolder
+from experiments.trial.networks import network_path, stored_digest, weights_digest
 from experiments.trial.trial import Config as Trial
-from experiments.trial.trial import make_task
-from experiments.trial.trials import NUMBERS, network_path
+from experiments.trial.trial import columns_of_best, make_task
+from experiments.trial.trials import NUMBERS
 
 __all__ = ["Config", "main", "verify"]
 
-REPLAYED = {
-    "actions": {
-        "validation_accuracy": "accuracy",
-        "reward": "reward",
-        "cost": "cost",
-        "dense_macs": "dense_macs",
-        "dense_params": "dense_params",
-        "sparse_macs": "sparse_macs",
-        "sparse_params": "sparse_params",
-    },
-    "final_actions": {"final_accuracy": "accuracy", "final_reward": "reward"},
-}
-"""Columns of a trial's table, and what they are called of a replayed episode."""
+Row = dict[Hashable, Any]
 
 
 @dataclass(frozen=True)
@@ -71,6 +59,12 @@ class Config:
 
     run: tyro.conf.Positional[Path]
     """Folder of a benchmark."""
+    task: tuple[str, ...] = ()
+    """Tasks whose trials are replayed; all when not given."""
+    algo: tuple[str, ...] = ()
+    """Agents whose trials are replayed; all when not given."""
+    seeds: tuple[int, ...] = ()
+    """Seeds whose trials are replayed; all when not given."""
     tolerance: float = 0.0
     """Largest difference allowed, as a fraction of a number where that is above 1."""
     data_root: Path | None = None
@@ -91,44 +85,33 @@ def verify(config: Config, console: Console) -> list[str]:
         A line for each mismatch.
 
     Raises:
-        ValueError: If the folder is of something else, or a task cannot be made.
+        ValueError: If the folder is of something else, or a task cannot be made: those of other
+            packages would be made by code that a file names.
         FileNotFoundError: If data are not there.
     """
     if not 0.0 <= config.tolerance < math.inf:
         raise ValueError(f"tolerance must be 0 or more, got {config.tolerance}")
     torch.set_num_threads(1)  # as when the trials were run
     trials = read_runs([config.run])
-    tasks = [str(task) for task in dict.fromkeys(trials["task"])]
-    _check_tasks(tasks)
+    chosen = select(trials, task=config.task, agent=config.algo, seed=config.seeds)
+    for task in dict.fromkeys(chosen["task"]):
+        task_id(task)
+
     for note in _compare_data_roots(config, SweepFolder(config.run).stored_cells()):
-        console.print(note, highlight=False, soft_wrap=True, markup=False)
+        say(console, note)
     found = []
-    for task, rows in trials.groupby("task", sort=False):
-        settings = Trial(task=str(task))
-        env = _make_task(config, settings)
-        if config.recipes and network_path(config.run, settings.task).exists():
-            for note in _compare_networks(env, make_task(_with_data(config, settings))):
-                console.print(f"{task}: {note}", markup=False, highlight=False)
+    for task in dict.fromkeys(chosen["task"]):
+        rows = chosen[chosen["task"] == task]
+        env = _make_task(config, task)
+        if config.recipes and _has_another_network(config, task):
+            say(console, f"{task}: the network is not the one that is trained here")
         for row in rows.to_dict("records"):
             lines = [*_replay(env, row, config.tolerance), *_check_files(config.run, env, row)]
             found += [f"{Path(row['cell']).name}: {line}" for line in lines]
-        console.print(f"{task}: {len(rows)} trials replayed", markup=False, highlight=False)
-    for note in _compare_references(config.run / "best_known.csv", set(trials["task"])):
-        console.print(note, markup=False, highlight=False)
+        say(console, f"{task}: {len(rows)} trials replayed")
+    for note in _compare_references(config.run / "best_known.csv", set(chosen["task"])):
+        say(console, note)
     return [*found, *_check_leaderboard(config.run, trials)]
-
-
-def _check_tasks(tasks: Sequence[str]) -> None:
-    """Check that all tasks are of the package: others would be made by code that a file names.
-
-    Raises:
-        ValueError: If one is not.
-    """
-    own = [task for task in gym.registry if task.startswith("compress_env/")]
-    for task in tasks:
-        if task not in own:
-            near = ", ".join(difflib.get_close_matches(task, own, 3)) or ", ".join(own)
-            raise ValueError(f"only tasks of the package are verified, got {task!r}; near: {near}")
 
 
 def _compare_data_roots(config: Config, cells: Sequence[Cell]) -> list[str]:
@@ -142,48 +125,32 @@ def _compare_data_roots(config: Config, cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def _make_task(config: Config, settings: Trial) -> LayerwiseCompressionEnv:
-    """Make a task from the network in the folder."""
-    network = network_path(config.run, settings.task)
-    options = {"checkpoint": network} if network.exists() else {}
-    return make_task(_with_data(config, settings), **options)
+def _make_task(config: Config, task: str) -> LayerwiseCompressionEnv:
+    """Make a task, with the verifier's own data, from the network of the folder."""
+    network = network_path(config.run, task)
+    options = {} if network is None else {"checkpoint": network}
+    return make_task(Trial(task=task, data_root=config.data_root), **options)
 
 
-def _with_data(config: Config, settings: Trial) -> Trial:
-    """Let the data be the verifier's own."""
-    return dataclasses.replace(settings, data_root=config.data_root)
+def _has_another_network(config: Config, task: str) -> bool:
+    """Tell whether a folder's network is not the one that its recipe makes here."""
+    stored = stored_digest(config.run, task)
+    own = make_task(Trial(task=task, data_root=config.data_root)).task.model
+    return stored not in (None, weights_digest(own))
 
 
-def _compare_networks(stored: LayerwiseCompressionEnv, own: LayerwiseCompressionEnv) -> list[str]:
-    """Say how a folder's network differs from the one that its recipe makes here."""
-    if same_weights(stored.task.model.state_dict(), own.task.model.state_dict()):
-        return []
-    accuracies = [
-        f"{env.task.accuracy(env.task.model, split):.4f}"
-        for split in ("validation", "test")
-        for env in (stored, own)
-    ]
-    return [
-        "the network is not the one that is trained here; validation accuracy {} and {}, test "
-        "accuracy {} and {}".format(*accuracies)
-    ]
-
-
-def _replay(
-    env: LayerwiseCompressionEnv, row: Mapping[Any, Any], tolerance: float
-) -> Iterator[str]:
+def _replay(env: LayerwiseCompressionEnv, row: Row, tolerance: float) -> Iterator[str]:
     """Take the actions of a trial again; yield what differs."""
-    for kind, columns in reversed(REPLAYED.items()):
+    for kind in ("final_actions", "actions"):
         try:
-            actions = [float(action) for action in row[kind].split()]
-            played = play_actions(env, actions)._asdict()
+            episode = play_actions(env, [float(action) for action in row[kind].split()])
         except ValueError as error:
             yield f"{kind} cannot be taken: {error}"
             continue
-        now = {column: played[name] for column, name in columns.items()}
         if kind == "actions":
-            now["cost_fraction"] = played["cost"] / env.unpruned.cost_high
-            now["test_accuracy"] = env.task.accuracy(env.compressed_model(), "test")
+            now = columns_of_best(env, episode)
+        else:
+            now = {"final_accuracy": episode.accuracy, "final_reward": episode.reward}
         yield from (
             f"{column} is {row[column]!r}, its replay gives {value!r}"
             for column, value in now.items()
@@ -191,13 +158,17 @@ def _replay(
         )
 
 
-def _agree(stored: float, replayed: float, tolerance: float) -> bool:
-    if math.isnan(stored) or math.isnan(replayed):
-        return math.isnan(stored) and math.isnan(replayed)
-    return abs(stored - replayed) <= tolerance * max(1.0, abs(replayed))
+def _agree(stored: Any, now: Any, tolerance: float = 0.0) -> bool:
+    """Tell whether two texts are the same, or two numbers, where NaN and None mean none."""
+    if isinstance(stored, str):
+        return bool(stored == now)
+    first, second = (math.nan if value is None else value for value in (stored, now))
+    if math.isnan(first) or math.isnan(second):
+        return math.isnan(first) and math.isnan(second)
+    return math.isclose(first, second, rel_tol=tolerance, abs_tol=tolerance)
 
 
-def _check_files(run: Path, env: LayerwiseCompressionEnv, row: Mapping[Any, Any]) -> list[str]:
+def _check_files(run: Path, env: LayerwiseCompressionEnv, row: Row) -> list[str]:
     """Compare a row of `sweep.csv` with the trial's own files, where they are."""
     folder = run / row["cell"]
     if not folder.is_dir():
@@ -212,26 +183,22 @@ def _check_files(run: Path, env: LayerwiseCompressionEnv, row: Mapping[Any, Any]
         f"{name} is {row[name]!r} in sweep.csv, {value!r} by {file}"
         for file, values in (("table.csv", own), ("episodes.csv", summary))
         for name, value in values.items()
-        if not _same(row[name], value)
+        if not _agree(row[name], value)
     ]
     if len(episodes) > 1 and episodes[-2]["n_evaluations"] >= row["limit"]:
         lines.append(f"it went on after its {row['limit']:.0f} evaluations")
     return lines
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> list[Row]:
     """Read rows; what are numbers in a trial's table or episodes become such."""
-    table = read_table(path)
     numbers = dict.fromkeys([*NUMBERS, "index", "accuracy"], float | None)
-    return [
-        {str(name): math.nan if value is None else value for name, value in row.items()}
-        for row in parse(path, table, numbers).to_dict("records")
-    ]
+    return parse(path, read_table(path), numbers).to_dict("records")
 
 
-def _summarize(episodes: list[dict[str, Any]], agent: str, reward_at: str) -> dict[str, Any]:
+def _summarize(episodes: list[Row], agent: str, reward_at: str) -> dict[str, Any]:
     """Return what a trial's table must say, from the rows of `episodes.csv`."""
-    finished = [episode for episode in episodes if not math.isnan(episode["accuracy"])]
+    finished = [episode for episode in episodes if not _agree(episode["accuracy"], None)]
     best = max(finished, key=lambda e: (e["reward"], e["accuracy"], -e["cost"], -e["index"]))
     summary = {
         "validation_accuracy": best["accuracy"],
@@ -248,18 +215,14 @@ def _summarize(episodes: list[dict[str, Any]], agent: str, reward_at: str) -> di
     return summary
 
 
-def _count_networks(episodes: list[dict[str, Any]], reward_at: str) -> int:
+def _count_networks(episodes: list[Row], reward_at: str) -> int:
     """Return how many distinct networks were evaluated: one after each layer, or one each."""
     networks = set()
     for episode in episodes:
-        values = [value for name, value in episode.items() if name.startswith("value:")]
+        values = [value for name, value in episode.items() if str(name).startswith("value:")]
         first = 1 if reward_at == "layer" else len(values)
         networks |= {tuple(values[:n]) for n in range(first, len(values) + 1)}
     return len(networks)
-
-
-def _same(first: Any, second: Any) -> bool:
-    return bool(first == second) or (first != first and second != second)  # NaN is not itself
 
 
 def _compare_references(path: Path, tasks: set[str]) -> list[str]:
@@ -282,12 +245,10 @@ def _check_leaderboard(run: Path, trials: pd.DataFrame) -> list[str]:
         return []
     known = read_best_known(run / "best_known.csv")
     table = make_leaderboard(trials, known)
+    lines = _differ(table, path)
     if text.exists() and text.read_text("utf-8") != format_leaderboard(table, trials, known):
-        return [
-            "leaderboard.md: says something else than the trials lead to",
-            *_differ(table, path),
-        ]
-    return _differ(table, path)
+        lines.insert(0, "leaderboard.md: says something else than the trials lead to")
+    return lines
 
 
 def _differ(table: pd.DataFrame, path: Path) -> list[str]:
@@ -298,19 +259,14 @@ def _differ(table: pd.DataFrame, path: Path) -> list[str]:
         {str(row["agent"]): row for row in rows.to_dict("records")}
         for rows in (table, parse(path, then_table, numbers))
     )
-    if now.keys() != then.keys() or set().union(*now.values()) != set().union(*then.values()):
+    if now.keys() != then.keys() or set(table) != set(then_table):
         return ["leaderboard.csv: has other agents or columns than the trials lead to"]
     return [
         f"leaderboard.csv: {name} of {agent} is {then[agent][name]!r}, the trials lead to {value!r}"
         for agent, row in now.items()
         for name, value in row.items()
-        if name != "agent" and not _is_close(then[agent][name], value)
+        if not _agree(then[agent][name], value, 1e-12)
     ]
-
-
-def _is_close(stored: float | None, value: float) -> bool:
-    number = math.nan if stored is None else stored
-    return bool(np.isclose(number, value, 1e-12, 0, equal_nan=True))
 
 
 def main(arguments: list[str]) -> None:

@@ -5,21 +5,18 @@ from __future__ import annotations
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
-from agents import AFIE, CMAES, SBPF, Greedy, Rule
+from agents import CMAES
 from agents.rules import PRUNING_RULES
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
-from experiments.compress.config import RULE
-from experiments.search.algorithms import SINGLE, make_learner
+from experiments.search.algorithms import SINGLE, make_learner, make_rule, make_single
+from experiments.search.entrants import PRUNING_ONLY
 from experiments.search.episodes import EpisodeLog
 from experiments.search.playing import play
-from experiments.search.uniform import uniform_policy
 
 __all__ = ["AT_ONCE", "make_agent", "make_policy"]
 
-RULES = {"pruning": "fisher", "quantization": "relative_error"}
-"""Which search-free rule decides, by stage."""
-AT_ONCE = (RULE, *PRUNING_RULES, *SINGLE)
+AT_ONCE = (*PRUNING_RULES, *SINGLE)
 """Those that always do the same, so that one episode is all there is."""
 SPREAD = 0.3
 """Standard deviation of the first points of CMA-ES around what the rule does."""
@@ -36,17 +33,12 @@ def make_policy(
         log: Told of the evaluations and the time that choosing takes.
         seed: Of those that draw.
     """
-    agent: AFIE | SBPF | Greedy | Rule
-    if name == RULE or name in PRUNING_RULES:
-        agent = _rule(env, name)
-    elif name == "greedy":
-        agent = Greedy(env)
-    elif name == "uniform" or not isinstance(env, PruningEnv):
-        return uniform_policy(env, log.spend)
-    else:
-        agent = AFIE(env) if name == "afie" else SBPF(env, seed=seed)
-    log.spend(agent.n_evaluations, agent.seconds)
-    return agent
+    if name in PRUNING_RULES:
+        rule = make_rule(env, name)
+        log.spend(rule.n_evaluations, rule.seconds)
+        return rule
+    has_no_bits = name in PRUNING_ONLY and not isinstance(env, PruningEnv)
+    return make_single("uniform" if has_no_bits else name, env, log, seed)
 
 
 def make_agent(
@@ -62,13 +54,6 @@ def make_agent(
         seed: Of the agent.
     """
     if name == "cma_es" and log.walk_length > 1:
-        start = play(env, _rule(env)).actions
+        start = play(env, make_rule(env)).actions
         return CMAES("MlpPolicy", log, seed=seed, start=start, sigma0=SPREAD)
     return make_learner(name, log, n_steps=n_evaluations * log.walk_length, seed=seed)
-
-
-def _rule(env: LayerwiseCompressionEnv, name: str = RULE) -> Rule:
-    """Return the rule of a stage: a named rule of pruning goes with that of bits."""
-    if not isinstance(env, PruningEnv):
-        return Rule(env, RULES["quantization"])
-    return Rule(env, RULES["pruning"] if name == RULE else name)

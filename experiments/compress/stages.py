@@ -331,7 +331,7 @@ class Job:
             search = ResumableSearch(name, log, self.folder)
             # A sequence repeats another now and then: allow for many that do.
             if given is not None:
-                search.act(Script(given), 1)
+                search.act(Script(given.actions), 1)
                 _check_values(log.episodes[0], given)
             elif is_single:
                 search.act(make_policy(algorithm, env, log, config.seed), 1)

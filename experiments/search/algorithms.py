@@ -2,204 +2,126 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv, PolicyPredictor
 
-from agents import CIMPPO, CMAES, KLPPO, TPE, QCriticPPO
-from agents.q_critic_ppo import Advantage
+from agents import AFIE, SBPF, Greedy, Random, Rule
+from compress_env.envs.base import LayerwiseCompressionEnv
+from compress_env.envs.pruning import PruningEnv
+from experiments.search.entrants import (
+    CONTRIB,
+    ENTRANTS,
+    LEARNERS,
+    SINGLE,
+    check_algorithm,
+    learner_class,
+)
+from experiments.search.episodes import EpisodeLog
+from experiments.search.foreign import blaming, find
 from experiments.search.hyperparameters import check_settings, stored_settings
+from experiments.search.uniform import uniform_policy
 
 __all__ = [
     "CONTRIB",
     "LEARNERS",
-    "POLICIES",
-    "PRUNING_ONLY",
     "SINGLE",
-    "UNIFORM_BITS",
+    "Learner",
     "check_algorithm",
-    "check_packages",
+    "make_agent",
     "make_learner",
+    "make_rule",
+    "make_single",
 ]
 
 Settings = Mapping[str, Any]
-Builder = Callable[[GymEnv, int, int, Settings], BaseAlgorithm]
-"""Takes environment, environment steps of the search, seed and all hyper-parameters."""
 
 
-def _q_critic_ppo(advantage: Advantage) -> Builder:
-    def build(env: GymEnv, n_steps: int, seed: int, settings: Settings) -> BaseAlgorithm:
-        given = dict(settings)
-        return QCriticPPO(
-            "MlpPolicy",
-            env,
-            advantage=advantage,
-            gamma=1.0,
-            learning_starts=_pop_learning_starts(given, n_steps),
-            seed=seed,
-            device="cpu",
-            policy_kwargs={"log_std_init": given.pop("log_std_init")},
-            **given,
-        )
+@runtime_checkable
+class Learner(Protocol):
+    """What learns by itself: the search is over when the environment says so."""
 
-    return build
+    def learn(self, total_timesteps: int) -> object:
+        """Take steps in the environment that it was built with."""
 
 
-def _on_policy(agent: Callable[..., BaseAlgorithm]) -> Builder:
-    def build(env: GymEnv, n_steps: int, seed: int, settings: Settings) -> BaseAlgorithm:
-        given = dict(settings)
-        rollout = _rollout(n_steps, given.pop("n_updates"), given.pop("n_steps_max"))
-        return agent(
-            "MlpPolicy",
-            env,
-            n_steps=rollout,
-            batch_size=rollout // 2,
-            gamma=1.0,
-            seed=seed,
-            device="cpu",
-            policy_kwargs={"log_std_init": given.pop("log_std_init")},
-            **given,
-        )
+def make_agent(
+    name: str,
+    env: LayerwiseCompressionEnv,
+    log: EpisodeLog,
+    *,
+    n_steps: int,
+    seed: int,
+    settings: Settings,
+) -> Any:
+    """Build an agent.
 
-    return build
+    Args:
+        name: A name that `check_agent` accepts.
+        env: The environment in `log`, for agents that look at the network.
+        log: What the agent acts on; a Stable-Baselines3 `VecEnv` of one environment.
+        n_steps: Environment steps of the search.
+        seed: Seed of the agent.
+        settings: Hyper-parameters in place of those that are stored for the agent.
 
-
-def _a2c(env: GymEnv, n_steps: int, seed: int, settings: Settings) -> BaseAlgorithm:
-    given = dict(settings)
-    return A2C(
-        "MlpPolicy",
-        env,
-        gamma=1.0,
-        seed=seed,
-        device="cpu",
-        policy_kwargs={"log_std_init": given.pop("log_std_init")},
-        **given,
-    )
-
-
-def _off_policy(agent: Callable[..., BaseAlgorithm]) -> Builder:
-    def build(env: GymEnv, n_steps: int, seed: int, settings: Settings) -> BaseAlgorithm:
-        given = dict(settings)
-        if "action_noise" in given:
-            std = given.pop("action_noise")
-            given["action_noise"] = NormalActionNoise(np.zeros(1), np.full(1, std))
-        return agent(
-            "MlpPolicy",
-            env,
-            gamma=1.0,
-            learning_starts=_pop_learning_starts(given, n_steps),
-            buffer_size=max(n_steps, 1),
-            seed=seed,
-            device="cpu",
-            policy_kwargs={"net_arch": [64, 64]},
-            **given,
-        )
-
-    return build
-
-
-def _contrib(name: str) -> Callable[..., BaseAlgorithm]:
-    def make(*args: Any, **kwargs: Any) -> BaseAlgorithm:
-        agent: BaseAlgorithm = getattr(_import_contrib(), name)(*args, **kwargs)
-        return agent
-
-    return make
-
-
-def _import_contrib() -> Any:
-    try:
-        return importlib.import_module("sb3_contrib")
-    except ImportError:
-        raise ImportError(
-            f"{', '.join(CONTRIB)} need sb3-contrib: pip install 'compress-env[contrib]'"
-        ) from None
-
-
-def _ars(env: GymEnv, n_steps: int, seed: int, settings: Settings) -> BaseAlgorithm:
-    return _contrib("ARS")("MlpPolicy", env, seed=seed, device="cpu", **settings)
-
-
-def _cma_es(env: GymEnv, n_steps: int, seed: int, settings: Settings) -> BaseAlgorithm:
-    return CMAES("MlpPolicy", env, seed=seed)
-
-
-def _tpe(env: GymEnv, n_steps: int, seed: int, settings: Settings) -> BaseAlgorithm:
-    return TPE("MlpPolicy", env, seed=seed)
-
-
-def _rollout(n_steps: int, n_updates: int, highest: int) -> int:
-    """Steps between two updates: even, from 8 to `highest`."""
-    return int(np.clip(n_steps // (2 * n_updates), 4, max(highest // 2, 4))) * 2
-
-
-def _pop_learning_starts(settings: dict[str, Any], n_steps: int) -> int:
-    """Take two settings out; return the steps before learning starts."""
-    fraction = settings.pop("learning_starts_fraction")
-    highest: int = settings.pop("learning_starts_max")
-    return min(highest, int(fraction * n_steps))
-
-
-LEARNERS: dict[str, Builder] = {
-    "q_critic_ppo": _q_critic_ppo("q_baseline"),
-    "ppo": _on_policy(PPO),
-    "kl_ppo": _on_policy(KLPPO),
-    "cim_ppo": _on_policy(CIMPPO),
-    "a2c": _a2c,
-    "ddpg": _off_policy(DDPG),
-    "td3": _off_policy(TD3),
-    "sac": _off_policy(SAC),
-    "q_critic_ppo_q": _q_critic_ppo("q"),
-    "cma_es": _cma_es,
-    "tpe": _tpe,
-}
-"""Agents that learn, and black-box searches, by name."""
-
-CONTRIB: dict[str, Builder] = {
-    "tqc": _off_policy(_contrib("TQC")),
-    "trpo": _on_policy(_contrib("TRPO")),
-    "crossq": _off_policy(_contrib("CrossQ")),
-    "ars": _ars,
-}
-"""Learners of sb3-contrib, by name."""
-
-POLICIES = ("random", "uniform", "afie", "sbpf", "greedy")
-"""Agents that do not learn."""
-SINGLE = ("uniform", "afie", "sbpf", "greedy")
-"""Those of them that always do the same, so that one episode is all there is."""
-PRUNING_ONLY = ("afie", "sbpf")
-"""Those of them that choose pruning rates and know nothing of bits."""
-UNIFORM_BITS = ("uniform", *PRUNING_ONLY)
-"""Those of them that give all layers the same bits, or leave that to `uniform`."""
-
-
-def check_algorithm(name: str) -> None:
-    """Check a name.
+    Returns:
+        A Stable-Baselines3 algorithm, a `Learner`, or something with `predict` alone.
 
     Raises:
-        ValueError: If no agent has it.
+        ValueError: If the agent cannot be used on this task.
+        ImportError: If its module is missing.
+        RuntimeError: If its constructor raises something.
     """
-    valid = (*LEARNERS, *POLICIES)
-    if name not in valid:
-        raise ValueError(f"unknown algorithm {name!r}; valid: {', '.join(valid)}")
+    if ":" in name:
+        found = find(name)
+        with blaming(name):
+            return found("MlpPolicy", log, seed=seed) if isinstance(found, type) else found
+    if name == "random":
+        return Random(log.observation_space, log.action_space, seed)
+    if name in SINGLE:
+        return make_single(name, env, log, seed)
+    return make_learner(name, log, n_steps=n_steps, seed=seed, settings=settings)
 
 
-def check_packages(name: str) -> None:
-    """Check that the package which an agent needs is installed, if it needs one.
+def make_single(
+    name: str, env: LayerwiseCompressionEnv, log: EpisodeLog, seed: int
+) -> PolicyPredictor:
+    """Build an agent of `SINGLE`; what it has evaluated for that is counted in `log`.
 
     Raises:
-        ImportError: If it is missing.
+        ValueError: If the agent cannot be used on this task.
     """
-    if name in CONTRIB:
-        _import_contrib()
-    if name == "tpe" and importlib.util.find_spec("optuna") is None:
-        raise ImportError("tpe needs optuna: pip install 'compress-env[benchmark]'")
+    if name == "uniform":
+        return uniform_policy(env, log.spend)
+    agent: AFIE | SBPF | Greedy | Rule
+    if name == "rule":
+        agent = make_rule(env)
+    elif name == "greedy":
+        agent = Greedy(env)
+    elif not isinstance(env, PruningEnv):
+        raise ValueError(f"{name} chooses pruning rates, not {env.value_name}")
+    else:
+        agent = AFIE(env) if name == "afie" else SBPF(env, seed=seed)
+    log.spend(agent.n_evaluations, agent.seconds)
+    return agent
+
+
+def make_rule(env: LayerwiseCompressionEnv, name: str = "rule") -> Rule:
+    """Build a search-free rule of pruning, which of bits is always the same one.
+
+    Args:
+        env: The environment.
+        name: One of `agents.rules.PRUNING_RULES`, or `rule` for the one that is used by default.
+    """
+    if not isinstance(env, PruningEnv):
+        return Rule(env, "relative_error")
+    return Rule(env, "fisher" if name == "rule" else name)
 
 
 def make_learner(
@@ -220,7 +142,37 @@ def make_learner(
     """
     given = dict(settings or {})
     check_settings(name, given)
+    agent = learner_class(name)
+    arguments = dict(ENTRANTS[name].fixed) | _arguments(stored_settings(name) | given, n_steps)
+    if issubclass(agent, OnPolicyAlgorithm | OffPolicyAlgorithm):
+        arguments["gamma"] = 1.0
+    if issubclass(agent, OffPolicyAlgorithm):
+        arguments |= {"buffer_size": max(n_steps, 1), "policy_kwargs": {"net_arch": [64, 64]}}
     try:
-        return (LEARNERS | CONTRIB)[name](env, n_steps, seed, stored_settings(name) | given)
+        return agent("MlpPolicy", env, seed=seed, device="cpu", **arguments)
     except AssertionError as error:  # as which Stable-Baselines3 refuses some values
         raise ValueError(f"{name} does not take its settings: {error}") from None
+
+
+def _arguments(settings: dict[str, Any], n_steps: int) -> dict[str, Any]:
+    """Turn hyper-parameters into arguments of an agent's class, for a search of `n_steps`."""
+    given = dict(settings)
+    if "n_updates" in given:
+        steps = _rollout(n_steps, given.pop("n_updates"), given.pop("n_steps_max"))
+        given |= {"n_steps": steps, "batch_size": steps // 2}
+    if "learning_starts_fraction" in given:
+        highest = given.pop("learning_starts_max")
+        given["learning_starts"] = min(
+            highest, int(given.pop("learning_starts_fraction") * n_steps)
+        )
+    if "action_noise" in given:
+        std = np.full(1, given["action_noise"])
+        given["action_noise"] = NormalActionNoise(np.zeros(1), std)
+    if "log_std_init" in given:
+        given["policy_kwargs"] = {"log_std_init": given.pop("log_std_init")}
+    return given
+
+
+def _rollout(n_steps: int, n_updates: int, highest: int) -> int:
+    """Steps between two updates: even, from 8 to `highest`."""
+    return int(np.clip(n_steps // (2 * n_updates), 4, max(highest // 2, 4))) * 2

@@ -1,169 +1,171 @@
-"""Agents of a trial: known by name, of sb3-contrib, or anybody's, as `my_module:MyAgent`."""
+"""Every agent by name: how it is made, whose hyper-parameters it has, and what it can do."""
 
 from __future__ import annotations
 
 import importlib
-import inspect
-import sys
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+import importlib.util
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from stable_baselines3.common.type_aliases import PolicyPredictor
+from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
 
-from agents import AFIE, SBPF, Greedy, Random
-from compress_env.envs.base import LayerwiseCompressionEnv
-from compress_env.envs.pruning import PruningEnv
-from experiments.search.algorithms import (
-    CONTRIB,
-    LEARNERS,
-    POLICIES,
-    SINGLE,
-    check_packages,
-    make_learner,
+from agents import CIMPPO, CMAES, KLPPO, TPE, QCriticPPO
+from compress_env.names import check_name
+from experiments.search.foreign import find
+
+__all__ = [
+    "ACCEPTED",
+    "CONTRIB",
+    "ENTRANTS",
+    "LEARNERS",
+    "POLICIES",
+    "PRUNING_ONLY",
+    "SINGLE",
+    "Entrant",
+    "check_agent",
+    "check_algorithm",
+    "check_packages",
+    "goes_on",
+    "learner_class",
+]
+
+
+class Entrant(NamedTuple):
+    """What must be known of an agent."""
+
+    learner: type[BaseAlgorithm] | str | None = None
+    """Its class, or what sb3-contrib calls that; None for an agent that does not learn."""
+    family: str | None = None
+    """Whose hyper-parameters it has, of those in `hyperparameters.json`; None for an agent that
+    keeps its published defaults, or has none."""
+    lacks: tuple[str, ...] = ()
+    """Settings of its family that it does not have."""
+    own: Mapping[str, Any] = MappingProxyType({})
+    """Settings that its family does not have, and were not searched for."""
+    fixed: Mapping[str, Any] = MappingProxyType({})
+    """Arguments of its class that are no settings."""
+    is_single: bool = False
+    """Whether it always does the same, so that one episode is all there is."""
+    knows_bits: bool = True
+    """Whether it chooses numbers of bits too, not pruning rates alone."""
+
+
+ENTRANTS = {
+    "q_critic_ppo": Entrant(QCriticPPO, "q_critic_ppo", fixed={"advantage": "q_baseline"}),
+    "ppo": Entrant(PPO, "ppo"),
+    "kl_ppo": Entrant(KLPPO, "ppo"),
+    # The coefficient of its penalty follows the divergence, as that of `kl_ppo` does: a fixed one
+    # hardly lets the policy move (docs/control.md).
+    "cim_ppo": Entrant(CIMPPO, "ppo", own={"kl_target": 0.01}),
+    "a2c": Entrant(A2C, "a2c"),
+    "ddpg": Entrant(DDPG, "ddpg"),
+    "td3": Entrant(TD3, "td3"),
+    "sac": Entrant(SAC, "sac"),
+    "q_critic_ppo_q": Entrant(QCriticPPO, "q_critic_ppo", fixed={"advantage": "q"}),
+    "cma_es": Entrant(CMAES),
+    "tpe": Entrant(TPE),
+    "random": Entrant(),
+    "uniform": Entrant(is_single=True),
+    "afie": Entrant(is_single=True, knows_bits=False),
+    "sbpf": Entrant(is_single=True, knows_bits=False),
+    "greedy": Entrant(is_single=True),
+    "rule": Entrant(is_single=True),
+    "tqc": Entrant("TQC", "sac"),
+    # One step of conjugate gradients, no entropy bonus.
+    "trpo": Entrant("TRPO", "ppo", lacks=("n_epochs", "ent_coef")),
+    # No target networks, and a higher learning rate is part of the method.
+    "crossq": Entrant("CrossQ", "sac", lacks=("learning_rate", "tau")),
+    "ars": Entrant("ARS", "ars"),
+}
+"""All agents that have a name."""
+
+CONTRIB = tuple(name for name, each in ENTRANTS.items() if isinstance(each.learner, str))
+"""Learners of sb3-contrib."""
+LEARNERS = tuple(
+    name for name, each in ENTRANTS.items() if each.learner is not None and name not in CONTRIB
 )
-from experiments.search.episodes import EpisodeLog
-from experiments.search.uniform import uniform_policy
-
-__all__ = ["Learner", "blaming", "check_agent", "goes_on", "make_agent", "source_of"]
-
+"""Other agents that learn, and black-box searches."""
+POLICIES = tuple(name for name, each in ENTRANTS.items() if each.learner is None)
+"""Agents that do not learn."""
+SINGLE = tuple(name for name, each in ENTRANTS.items() if each.is_single)
+"""Those of them that always do the same."""
+PRUNING_ONLY = tuple(name for name, each in ENTRANTS.items() if not each.knows_bits)
+"""Those of them that choose pruning rates and know nothing of bits."""
 NOT_RESUMABLE = ("ars",)
 """Learners whose state between two episodes is inside one call of `learn`."""
 
 
-@runtime_checkable
-class Learner(Protocol):
-    """What learns by itself: the search is over when the environment says so."""
+ACCEPTED = (
+    f"{', '.join((*LEARNERS, *POLICIES))}; of sb3-contrib {', '.join(CONTRIB)}; or "
+    "my_module:MyAgent, looked for in the current directory too"
+)
+"""All names of agents, as `--help` tells them."""
 
-    def learn(self, total_timesteps: int) -> object:
-        """Take steps in the environment that it was built with."""
+
+def check_algorithm(name: str) -> None:
+    """Check the name of an agent that needs no other package.
+
+    Raises:
+        ValueError: If no such agent has it.
+    """
+    check_name("algorithm", name, (*LEARNERS, *POLICIES))
 
 
 def check_agent(name: str) -> None:
-    """Check the name of an agent, and that what it needs is there.
+    """Check the name of any agent, also of anybody's, and that what it needs is there.
 
     Raises:
         ValueError: If there is no such agent, or it is not called as an agent is.
         ImportError: If its module cannot be imported, or a package is missing.
     """
-    valid = (*LEARNERS, *POLICIES, *CONTRIB)
     if ":" in name:
-        _find(name)
-    elif name not in valid:
-        raise ValueError(f"unknown agent {name!r}; valid: {', '.join(valid)}, or my_module:MyAgent")
+        find(name)
+    else:
+        check_name("algorithm", name, (*ENTRANTS, "my_module:MyAgent"))
     check_packages(name)
 
 
-def source_of(name: str) -> Path | None:
-    """Return the file of an agent's module, which `check_agent` has imported; None for others."""
-    module = sys.modules.get(name.partition(":")[0]) if ":" in name else None
-    file = getattr(module, "__file__", None)
-    return None if file is None else Path(file)
+def check_packages(name: str) -> None:
+    """Check that the package which an agent needs is installed, if it needs one.
+
+    Raises:
+        ImportError: If it is missing.
+    """
+    if name in CONTRIB:
+        _import_contrib()
+    if name == "tpe" and importlib.util.find_spec("optuna") is None:
+        raise ImportError("tpe needs optuna: pip install 'compress-env[benchmark]'")
+
+
+def _import_contrib() -> Any:
+    """Return sb3-contrib.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    try:
+        return importlib.import_module("sb3_contrib")
+    except ImportError:
+        raise ImportError(
+            f"{', '.join(CONTRIB)} need sb3-contrib: pip install 'compress-env[contrib]'"
+        ) from None
+
+
+def learner_class(name: str) -> type[BaseAlgorithm]:
+    """Return the class of a learner by name.
+
+    Raises:
+        ImportError: If it is of sb3-contrib, which is not installed.
+    """
+    found = ENTRANTS[name].learner
+    assert found is not None
+    found_class: type[BaseAlgorithm]
+    found_class = getattr(_import_contrib(), found) if isinstance(found, str) else found
+    return found_class
 
 
 def goes_on(name: str) -> bool:
     """Whether a stopped search of this agent goes on episode by episode; others start again."""
     return ":" not in name and name not in NOT_RESUMABLE
-
-
-def make_agent(
-    name: str,
-    env: LayerwiseCompressionEnv,
-    log: EpisodeLog,
-    *,
-    n_steps: int,
-    seed: int,
-    settings: Mapping[str, Any],
-) -> Any:
-    """Build an agent.
-
-    Args:
-        name: A name that `check_agent` accepts.
-        env: The environment in `log`, for agents that look at the network.
-        log: What the agent acts on; a Stable-Baselines3 `VecEnv` of one environment.
-        n_steps: Environment steps of the search.
-        seed: Seed of the agent.
-        settings: Hyper-parameters in place of those that are stored for the agent.
-
-    Returns:
-        A Stable-Baselines3 algorithm, a `Learner`, or something with `predict` alone.
-
-    Raises:
-        ValueError: If the agent cannot be used on this task.
-        ImportError: If its module is missing.
-        RuntimeError: If its constructor raises something.
-    """
-    if ":" in name:
-        found = _find(name)
-        with blaming(name):
-            return found("MlpPolicy", log, seed=seed) if isinstance(found, type) else found
-    if name == "random":
-        return Random(log.observation_space, log.action_space, seed)
-    if name in SINGLE:
-        return _single(name, env, log, seed)
-    return make_learner(name, log, n_steps=n_steps, seed=seed, settings=settings)
-
-
-@contextmanager
-def blaming(name: str) -> Iterator[None]:
-    """Turn whatever goes wrong in somebody's agent into one line with the place in its file.
-
-    Raises:
-        RuntimeError: If anything is raised inside the block.
-    """
-    try:
-        yield
-    except Exception as error:
-        file = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == file]
-        place = f" ({file}, line {lines[-1]})" if lines else ""
-        message = f"agent {name!r} failed: {type(error).__name__}: {error}{place}"
-        raise RuntimeError(message) from error
-
-
-def _single(name: str, env: LayerwiseCompressionEnv, log: EpisodeLog, seed: int) -> PolicyPredictor:
-    """Return an agent that always does the same; what it has evaluated for that is counted."""
-    if name == "uniform":
-        return uniform_policy(env, log.spend)
-    agent: AFIE | SBPF | Greedy
-    if name == "greedy":
-        agent = Greedy(env)
-    elif not isinstance(env, PruningEnv):
-        raise ValueError(f"{name} chooses pruning rates, not {env.value_name}")
-    else:
-        agent = AFIE(env) if name == "afie" else SBPF(env, seed=seed)
-    log.spend(agent.n_evaluations, agent.seconds)
-    return agent
-
-
-def _find(name: str) -> Any:
-    """Return what `module:attribute` names; the current directory is searched too."""
-    module_name, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found = getattr(importlib.import_module(module_name), attribute, None)
-    except Exception as error:  # whatever a module does when it is imported
-        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
-        raise ImportError(f"cannot import agent {name!r}: {kind}{error}") from None
-    if found is None:
-        raise ValueError(f"module {module_name!r} has no {attribute!r}")
-    if not callable(getattr(found, "predict", None)):
-        raise ValueError(f"agent {name!r} must have a method predict, got {found!r}")
-    if isinstance(found, type):
-        _check_takes(found, "seed", name, "__init__")
-    _check_takes(found.predict, "deterministic", name, "predict")
-    return found
-
-
-def _check_takes(function: Any, argument: str, name: str, method: str) -> None:
-    parameters = inspect.signature(function).parameters.values()
-    if not any(p.name == argument or p.kind is p.VAR_KEYWORD for p in parameters):
-        given = [p.name for p in parameters if p.name != "self"]
-        raise ValueError(
-            f"agent {name!r}: {method} must take {argument}=..., got ({', '.join(given)})"
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from time import perf_counter
 from typing import Any
 
@@ -16,11 +16,12 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
+from experiments.search.playing import Episode, UnfinishedEpisode
+
 __all__ = [
     "Episode",
     "EpisodeLog",
     "best_episode",
-    "format_actions",
     "is_over",
     "run_learner",
     "run_policy",
@@ -28,70 +29,6 @@ __all__ = [
 
 Save = Callable[[], None]
 Progress = Callable[["Episode", "EpisodeLog"], None]
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One finished episode."""
-
-    index: int
-    """Number within the search, from 0."""
-    layers: tuple[str, ...]
-    """Decided layers, in order."""
-    actions: tuple[float, ...]
-    """Actions as given, in [-1, 1]."""
-    values: tuple[float, ...]
-    """Executed pruning rates or bits."""
-    accuracy: float | None
-    """Final validation accuracy; None when the episode failed."""
-    reward: float
-    """Sum of rewards."""
-    cost: float
-    """Final cost: MACs when pruning, bytes when quantizing."""
-    dense_macs: int
-    """Multiply-accumulates per image."""
-    dense_params: int
-    """Parameters as stored."""
-    sparse_macs: int
-    """Multiply-accumulates by non-zero weights."""
-    sparse_params: int
-    """Non-zero parameters."""
-    n_evaluations: int
-    """Distinct networks whose accuracy the search had asked for by then."""
-    seconds: float
-    """Wall-clock time of the episode."""
-    error: str | None = None
-    """Why the episode failed."""
-
-    def row(self) -> dict[str, Any]:
-        """Flatten into a CSV row, one column per layer."""
-        fields = asdict(self)
-        layers, values, actions = (fields.pop(k) for k in ("layers", "values", "actions"))
-        columns = {f"value:{layer}": v for layer, v in zip(layers, values, strict=True)}
-        return fields | columns | {"actions": format_actions(actions)}
-
-    @staticmethod
-    def from_state(state: dict[str, Any]) -> Episode:
-        """Make an episode again from what `dataclasses.asdict` has made of it."""
-        sequences = {name: tuple(state[name]) for name in ("layers", "actions", "values")}
-        return Episode(**(state | sequences))
-
-
-def format_actions(actions: Sequence[float]) -> str:
-    """Format actions for a CSV file; nine digits are enough for float32."""
-    return " ".join(f"{action:.9g}" for action in actions)
-
-
-@dataclass
-class _Unfinished:
-    """What is known of an episode before it ends."""
-
-    layers: list[str] = field(default_factory=list)
-    actions: list[float] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-    reward: float = 0.0
-    seconds: float = 0.0
-    """Up to the moment at which the state was taken that the episode goes on from."""
 
 
 class EpisodeLog(VecEnvWrapper):
@@ -110,7 +47,7 @@ class EpisodeLog(VecEnvWrapper):
         self.walk_length = len(venv.get_attr("walk")[0])
         self._evaluated: set[tuple[float, ...]] = set()
         self._n_spent, self._seconds_spent = 0, 0.0
-        self._unfinished = [_Unfinished() for _ in range(self.num_envs)]
+        self._unfinished = [UnfinishedEpisode() for _ in range(self.num_envs)]
         self._starts = [perf_counter()] * self.num_envs
         self._store_counts_before = self._store_counts()
 
@@ -144,44 +81,27 @@ class EpisodeLog(VecEnvWrapper):
         return observations, rewards, dones, infos
 
     def _begin(self, number: int) -> None:
-        self._unfinished[number] = _Unfinished()
+        self._unfinished[number] = UnfinishedEpisode()
         self._starts[number] = perf_counter()
 
-    def _note(self, now: _Unfinished, number: int, info: dict[str, Any]) -> None:
+    def _note(self, now: UnfinishedEpisode, number: int, info: dict[str, Any]) -> None:
         tried = (*now.values, info[self._value_name])
         if self._reward_at == "layer" or len(tried) == self.walk_length:
             self._evaluated.add(tried)
-        # What a VecEnv returns may be rounded to float32.
-        now.reward += info["reward_terms"]["reward"]
-        if "error" in info:
-            return
-        now.layers.append(info["layer"])
-        now.actions.append(float(self._sent[number][0]))
-        now.values.append(info[self._value_name])
+        now.note(float(self._sent[number][0]), info, self._value_name)
 
     def _finish(self, number: int, info: dict[str, Any]) -> Episode:
         now = self._unfinished[number]
-        seconds = now.seconds + perf_counter() - self._starts[number] + self._seconds_spent
-        self._seconds_spent = 0.0
-        episode = Episode(
+        episode = now.finished(
+            info,
             index=len(self.episodes),
-            layers=tuple(now.layers),
-            actions=tuple(now.actions),
-            values=tuple(now.values),
-            accuracy=None if math.isnan(info["accuracy"]) else info["accuracy"],
-            reward=now.reward,
-            cost=info["reward_terms"].get("cost", float("nan")),
-            dense_macs=info["dense_macs"],
-            dense_params=info["dense_params"],
-            sparse_macs=info["sparse_macs"],
-            sparse_params=info["sparse_params"],
             n_evaluations=self._n_spent + len(self._evaluated),
-            seconds=seconds,
-            error=info.get("error"),
+            seconds=now.seconds + perf_counter() - self._starts[number] + self._seconds_spent,
         )
+        self._seconds_spent = 0.0
         self.episodes.append(episode)
         # What Stable-Baselines3's Monitor would say, for the agent's own log.
-        info["episode"] = {"r": episode.reward, "l": len(now.layers), "t": seconds}
+        info["episode"] = {"r": episode.reward, "l": len(now.layers), "t": episode.seconds}
         self._begin(number)
         return episode
 
@@ -211,7 +131,7 @@ class EpisodeLog(VecEnvWrapper):
         """Go on from a state; return the observations that it stopped at, (n_envs, 9)."""
         self.episodes[:] = [Episode.from_state(episode) for episode in state["episodes"]]
         self._evaluated = {tuple(values) for values in state["evaluated"]}
-        self._unfinished = [_Unfinished(**episode) for episode in state["unfinished"]]
+        self._unfinished = [UnfinishedEpisode(**episode) for episode in state["unfinished"]]
         self.venv.reset()
         observations = [
             self.venv.env_method("restore_episode", environment, indices=number)[0]

@@ -16,49 +16,28 @@ as a search's length, in environment steps, is known only when it begins:
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FAMILIES", "HYPERPARAMETERS", "OWN", "check_settings", "stored_settings"]
+from experiments.common.stored import typed
+from experiments.search.entrants import ENTRANTS
+
+__all__ = ["HYPERPARAMETERS", "check_settings", "stored_settings"]
 
 HYPERPARAMETERS: dict[str, dict[str, Any]] = json.loads(
     Path(__file__).with_name("hyperparameters.json").read_text(encoding="utf-8")
 )
 """Settings by the agent that they were found for."""
 
-FAMILIES = {name: name for name in HYPERPARAMETERS} | {
-    "q_critic_ppo_q": "q_critic_ppo",
-    "kl_ppo": "ppo",
-    "cim_ppo": "ppo",
-    "trpo": "ppo",
-    "tqc": "sac",
-    "crossq": "sac",
-}
-"""Whose settings an agent has. The others have none: they keep their published defaults."""
-
-LACKS = {
-    "trpo": ("n_epochs", "ent_coef"),  # one step of conjugate gradients, no entropy bonus
-    # No target networks, and a higher learning rate is part of the method.
-    "crossq": ("learning_rate", "tau"),
-}
-"""Settings of its family that an agent does not have."""
-
-OWN = {
-    # The coefficient of its penalty follows the divergence, as that of `kl_ppo` does: a fixed one
-    # hardly lets the policy move (docs/control.md).
-    "cim_ppo": {"kl_target": 0.01},
-}
-"""Settings of an agent that its family does not have, and were not searched for."""
-
 
 def stored_settings(agent: str) -> dict[str, Any]:
     """Return the hyper-parameters of an agent by name; none for agents without a family."""
-    if agent not in FAMILIES:
+    entrant = ENTRANTS.get(agent)
+    if entrant is None or entrant.family is None:
         return {}
-    stored = HYPERPARAMETERS[FAMILIES[agent]] | OWN.get(agent, {})
-    return {name: value for name, value in stored.items() if name not in LACKS.get(agent, ())}
+    stored = HYPERPARAMETERS[entrant.family] | dict(entrant.own)
+    return {name: value for name, value in stored.items() if name not in entrant.lacks}
 
 
 def check_settings(agent: str, settings: Mapping[str, Any]) -> None:
@@ -72,17 +51,9 @@ def check_settings(agent: str, settings: Mapping[str, Any]) -> None:
         if name not in stored:
             valid = ", ".join(stored) or "none"
             raise ValueError(f"unknown setting {name!r} of {agent}; valid: {valid}")
-        expected = _expected(stored[name], value)
-        if expected is not None:
-            raise ValueError(f"setting {name} of {agent} must be {expected}, got {value!r}")
-
-
-def _expected(stored: Any, value: Any) -> str | None:
-    """Return what a value should be, or None if it is of the kind of the stored one."""
-    if isinstance(stored, str):
-        return None if isinstance(value, str) else "a text"
-    if isinstance(stored, int):
-        is_right = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        return None if is_right else "a whole number, 1 or more"
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return None if is_number and math.isfinite(value) else "a number"
+        try:
+            typed(type(stored[name]), value)
+        except TypeError as error:
+            raise ValueError(f"setting {name} of {agent} must be {error}") from None
+        if isinstance(stored[name], int) and value < 1:
+            raise ValueError(f"setting {name} of {agent} must be 1 or more, got {value}")

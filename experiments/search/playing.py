@@ -1,30 +1,41 @@
-"""One episode without exploration, and what it comes to."""
+"""Episodes, and how one is played: by a policy without exploration, or by given actions."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, field, replace
+from time import perf_counter
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
 from compress_env.envs.base import LayerwiseCompressionEnv
-from experiments.search.policies import Script, StagePolicy
+from experiments.common.stored import restore
+from experiments.search.policies import Script
 
-__all__ = ["Played", "play", "play_actions"]
+__all__ = ["Episode", "UnfinishedEpisode", "format_actions", "play", "play_actions"]
 
 
-class Played(NamedTuple):
-    """One episode."""
+@dataclass(frozen=True)
+class Episode:
+    """One finished episode."""
 
+    index: int
+    """Number within the search, from 0."""
+    layers: tuple[str, ...]
+    """Decided layers, in order."""
     actions: tuple[float, ...]
-    """In [-1, 1], one for each layer."""
-    accuracy: float
-    """Validation accuracy of the network; NaN when the episode failed."""
+    """Actions as given, in [-1, 1]; that at which the episode failed too."""
+    values: tuple[float, ...]
+    """Executed pruning rates or bits."""
+    accuracy: float | None
+    """Final validation accuracy; None when the episode failed."""
     reward: float
     """Sum of rewards."""
     cost: float
-    """Multiply-accumulates per image when pruning, bytes when quantizing; NaN when it failed."""
+    """Final cost: MACs when pruning, bytes when quantizing."""
     dense_macs: int
     """Multiply-accumulates per image."""
     dense_params: int
@@ -33,37 +44,105 @@ class Played(NamedTuple):
     """Multiply-accumulates by non-zero weights."""
     sparse_params: int
     """Non-zero parameters."""
+    n_evaluations: int
+    """Distinct networks whose accuracy the search had asked for by then."""
+    seconds: float
+    """Wall-clock time of the episode."""
+    error: str | None = None
+    """Why the episode failed."""
+
+    def row(self) -> dict[str, Any]:
+        """Flatten into a CSV row, one column per layer."""
+        fields = asdict(self)
+        layers, values, actions = (fields.pop(k) for k in ("layers", "values", "actions"))
+        columns = {f"value:{layer}": v for layer, v in zip(layers, values, strict=True)}
+        return fields | columns | {"actions": format_actions(actions)}
+
+    @staticmethod
+    def from_state(state: dict[str, Any]) -> Episode:
+        """Make an episode again from what `dataclasses.asdict` has made of it.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        cost = state["cost"]
+        failed = cost != cost  # NaN: it has none
+        return replace(restore(Episode, state | {"cost": 0.0 if failed else cost}), cost=cost)
 
 
-def play(env: LayerwiseCompressionEnv, policy: PolicyPredictor) -> Played:
+def format_actions(actions: Sequence[float]) -> str:
+    """Format actions for a CSV file; nine digits are enough for float32."""
+    return " ".join(f"{action:.9g}" for action in actions)
+
+
+@dataclass
+class UnfinishedEpisode:
+    """What is known of an episode before it ends."""
+
+    layers: list[str] = field(default_factory=list)
+    actions: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    reward: float = 0.0
+    seconds: float = 0.0
+    """Up to the moment at which the state was taken that the episode goes on from."""
+
+    def note(self, action: float, info: dict[str, Any], value_name: str) -> None:
+        """Take note of a step.
+
+        Args:
+            action: In [-1, 1].
+            info: What the environment has said of it.
+            value_name: What the executed value is called there.
+        """
+        self.actions.append(action)
+        # What a VecEnv returns may be rounded to float32.
+        self.reward += info["reward_terms"]["reward"]
+        if "error" not in info:
+            self.layers.append(info["layer"])
+            self.values.append(info[value_name])
+
+    def finished(
+        self, info: dict[str, Any], *, index: int, n_evaluations: int, seconds: float
+    ) -> Episode:
+        """Return the episode; `info` is of its last step, the rest as in `Episode`."""
+        return Episode(
+            index=index,
+            layers=tuple(self.layers),
+            actions=tuple(self.actions),
+            values=tuple(self.values),
+            accuracy=None if math.isnan(info["accuracy"]) else info["accuracy"],
+            reward=self.reward,
+            cost=info["reward_terms"].get("cost", math.nan),
+            dense_macs=info["dense_macs"],
+            dense_params=info["dense_params"],
+            sparse_macs=info["sparse_macs"],
+            sparse_params=info["sparse_params"],
+            n_evaluations=n_evaluations,
+            seconds=seconds,
+            error=info.get("error"),
+        )
+
+
+def play(env: LayerwiseCompressionEnv, policy: PolicyPredictor) -> Episode:
     """Let a policy act for one episode; the environment then holds its network.
 
     Args:
         env: The environment.
         policy: Asked for its deterministic actions, on batches of one observation.
     """
-    observation, _ = env.reset()
-    actions: list[float] = []
-    reward, ended = 0.0, False
+    start, now, ended = perf_counter(), UnfinishedEpisode(), False
+    observation, before = env.reset()
     while not ended:
         batch, _ = policy.predict(observation[None], deterministic=True)
         action = np.asarray(batch, np.float32)[0]
         observation, _, ended, _, info = env.step(action)
-        actions.append(float(action[0]))
-        reward += info["reward_terms"]["reward"]
-    return Played(
-        actions=tuple(actions),
-        accuracy=info["accuracy"],
-        reward=reward,
-        cost=info["reward_terms"].get("cost", float("nan")),
-        dense_macs=info["dense_macs"],
-        dense_params=info["dense_params"],
-        sparse_macs=info["sparse_macs"],
-        sparse_params=info["sparse_params"],
-    )
+        now.note(float(action[0]), info, env.value_name)
+    n_evaluations = info["n_evaluations"] - before["n_evaluations"]
+    seconds = perf_counter() - start
+    return now.finished(info, index=0, n_evaluations=n_evaluations, seconds=seconds)
 
 
-def play_actions(env: LayerwiseCompressionEnv, actions: Sequence[float]) -> Played:
+def play_actions(env: LayerwiseCompressionEnv, actions: Sequence[float]) -> Episode:
     """Take given actions; the environment then holds their network.
 
     Raises:
@@ -71,7 +150,7 @@ def play_actions(env: LayerwiseCompressionEnv, actions: Sequence[float]) -> Play
     """
     try:
         if len(actions) <= len(env.walk):
-            return play(env, Script(StagePolicy((), (), tuple(actions))))
+            return play(env, Script(actions))
     except StopIteration:
         pass
     raise ValueError(f"expected {len(env.walk)} actions, one for each layer, got {len(actions)}")

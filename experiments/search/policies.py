@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,9 +78,9 @@ def _read_stage(stage: str, entry: Any) -> StagePolicy:
 class Script:
     """Takes given actions one after the other, behind Stable-Baselines3's ``predict``."""
 
-    def __init__(self, policy: StagePolicy) -> None:
+    def __init__(self, actions: Sequence[float]) -> None:
         """Begin with the first action."""
-        self._actions = iter(policy.actions)
+        self._actions = iter(actions)
 
     def predict(
         self,

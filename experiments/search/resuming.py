@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
-from agents import Random
+from agents import OverestimationCallback, Random
 from experiments.common.run_folder import RunFolder
-from experiments.common.stored import restore
 from experiments.search.agent_state import agent_state, restore_agent
 from experiments.search.episodes import Episode, EpisodeLog, run_learner, run_policy
 
@@ -30,23 +28,9 @@ def read_finished(folder: RunFolder, name: str) -> list[Episode] | None:
     if saved is None:
         return None
     with folder.using(name):
-        return _episodes(saved["episodes"]) if saved["is_finished"] else None
-
-
-def _episodes(states: Any) -> list[Episode]:
-    """Make episodes again from what a file holds of them.
-
-    Raises:
-        ValueError: If they are something else.
-    """
-    return [_episode(state) for state in states]
-
-
-def _episode(state: dict[str, Any]) -> Episode:
-    cost = state["cost"]
-    failed = cost != cost  # which has no cost
-    restore(Episode, state | {"cost": 0.0 if failed else cost})
-    return Episode.from_state(state)
+        if not saved["is_finished"]:
+            return None
+        return [Episode.from_state(state) for state in saved["episodes"]]
 
 
 class ResumableSearch:
@@ -71,9 +55,6 @@ class ResumableSearch:
         self._folder = folder
         self._saved = folder.read_state(name)
         self._next_save = 0.0
-        if self._saved is not None:
-            with folder.using(name):
-                _episodes(self._saved["log"]["episodes"])
 
     def learn(
         self,
@@ -81,8 +62,7 @@ class ResumableSearch:
         n_episodes: int,
         n_evaluations: int | None = None,
         *,
-        callbacks: Sequence[BaseCallback] = (),
-        beside: Outcome = dict,
+        watch: OverestimationCallback | None = None,
         outcome: Outcome = dict,
     ) -> None:
         """Let an agent learn on the log until there are enough episodes or evaluations.
@@ -91,21 +71,23 @@ class ResumableSearch:
             agent: Built as it was when the search began.
             n_episodes: Episodes, those before the resumption included.
             n_evaluations: Evaluations after which it ends sooner.
-            callbacks: Called at each step.
-            beside: Called with each save; what it returns is kept beside the agent.
+            watch: Called at each step; what it has seen is kept beside the agent.
             outcome: Called when the search is over; what it returns is kept with the episodes.
         """
         if self._saved is not None:
             with self._folder.using(self._name):
                 self._log.restore(self._saved["log"])
                 restore_agent(agent, self._saved["agent"])
+                if watch is not None:
+                    watch.restore(self._saved["beside"])
+        beside = dict if watch is None else watch.state
         run_learner(
             agent,
             self._log,
             n_episodes,
             lambda: self._save(lambda: {"agent": agent_state(agent), "beside": beside()}),
             n_evaluations=n_evaluations,
-            callbacks=callbacks,
+            callbacks=[] if watch is None else [watch],
         )
         self.finish(outcome)
 

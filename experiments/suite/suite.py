@@ -1,6 +1,6 @@
 """Measure the deep tasks of the suite: their baselines, uniform compression and random search.
 
-    python -m experiments.suite --n-random 30
+    python -m experiments.suite --episodes 30
 
 prints a Markdown table: what is fixed in each task, the accuracies of the unpruned network on test
 and validation images, and on validation images those of the network that uniform compression leads
@@ -11,6 +11,7 @@ baseline anew by its recipe, and adds the CPU seconds of that.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from statistics import median
@@ -24,11 +25,14 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 from agents import Random
 from compress_env.data.bundle import load_data
 from compress_env.envs.base import LayerwiseCompressionEnv
+from compress_env.names import check_name
 from compress_env.networks.models import RECIPES, build_model, train_by_recipe
-from compress_env.suite import SUITE, SuiteTask, describe_suite
+from compress_env.suite import SUITE, describe_suite
 from experiments.common.checks import check_lowest
 from experiments.common.command import run_command
+from experiments.common.say import say
 from experiments.compress.report import format_markdown
+from experiments.search.names import short_name, task_id
 from experiments.search.playing import play
 from experiments.search.uniform import uniform_policy
 
@@ -41,11 +45,9 @@ MEASURED = ("test %", "validation %", "uniform %", "random %", "s / episode")
 class Config:
     """What is measured."""
 
-    tasks: tuple[str, ...] = tuple(
-        task.id.partition("/")[2] for task in SUITE if "LeNet5" not in task.id
-    )
-    """Ids without their namespace."""
-    n_random: int = 30
+    task: tuple[str, ...] = tuple(task.id for task in SUITE if "LeNet5" not in task.id)
+    """Tasks, with or without their namespace."""
+    episodes: int = 30
     """Random episodes of each task."""
     seed: int = 0
     """Seed of the random episodes."""
@@ -59,37 +61,37 @@ def run(config: Config, console: Console) -> list[tuple[str, ...]]:
     Raises:
         ValueError: If a task is unknown or there is no random episode.
     """
-    check_lowest(config, 1, "n_random")
-    known = {task.id.partition("/")[2]: task for task in SUITE}
-    for name in config.tasks:
-        if name not in known:
-            raise ValueError(f"unknown task {name!r}; valid: {', '.join(known)}")
-    torch.set_num_threads(1)
+    check_lowest(config, 1, "episodes")
     described = {row["task"]: row for row in describe_suite()}
+    names = [short_name(name) for name in config.task]
+    for name in names:
+        check_name("task", name, described)
+    torch.set_num_threads(1)
     rows = []
-    for name in config.tasks:
-        measured = measure_task(known[name], config.n_random, config.seed)
+    for name in names:
+        say(console, f"{name}: {config.episodes} random episodes")
+        measured = measure_task(task_id(name), config.episodes, config.seed)
         if config.train:
             network = described[name]["network"], described[name]["data"]
             measured = (*measured, f"{_training_seconds(*network):.0f}")
         rows.append((*described[name].values(), *measured))
-        console.print(" ".join((name, *measured)), soft_wrap=True)
+        say(console, " ".join((name, *measured)))
     headings = (*next(iter(described.values())), *MEASURED)
     if config.train:
         headings = (*headings, "s / training")
-    console.print(format_markdown(headings, rows), soft_wrap=True)
+    say(console, format_markdown(headings, rows))
     return rows
 
 
-def measure_task(task: SuiteTask, n_random: int, seed: int) -> tuple[str, ...]:
+def measure_task(task: str, n_episodes: int, seed: int) -> tuple[str, ...]:
     """Return the measured cells of a task's row, as in `MEASURED`."""
-    env = gym.make(task.id, device="cpu").unwrapped
+    env = gym.make(task, device="cpu").unwrapped
     assert isinstance(env, LayerwiseCompressionEnv)
     whole = env.task.model
     uniform = uniform_policy(env)
     random = Random(env.observation_space, env.action_space, seed)
     uniform_accuracy, _ = _play(env, uniform)
-    episodes = [_play(env, random) for _ in range(n_random)]
+    episodes = [_play(env, random) for _ in range(n_episodes)]
     accuracies = [accuracy for accuracy, _ in episodes]
     worst, middle, best = min(accuracies), median(accuracies), max(accuracies)
     return (
@@ -104,7 +106,8 @@ def measure_task(task: SuiteTask, n_random: int, seed: int) -> tuple[str, ...]:
 def _play(env: LayerwiseCompressionEnv, policy: PolicyPredictor) -> tuple[float, float]:
     """Return the accuracy that an episode ends with, and its CPU seconds."""
     start = process_time()
-    return play(env, policy).accuracy, process_time() - start
+    accuracy = play(env, policy).accuracy
+    return math.nan if accuracy is None else accuracy, process_time() - start
 
 
 @cache

@@ -42,10 +42,12 @@ EXPERIMENTS = {
         ("model", "dataset", "algo", "method", "flops_budget", "size_budget", "seed"),
     ),
     "control": Experiment(control.Config, control.run, ("agent", "task", "seed")),
-    "trial": Experiment(trial.Config, trial.run, ("agent", "task", "seed")),
+    "trial": Experiment(trial.Config, trial.run, ("algo", "task", "seed")),
 }
 """Experiments whose runs can be cells, by name."""
 
+COLUMNS = {("trial", "algo"): "agent", ("control", "algo"): "agent"}
+"""What the columns of settings are called, by experiment and setting, where it is otherwise."""
 LABELS = {"flops_budget": "flops", "size_budget": "size", "seed": "seed"}
 
 
@@ -62,7 +64,9 @@ class Cell(NamedTuple):
     def columns(self) -> dict[str, Any]:
         """Return what tells its rows from those of other cells."""
         grid = EXPERIMENTS[self.experiment].grid
-        settings = {key: getattr(self.config, key) for key in grid}
+        settings = {
+            COLUMNS.get((self.experiment, key), key): getattr(self.config, key) for key in grid
+        }
         return {"experiment": self.experiment, **settings, "cell": f"cells/{self.name}"}
 
 

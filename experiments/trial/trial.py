@@ -1,6 +1,6 @@
 """One agent searches one registered task from one seed, for a number of network evaluations.
 
-`python -m experiments.trial --agent ppo --task compress_env/PruneLeNet5Digits-v0` leaves a run
+`python -m experiments.trial --algo ppo --task PruneLeNet5Digits-v0` leaves a run
 folder: every episode in `episodes.csv`, what a critic promised and what was earned in
 `overestimation.csv`, and in `table.csv` the network of the best episode by reward with the actions
 that lead to it, its test accuracy, and what the final policy does without exploration. An agent is
@@ -21,9 +21,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium as gym
+import tyro
 from rich.console import Console
 from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -31,7 +32,6 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-import compress_env  # noqa: F401  # registers the tasks
 from agents.overestimation import OverestimationCallback, OverestimationRecord
 from compress_env.envs.base import LayerwiseCompressionEnv
 from experiments.common.checks import check_lowest, read_object
@@ -41,48 +41,40 @@ from experiments.common.inputs import data_digest, file_digest, network_digest
 from experiments.common.progress import SearchProgress
 from experiments.common.run_folder import RunFolder
 from experiments.common.stored import typed
-from experiments.search.algorithms import SINGLE
-from experiments.search.entrants import (
-    Learner,
-    blaming,
-    check_agent,
-    goes_on,
-    make_agent,
-    source_of,
-)
-from experiments.search.episodes import (
-    Episode,
-    EpisodeLog,
-    best_episode,
-    format_actions,
-    is_over,
-    run_policy,
-)
+from experiments.search.algorithms import Learner, make_agent
+from experiments.search.entrants import ACCEPTED, SINGLE, check_agent, goes_on
+from experiments.search.episodes import EpisodeLog, best_episode, is_over, run_policy
+from experiments.search.foreign import blaming, source_of
 from experiments.search.hyperparameters import check_settings, stored_settings
-from experiments.search.playing import play, play_actions
+from experiments.search.names import full_name, task_id
+from experiments.search.playing import Episode, format_actions, play, play_actions
 from experiments.search.resuming import ResumableSearch, read_finished
 
-__all__ = ["Config", "main", "make_task", "run"]
+__all__ = ["Config", "columns_of_best", "main", "make_task", "run"]
 
 STATE = "search"
 WITH_CRITIC = (OnPolicyAlgorithm, TD3, SAC)
 REPEATS = 3
 """Episodes allowed for each one that the evaluations suffice for: agents repeat networks."""
+OF_BEST = {"validation_accuracy": "accuracy"} | {
+    name: name
+    for name in ("reward", "cost", "dense_macs", "dense_params", "sparse_macs", "sparse_params")
+}
+"""Columns of `table.csv` that are of the best episode, and what they are called of an episode."""
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of a trial."""
 
-    agent: str = "random"
-    """A name, or my_module:MyAgent."""
+    algo: Annotated[str, tyro.conf.arg(help=f"Agent: {ACCEPTED}.")] = "random"
     task: str = "compress_env/PruneLeNet5Digits-v0"
-    """Gymnasium id of a task of compress_env."""
+    """Task of compress_env, with or without its namespace."""
     seed: int = 0
     """Seed of the agent; the task keeps its own."""
-    n_evaluations: int | None = 300
+    evaluations: int | None = 300
     """Distinct networks whose accuracy may be asked for; None for no such limit."""
-    n_episodes: int | None = None
+    episodes: int | None = None
     """Most episodes; three times as many as the evaluations would suffice for when not given."""
     env_kwargs: str = "{}"
     """Keyword arguments of the environment in place of the task's own, a JSON object."""
@@ -98,25 +90,30 @@ class Config:
     resume: Path | None = None
     """Run folder of a stopped trial to go on with."""
 
+    def __post_init__(self) -> None:
+        """Put the namespace before the task where it is missing."""
+        object.__setattr__(self, "task", full_name(self.task))
+
     def check(self) -> None:
-        """Check everything but the task.
+        """Check everything but the keyword arguments of the task.
 
         Raises:
             ValueError: If a setting is wrong.
             ImportError: If the agent's module, or a package that it needs, cannot be imported.
         """
-        check_agent(self.agent)
+        check_agent(self.algo)
+        task_id(self.task, others=True)
         check_lowest(self, 0, "seed")
-        for name in ("n_evaluations", "n_episodes"):
+        for name in ("evaluations", "episodes"):
             if getattr(self, name) is not None:
                 check_lowest(self, 1, name)
-        if self.n_evaluations is None and self.n_episodes is None:
-            raise ValueError("expected n_evaluations or n_episodes, got neither")
-        if self.options().get("transition_noise"):
+        if self.evaluations is None and self.episodes is None:
+            raise ValueError("expected evaluations or episodes, got neither")
+        if read_object(self, "env_kwargs").get("transition_noise"):
             raise ValueError(
                 "a trial cannot have transition_noise: its best network could not be made again"
             )
-        check_settings(self.agent, self.hyperparameters())
+        check_settings(self.algo, read_object(self, "settings"))
 
     def complete(self) -> Config:
         """Return the same trial with every hyper-parameter in `settings`.
@@ -126,24 +123,8 @@ class Config:
         Raises:
             ValueError: If `settings` are no JSON object.
         """
-        given = stored_settings(self.agent) | self.hyperparameters()
+        given = stored_settings(self.algo) | read_object(self, "settings")
         return dataclasses.replace(self, settings=json.dumps(given))
-
-    def options(self) -> dict[str, Any]:
-        """Return the keyword arguments of the environment.
-
-        Raises:
-            ValueError: If they are no JSON object.
-        """
-        return read_object(self, "env_kwargs")
-
-    def hyperparameters(self) -> dict[str, Any]:
-        """Return the hyper-parameters that replace stored ones.
-
-        Raises:
-            ValueError: If they are no JSON object.
-        """
-        return read_object(self, "settings")
 
 
 def make_task(config: Config, **options: Any) -> LayerwiseCompressionEnv:
@@ -157,11 +138,12 @@ def make_task(config: Config, **options: Any) -> LayerwiseCompressionEnv:
         ValueError: If there is no such task, or it does not take the arguments.
         FileNotFoundError: If data are not there.
     """
-    given = config.options() | options
+    given = read_object(config, "env_kwargs") | options
     if config.data_root is not None:
         given["data_root"] = config.data_root
     try:
-        env = gym.make(config.task, disable_env_checker=True, **given).unwrapped
+        task = task_id(config.task, others=True)
+        env = gym.make(task, disable_env_checker=True, **given).unwrapped
     except (gym.error.Error, TypeError) as error:
         reason = error.__context__ or error  # Gymnasium adds all arguments to a TypeError
         raise ValueError(f"cannot make the task {config.task!r}: {reason}") from None
@@ -187,17 +169,17 @@ class Trial:
         self._hold_to_inputs()
         n_layers = len(self.env.walk)
         per_episode = n_layers if self.env.reward_at == "layer" else 1
-        limits = [config.n_episodes or math.inf, math.inf]
-        if config.n_evaluations is not None:
-            limits[1] = math.ceil(config.n_evaluations / per_episode)
+        limits = [config.episodes or math.inf, math.inf]
+        if config.evaluations is not None:
+            limits[1] = math.ceil(config.evaluations / per_episode)
         self._n_steps = int(min(limits)) * n_layers
-        self._n_episodes = config.n_episodes or REPEATS * int(limits[1])
+        self._n_episodes = config.episodes or REPEATS * int(limits[1])
 
     def _hold_to_inputs(self) -> None:
         """Check that a stopped trial goes on with the network, the images and the code it had."""
         task = self.env.task
         inputs = {"network": network_digest(task.model), "data": data_digest(task.data)}
-        source = source_of(self.config.agent)
+        source = source_of(self.config.algo)
         if source is not None:
             inputs["agent"] = file_digest(source)
         self.folder.hold_to(inputs)
@@ -206,61 +188,51 @@ class Trial:
         """Search, or go on with what a stopped trial has left.
 
         Returns:
-            All episodes, and what else is known of the agent.
+            All episodes, and what else is known of the agent: see `_outcome`.
         """
-        episodes = read_finished(self.folder, STATE)
-        if episodes is None:
+        if read_finished(self.folder, STATE) is None:
             config = self.config
-            label = f"{config.agent}: {config.task}, seed {config.seed}"
-            total = 1 if config.agent in SINGLE else self._n_steps // len(self.env.walk)
+            label = f"{config.algo}: {config.task}, seed {config.seed}"
+            total = 1 if config.algo in SINGLE else self._n_steps // len(self.env.walk)
             progress = SearchProgress(label, total, self.folder, console, tensorboard=False)
             with progress.shown():
                 self._run(progress)
-            episodes = read_finished(self.folder, STATE)
-        state = self.folder.read_state(STATE)
+        episodes, state = read_finished(self.folder, STATE), self.folder.read_state(STATE)
         assert episodes is not None and state is not None
         with self.folder.using(STATE):
             return episodes, _checked_outcome(state["outcome"])
 
     def _run(self, progress: SearchProgress) -> None:
-        config, n_episodes, n_evaluations = self.config, self._n_episodes, self.config.n_evaluations
+        name, limits = self.config.algo, (self._n_episodes, self.config.evaluations)
 
         def advance(episode: Episode, log: EpisodeLog) -> None:
             progress.advance(episode, log)
-            if not goes_on(config.agent) and is_over(log.episodes, n_episodes, n_evaluations):
+            if not goes_on(name) and is_over(log.episodes, *limits):
                 raise _SearchOver
 
         log = EpisodeLog(DummyVecEnv([lambda: self.env]), advance)
         search = ResumableSearch(STATE, log, self.folder)
         agent = make_agent(
-            config.agent,
+            name,
             self.env,
             log,
             n_steps=self._n_steps,
-            seed=config.seed,
-            settings=config.hyperparameters(),
+            seed=self.config.seed,
+            settings=read_object(self.config, "settings"),
         )
-        watch = self._watch(agent)
+        has_critic = goes_on(name) and isinstance(agent, WITH_CRITIC)
+        watch = OverestimationCallback() if has_critic else None
         outcome = partial(self._outcome, agent, watch)
-        if not goes_on(config.agent):
-            with blaming(config.agent):
+        if not goes_on(name):
+            with blaming(name):
                 self._run_unknown(agent, log)
                 played = outcome()
             search.finish(lambda: played)
         elif isinstance(agent, BaseAlgorithm):
-            callbacks = [] if watch is None else [watch]
-            beside = dict if watch is None else watch.state
-            search.learn(
-                agent,
-                n_episodes,
-                n_evaluations,
-                callbacks=callbacks,
-                beside=beside,
-                outcome=outcome,
-            )
+            search.learn(agent, *limits, watch=watch, outcome=outcome)
         else:
-            limit = 1 if config.agent in SINGLE else n_episodes
-            search.act(agent, limit, n_evaluations, outcome=outcome)
+            limit = 1 if name in SINGLE else self._n_episodes
+            search.act(agent, limit, self.config.evaluations, outcome=outcome)
 
     def _run_unknown(self, agent: Any, log: EpisodeLog) -> None:
         """Run an agent that nothing is known of but its methods."""
@@ -270,23 +242,17 @@ class Trial:
             else:
                 run_policy(agent, log, n_episodes=self._n_episodes)
 
-    def _watch(self, agent: Any) -> OverestimationCallback | None:
-        """Return what compares a critic's values with returns, and what it has seen by now."""
-        if not goes_on(self.config.agent) or not isinstance(agent, WITH_CRITIC):
-            return None
-        watch = OverestimationCallback()
-        saved = self.folder.read_state(STATE)
-        if saved is not None:
-            with self.folder.using(STATE):
-                watch.restore(saved["beside"])
-        return watch
-
     def _outcome(
         self, agent: PolicyPredictor, watch: OverestimationCallback | None
     ) -> dict[str, Any]:
         """Return what the agent does without exploration, in plain Python values."""
-        records = [] if watch is None else watch.state()["records"]
-        return play(self.env, agent)._asdict() | {"records": records}
+        episode = play(self.env, agent)
+        return {
+            "reward": episode.reward,
+            "accuracy": math.nan if episode.accuracy is None else episode.accuracy,
+            "actions": episode.actions,
+            "records": [] if watch is None else watch.state()["records"],
+        }
 
 
 def _checked_outcome(outcome: Mapping[str, Any]) -> dict[str, Any]:
@@ -354,16 +320,7 @@ def _row(
     """Return the row of `table.csv`; only the best network meets the test images."""
     best = best_episode(episodes)
     play_actions(env, best.actions)
-    return {
-        "validation_accuracy": best.accuracy,
-        "test_accuracy": env.task.accuracy(env.compressed_model(), "test"),
-        "reward": best.reward,
-        "cost": best.cost,
-        "cost_fraction": best.cost / env.unpruned.cost_high,
-        "dense_macs": best.dense_macs,
-        "dense_params": best.dense_params,
-        "sparse_macs": best.sparse_macs,
-        "sparse_params": best.sparse_params,
+    return columns_of_best(env, best) | {
         "actions": format_actions(best.actions),
         "best_reward": best.reward,
         "final_reward": outcome["reward"],
@@ -373,6 +330,14 @@ def _row(
         "n_evaluations": episodes[-1].n_evaluations,
         "n_episodes": len(episodes),
         "seconds": sum(episode.seconds for episode in episodes),
+    }
+
+
+def columns_of_best(env: LayerwiseCompressionEnv, episode: Episode) -> dict[str, Any]:
+    """Return what `table.csv` says of the best episode, whose network `env` holds."""
+    return {column: getattr(episode, name) for column, name in OF_BEST.items()} | {
+        "test_accuracy": env.task.accuracy(env.compressed_model(), "test"),
+        "cost_fraction": episode.cost / env.unpruned.cost_high,
     }
 
 

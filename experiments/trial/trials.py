@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,26 +12,26 @@ from typing import Any
 import gymnasium as gym
 import pandas as pd
 from rich.console import Console
-from torch import nn
 
-from compress_env.networks.checkpoints import load_checkpoint, same_weights, save_checkpoint
+from experiments.common.checks import read_object
 from experiments.common.command import Interrupted
+from experiments.common.say import say
 from experiments.common.stored import own_name, parse, read_table
 from experiments.sweep.cells import Cell
 from experiments.sweep.cells_work import work_on
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.pools import LocalPool, Outcome
+from experiments.trial import networks
+from experiments.trial.networks import stored_digest, weights_digest
+from experiments.trial.trial import OF_BEST, make_task
 from experiments.trial.trial import Config as Trial
-from experiments.trial.trial import make_task
 
 __all__ = [
     "NUMBERS",
     "TOLERANCE",
-    "network_path",
     "read_trials",
     "run_trials",
     "save_networks",
-    "short_name",
     "with_stored",
 ]
 
@@ -43,15 +41,9 @@ TOLERANCE = 1e-9
 STORE = "transitions.sqlite"
 """File in the folder that keeps what steps lead to."""
 NUMBERS = (
-    "validation_accuracy",
+    *OF_BEST,
     "test_accuracy",
-    "reward",
-    "cost",
     "cost_fraction",
-    "dense_macs",
-    "dense_params",
-    "sparse_macs",
-    "sparse_params",
     "best_reward",
     "final_reward",
     "final_accuracy",
@@ -78,16 +70,16 @@ def with_stored(folder: SweepFolder, cells: Sequence[Cell]) -> list[Cell]:
     for cell in cells:
         cell.config.check()
     stored = folder.stored_cells() if folder.marker.exists() else []
-    named = {value for cell in cells for value in (cell.config.agent, cell.config.task)}
+    named = {value for cell in cells for value in (cell.config.algo, cell.config.task)}
     others = folder.trusted([cell for cell in stored if cell.name not in names], named)
     both = [*cells, *others]
-    used = {cell.config.agent: cell.config.settings for cell in stored}
+    used = {cell.config.algo: cell.config.settings for cell in stored}
     for cell in cells:
-        then = used.get(cell.config.agent, cell.config.settings)
+        then = used.get(cell.config.algo, cell.config.settings)
         if then != cell.config.settings:
             raise ValueError(
                 f"{str(folder.path)!r} was made with hyper-parameters {then} of "
-                f"{cell.config.agent}, got {cell.config.settings}"
+                f"{cell.config.algo}, got {cell.config.settings}"
             )
     folder.check(both)
     return both
@@ -98,7 +90,7 @@ def _share(folder: SweepFolder, cell: Cell) -> Cell:
 
     Elsewhere the scored networks, of deep walks, hardly ever repeat.
     """
-    given = gym.spec(cell.config.task).kwargs | cell.config.options()
+    given = gym.spec(cell.config.task).kwargs | read_object(cell.config, "env_kwargs")
     if cell.config.store is not None or given.get("reward_at", "layer") != "layer":
         return cell
     return cell._replace(config=replace(cell.config, store=folder.path / STORE))
@@ -140,37 +132,17 @@ def save_networks(cells: Sequence[Cell], folder: SweepFolder, console: Console) 
     models = {}
     waiting = [cell for cell in cells if not folder.finished(cell.name)]
     for task, config in {cell.config.task: cell.config for cell in waiting}.items():
-        path, model = network_path(folder.path, task), make_task(config).task.model
-        if not path.exists():
-            console.print(f"{task}: the network before compression", markup=False, highlight=False)
+        model, stored = make_task(config).task.model, stored_digest(folder.path, task)
+        if stored is None:
+            say(console, f"{task}: the network before compression")
             models[task] = model
-        elif not _are_stored(model, path):
+        elif stored != weights_digest(model):
             raise ValueError(
                 f"{task} starts from another network here than the trials in {str(folder.path)!r}; "
                 "choose another folder"
             )
     with folder.open(cells):
-        for task, model in models.items():
-            path = network_path(folder.path, task)
-            path.parent.mkdir(exist_ok=True)
-            save_checkpoint(model, path)
-
-
-def _are_stored(model: nn.Module, path: Path) -> bool:
-    """Tell whether a file holds the weights of a network, to the last bit."""
-    other = copy.deepcopy(model)
-    load_checkpoint(other, path)
-    return same_weights(model.state_dict(), other.state_dict())
-
-
-def network_path(folder: Path, task: str) -> Path:
-    """Return the file of the network that a task starts from."""
-    return folder / "networks" / f"{re.sub(r'[^-.0-9A-Za-z]', '_', short_name(task))}.safetensors"
-
-
-def short_name(task: str) -> str:
-    """Return a task's id without its namespace."""
-    return task.removeprefix("compress_env/")
+        networks.save_networks(folder.path, models)
 
 
 def read_trials(path: Path) -> pd.DataFrame:
@@ -194,7 +166,7 @@ def read_trials(path: Path) -> pd.DataFrame:
         raise ValueError(f"{str(path)!r} holds no finished trials: {error}") from None
     return table.astype(dict.fromkeys(NUMBERS, float)).assign(
         seed=table["seed"].astype(int),
-        limit=pd.Series([config.n_evaluations for config in configs], dtype=float),
+        limit=pd.Series([config.evaluations for config in configs], dtype=float),
         env_kwargs=[config.env_kwargs for config in configs],
     )
 
@@ -208,10 +180,9 @@ def _settings_of(row: Mapping[Any, Any], cells: Mapping[str, Cell]) -> Trial:
     cell = cells.get(own_name(row["cell"]))
     if cell is None or not isinstance(cell.config, Trial):
         raise ValueError(f"sweep.json tells of no trial {row['cell']}")
-    for name in ("agent", "task", "seed"):
-        if row[name] != getattr(cell.config, name):
+    for name, value in cell.columns().items():
+        if name in ("agent", "task", "seed") and row[name] != value:
             raise ValueError(
-                f"{row['cell']} has {name}={row[name]!r} in sweep.csv, "
-                f"{getattr(cell.config, name)!r} in sweep.json"
+                f"{row['cell']} has {name}={row[name]!r} in sweep.csv, {value!r} in sweep.json"
             )
     return cell.config

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.common.intervals import format_mean
 from experiments.compress.report import format_markdown
-from experiments.search.hyperparameters import FAMILIES, HYPERPARAMETERS
+from experiments.search.entrants import ENTRANTS
+from experiments.search.hyperparameters import HYPERPARAMETERS
 from experiments.tables.tables import mean_interval
 from experiments.tune.study import Study, Tried
 
@@ -33,7 +35,7 @@ chosen one's mean is that of the best of a few.
 """
 ENDING = """
 `hyperparameters.json` beside this file holds all chosen settings; copied over
-`experiments/hyperparameters.json`, it is used by every experiment.
+`experiments/search/hyperparameters.json`, it is used by every experiment.
 """
 
 
@@ -90,7 +92,7 @@ def format_report(studies: Sequence[Study]) -> str:
 
 def _name(agent: str) -> str:
     """Return an agent with those that use the same settings."""
-    others = [name for name, family in FAMILIES.items() if family == agent and name != agent]
+    others = [name for name, each in ENTRANTS.items() if each.family == agent and name != agent]
     return agent + (f" ({', '.join(others)})" if others else "")
 
 
@@ -122,6 +124,7 @@ def draw_progress(studies: Sequence[Study]) -> Figure:
             markersize=3,
             label=study.agent,
         )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="set of settings", ylabel="best objective so far")
     axes.set_title("Search for hyper-parameters")
     figure.legend(loc="outside right upper")

@@ -5,9 +5,8 @@ A set of settings is as good as the searches that it leads to: see `anytime_accu
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from itertools import accumulate
 from pathlib import Path
@@ -21,8 +20,12 @@ from filelock import FileLock, Timeout
 from numpy.typing import ArrayLike
 from rich.console import Console
 
+from experiments.common.renamed import current_names
+from experiments.common.say import say
 from experiments.search.hyperparameters import stored_settings
+from experiments.search.names import short_name
 from experiments.trial import trial
+from experiments.tune.config import Config, import_optuna
 from experiments.tune.spaces import SPACES, Choice, Space
 
 __all__ = [
@@ -31,7 +34,6 @@ __all__ = [
     "Study",
     "Tried",
     "anytime_accuracy",
-    "import_optuna",
     "read_study",
     "score",
     "study_path",
@@ -53,31 +55,11 @@ Replays = dict[int, dict[str, list[float]]]
 class Job(NamedTuple):
     """What is searched for."""
 
-    agent: str
+    algo: str
     """One of `SPACES`."""
     folder: Path
     """Where the study is kept."""
-    n_trials: int
-    """Sets of settings."""
-    tasks: tuple[str, ...]
-    seeds: tuple[int, ...]
-    """Seeds of the agent during the search."""
-    replay_seeds: tuple[int, ...]
-    """Seeds with which the best are played again."""
-    n_evaluations: int
-    """Distinct networks that a search may evaluate."""
-    n_episodes: int
-    """Most episodes of a search."""
-    seed: int
-    """Seed of the sampler."""
-
-    def fixed(self) -> dict[str, Any]:
-        """Return what must stay the same when a study goes on, in JSON's types."""
-        names = ("tasks", "seeds", "replay_seeds", "n_evaluations", "n_episodes", "seed")
-        content: dict[str, Any] = json.loads(
-            json.dumps({name: getattr(self, name) for name in names})
-        )
-        return content
+    config: Config
 
 
 class Tried(NamedTuple):
@@ -117,18 +99,6 @@ class Study(NamedTuple):
         return self.tried[best]
 
 
-def import_optuna() -> Any:
-    """Return the package.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
-    try:
-        return importlib.import_module("optuna")
-    except ImportError:
-        raise ImportError("tune needs optuna: pip install 'compress-env[benchmark]'") from None
-
-
 def study_path(folder: Path, agent: str) -> Path:
     """Return the file of an agent's study, lines of JSON."""
     return folder / "studies" / f"{agent}.log"
@@ -166,20 +136,21 @@ def score(job: Job, settings: Mapping[str, Any], task: str, seed: int) -> float:
         ValueError: If a setting is wrong, or the agent's weights are no numbers any more.
         RuntimeError: If no episode has come to its end.
     """
+    limit = job.config.evaluations
     with TemporaryDirectory() as folder:
         config = trial.Config(
-            job.agent,
+            job.algo,
             task,
             seed,
-            n_evaluations=job.n_evaluations,
-            n_episodes=job.n_episodes,
+            evaluations=limit,
+            episodes=job.config.episodes,
             settings=json.dumps(dict(settings)),
             out=Path(folder) / "run",
         )
         trial.run(config, Console(file=StringIO()))
         episodes = pd.read_csv(Path(folder) / "run" / "episodes.csv")
     accuracies, rewards = episodes["accuracy"], episodes["reward"]
-    return anytime_accuracy(accuracies, rewards, episodes["n_evaluations"], job.n_evaluations)
+    return anytime_accuracy(accuracies, rewards, episodes["n_evaluations"], limit)
 
 
 def tune_agent(job: Job, console: Console) -> None:
@@ -190,7 +161,7 @@ def tune_agent(job: Job, console: Console) -> None:
             present hyper-parameters fail.
         ImportError: If Optuna is missing.
     """
-    path = study_path(job.folder, job.agent)
+    path = study_path(job.folder, job.algo)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(path.with_suffix(".lock"), timeout=0):
@@ -204,10 +175,8 @@ def tune_agent(job: Job, console: Console) -> None:
 
 def read_study(folder: Path, agent: str) -> Study:
     """Read what an agent's study holds."""
-    optuna = import_optuna()
-    path = study_path(folder, agent)
-    study = optuna.load_study(study_name=agent, storage=_storage(path))
-    return _read(agent, study)
+    storage = _storage(study_path(folder, agent))
+    return _read(agent, import_optuna().load_study(study_name=agent, storage=storage))
 
 
 def _read(agent: str, study: Any) -> Study:
@@ -229,18 +198,21 @@ def _open(path: Path, job: Job) -> Any:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         storage=_storage(path),
-        study_name=job.agent,
+        study_name=job.algo,
         direction="maximize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=N_STARTUP),
         load_if_exists=True,
     )
-    for name, now in job.fixed().items():
-        then = study.user_attrs.get(name, now)
+    fixed = job.config.fixed()
+    stored = current_names(study.user_attrs, fixed)
+    for name, now in fixed.items():
+        then = stored.get(name, now)
         if then != now:
             raise ValueError(f"study {str(path)!r} was made with {name}={then}, got {now}")
         study.set_user_attr(name, now)
-    for unfinished in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
-        study.tell(unfinished.number, state=optuna.trial.TrialState.FAIL)
+    states = optuna.trial.TrialState
+    for unfinished in study.get_trials(deepcopy=False, states=[states.RUNNING]):
+        study.tell(unfinished.number, state=states.FAIL)
     return study
 
 
@@ -251,18 +223,17 @@ def _search(study: Any, job: Job, console: Console) -> None:
     stopped goes on as it would have gone on.
     """
     optuna = import_optuna()
-    distributions = _distributions(SPACES[job.agent])
-    while len(tried := _tried(study)) < job.n_trials:
-        if not tried:
-            _try_present(study, job, distributions)
-        else:
-            seed = int(np.random.SeedSequence([job.seed, len(tried)]).generate_state(1)[0])
+    waiting = [optuna.trial.TrialState.WAITING]
+    while (number := len(_tried(study))) < job.config.n_trials:
+        if number == 0 and not study.get_trials(states=waiting):
+            study.enqueue_trial(stored_settings(job.algo))
+        if number > 0:
+            seed = int(np.random.SeedSequence([job.config.seed, number]).generate_state(1)[0])
             study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
-            _try(study, job, study.ask(distributions))
+        _try(study, job, number, console)
         last = _tried(study)[-1]
         shown = "" if last.objective is None else f" {last.objective:.4f}"
-        text = f"{job.agent}: set {last.number + 1} of {job.n_trials}: {last.state}{shown}"
-        console.print(text, soft_wrap=True, highlight=False)
+        say(console, f"{job.algo}: set {number + 1} of {job.config.n_trials}: {last.state}{shown}")
 
 
 def _distributions(space: Space) -> dict[str, Any]:
@@ -275,60 +246,48 @@ def _distributions(space: Space) -> dict[str, Any]:
     }
 
 
-def _try_present(study: Any, job: Job, distributions: dict[str, Any]) -> None:
-    """Play the present settings; they must not fail."""
-    means: list[float] = []
-
-    def note(mean: float) -> bool:
-        means.append(mean)
-        return False
-
-    settings = stored_settings(job.agent)
-    by_task = _play(job, settings, note)
-    finished = import_optuna().trial.create_trial(
-        params=settings,
-        distributions=distributions,
-        value=means[-1],
-        intermediate_values=dict(enumerate(means)),
-        user_attrs={"by_task": by_task},
-    )
-    study.add_trial(finished)
-
-
-def _try(study: Any, job: Job, asked: Any) -> None:
-    """Play a set of settings; a failure is the worst that can be."""
-    pruned = import_optuna().trial.TrialState.PRUNED
-    means: list[float] = []
-
-    def note(mean: float) -> bool:
-        asked.report(mean, len(means))
-        means.append(mean)
-        return len(means) < len(job.tasks) and bool(asked.should_prune())
-
+def _try(study: Any, job: Job, number: int, console: Console) -> None:
+    """Play a set of settings; a failure is the worst that can be, but the present ones may not."""
+    asked = study.ask(_distributions(SPACES[job.algo]))
+    by_task: dict[str, float] = {}
+    label = f"{job.algo}: set {number + 1} of {job.config.n_trials}"
     try:
-        by_task = _play(job, asked.params, note)
+        for task in job.config.task:
+            scores = _play(job, asked.params, task, job.config.seeds, label, console)
+            by_task[task] = float(np.mean(scores))
+            asked.report(_mean(by_task), len(by_task) - 1)
+            if len(by_task) < len(job.config.task) and asked.should_prune():
+                asked.set_user_attr("by_task", by_task)
+                study.tell(asked, state=import_optuna().trial.TrialState.PRUNED)
+                return
     except FAILURES as error:
+        if number == 0:
+            raise
         asked.set_user_attr("error", " ".join(str(error).split()))
         study.tell(asked, WORST)
         return
     asked.set_user_attr("by_task", by_task)
-    if len(by_task) < len(job.tasks):
-        study.tell(asked, state=pruned)
-    else:
-        study.tell(asked, means[-1])
+    study.tell(asked, _mean(by_task))
+
+
+def _mean(by_task: Mapping[str, float]) -> float:
+    return float(np.mean(list(by_task.values())))
 
 
 def _play(
-    job: Job, settings: Mapping[str, Any], stops: Callable[[float], bool]
-) -> dict[str, float]:
-    """Return the objective by task; ends when `stops` says so of the mean of the tasks so far."""
-    by_task: dict[str, float] = {}
-    for task in job.tasks:
-        scores = [score(job, settings, task, seed) for seed in job.seeds]
-        by_task[task] = float(np.mean(scores))
-        if stops(float(np.mean(list(by_task.values())))):
-            break
-    return by_task
+    job: Job,
+    settings: Mapping[str, Any],
+    task: str,
+    seeds: Sequence[int],
+    label: str,
+    console: Console,
+) -> list[float]:
+    """Return the scores of some settings on a task, one for each seed."""
+    scores = []
+    for seed in seeds:
+        scores.append(score(job, settings, task, seed))
+        say(console, f"{label}: {short_name(task)}, seed {seed}: {scores[-1]:.4f}")
+    return scores
 
 
 def _tried(study: Any) -> list[Tried]:
@@ -354,24 +313,24 @@ def _to_replay(tried: Sequence[Tried]) -> list[int]:
 
 def _replay(study: Any, job: Job, console: Console) -> None:
     """Play the best sets with fresh seeds, as the best of many is partly so by luck."""
-    found = _read(job.agent, study)
+    found = _read(job.algo, study)
     for number in _to_replay(found.tried):
         if number not in found.replays:
-            scores = _play_again(job, found.tried[number])
+            settings = found.tried[number].settings
+            label = f"{job.algo}: set {number + 1} with fresh seeds"
+            scores = {
+                task: [_replayed(job, settings, task, seed) for seed in job.config.replay_seeds]
+                for task in job.config.task
+            }
             study.set_user_attr(_key(number), scores)
-            mean = np.mean(list(scores.values()))
-            text = f"{job.agent}: set {number + 1} with fresh seeds: {mean:.4f}"
-            console.print(text, soft_wrap=True, highlight=False)
+            say(console, f"{label}: {np.mean(list(scores.values())):.4f}")
 
 
-def _play_again(job: Job, tried: Tried) -> dict[str, list[float]]:
-    def once(task: str, seed: int) -> float:
-        try:
-            return score(job, tried.settings, task, seed)
-        except FAILURES:
-            return WORST
-
-    return {task: [once(task, seed) for seed in job.replay_seeds] for task in job.tasks}
+def _replayed(job: Job, settings: Mapping[str, Any], task: str, seed: int) -> float:
+    try:
+        return score(job, settings, task, seed)
+    except FAILURES:
+        return WORST
 
 
 def _key(number: int) -> str:

@@ -11,8 +11,7 @@ import pytest
 
 from compress_env.suite import SUITE
 from experiments.benchmark import table as benchmark_table
-from experiments.benchmark.figures import draw_scores
-from experiments.benchmark.report import beats, format_leaderboard, verdicts
+from experiments.benchmark.report import beats, draw_scores, format_leaderboard, verdicts
 from experiments.benchmark.table import (
     BEST_KNOWN,
     Reference,
@@ -108,6 +107,15 @@ def test_figure_of_scores_takes_intervals_of_no_width_and_no_scores() -> None:
     columns = ["agent", "score", "low", "high"]
     for rows in ([["greedy", *interval]], [["uniform", np.nan, np.nan, np.nan]]):
         assert draw_scores(pd.DataFrame(rows, columns=columns)).axes
+
+
+def test_scores_far_below_uniform_leave_the_axis_as_it_is() -> None:
+    table = pd.DataFrame(
+        {"agent": ["a", "b"], "score": [-1.4, -3.3], "low": np.nan, "high": np.nan}
+    )
+    (axes,) = draw_scores(table).axes
+    left, right = axes.get_xlim()
+    assert -1.1 < left < -1.0 and 1.0 < right < 1.1
 
 
 def test_leaderboard_ranks_and_says_what_exceeds_the_best_known() -> None:

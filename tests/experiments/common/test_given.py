@@ -28,7 +28,7 @@ def test_default_counts_where_it_is_given() -> None:
         assert is_given(config, "batch_size") and not is_given(config, "seed")
 
 
-@pytest.mark.parametrize("name", ["agent", "task"])
+@pytest.mark.parametrize("name", ["algo", "task"])
 def test_code_is_named_by_the_command_line_alone(name: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {name: "no_such_module:X"}
     config = replace(trial.Config(), **settings)
@@ -38,7 +38,7 @@ def test_code_is_named_by_the_command_line_alone(name: str, tmp_path: Path) -> N
 
 
 def test_code_that_a_program_has_loaded_is_its_own(tmp_path: Path) -> None:
-    config = trial.Config(agent=f"{__name__}:X")
+    config = trial.Config(algo=f"{__name__}:X")
     assert trusted(config, (), tmp_path) == config
     with giving([]), pytest.raises(ValueError, match="only if the command line names it"):
         trusted(config, (), tmp_path)
@@ -61,7 +61,7 @@ def test_files_outside_are_written_for_the_command_line_alone(
 
 
 def test_hint_names_what_must_be_named_again() -> None:
-    config = trial.Config(agent="mine:A", store=Path("a b"))
-    expected = "go on with: python -m x --agent mine:A --store 'a b' --resume run"
+    config = trial.Config(algo="mine:A", store=Path("a b"))
+    expected = "go on with: python -m x --algo mine:A --store 'a b' --resume run"
     assert resume_hint("x", "run", config) == expected
     assert resume_hint("x", "run", compress.Config()) == "go on with: python -m x --resume run"

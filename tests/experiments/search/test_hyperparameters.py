@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from experiments.search.algorithms import CONTRIB, LEARNERS, make_learner
+from experiments.search.algorithms import make_learner
+from experiments.search.entrants import CONTRIB, ENTRANTS, LEARNERS
 from experiments.search.episodes import EpisodeLog, run_learner
 from experiments.search.hyperparameters import (
-    FAMILIES,
     HYPERPARAMETERS,
-    OWN,
     check_settings,
     stored_settings,
 )
@@ -20,6 +19,7 @@ from experiments.tune.spaces import SPACES, Choice, Range, Space, contains
 from tests.experiments.common.test_parts import make_log
 
 PUBLISHED = {"cma_es", "tpe"}
+FAMILIES = {name: each.family for name, each in ENTRANTS.items() if each.family is not None}
 
 
 def build(name: str, log: EpisodeLog, length: int, settings: dict[str, Any]) -> Any:
@@ -43,7 +43,7 @@ def test_file_and_spaces_name_the_same_and_what_is_stored_is_inside() -> None:
 
 
 def test_every_learner_has_settings_but_those_with_published_defaults() -> None:
-    assert FAMILIES.keys() == (LEARNERS.keys() | CONTRIB.keys()) - PUBLISHED
+    assert FAMILIES.keys() == {*LEARNERS, *CONTRIB} - PUBLISHED
     assert set(FAMILIES.values()) == HYPERPARAMETERS.keys()
     assert stored_settings("cma_es") == stored_settings("uniform") == {}
 
@@ -70,7 +70,7 @@ def test_space_contains_no_other_names_and_nothing_outside() -> None:
 @pytest.mark.parametrize("end", [0, -1], ids=["first", "last"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_learner_takes_what_the_search_may_find(name: str, end: int) -> None:
-    found = corner(FAMILIES[name], end) | OWN.get(name, {})
+    found = corner(FAMILIES[name], end) | dict(ENTRANTS[name].own)
     settings = {key: found[key] for key in stored_settings(name)}
     log = make_log(reward_at="episode")
     agent = build(name, log, 30, settings)
@@ -142,10 +142,10 @@ def test_noise_on_actions_is_set() -> None:
         ("crossq", {"tau": 0.1}, "unknown setting 'tau' of crossq; valid: gradient_steps"),
         ("cma_es", {"sigma0": 1.0}, "unknown setting 'sigma0' of cma_es; valid: none"),
         ("my:Agent", {"x": 1.0}, "unknown setting 'x' of my:Agent; valid: none"),
-        ("ppo", {"n_updates": 0}, "n_updates of ppo must be a whole number, 1 or more, got 0"),
-        ("ppo", {"n_epochs": 2.5}, "n_epochs of ppo must be a whole number, 1 or more, got 2.5"),
-        ("td3", {"tau": "0.1"}, "tau of td3 must be a number, got '0.1'"),
-        ("td3", {"tau": float("nan")}, "tau of td3 must be a number, got nan"),
+        ("ppo", {"n_updates": 0}, "n_updates of ppo must be 1 or more, got 0"),
+        ("ppo", {"n_epochs": 2.5}, "n_epochs of ppo must be a whole number, got 2.5"),
+        ("td3", {"tau": "0.1"}, "tau of td3 must be a finite number, got '0.1'"),
+        ("td3", {"tau": float("nan")}, "tau of td3 must be a finite number, got nan"),
         ("sac", {"ent_coef": 0.1}, "ent_coef of sac must be a text, got 0.1"),
     ],
 )

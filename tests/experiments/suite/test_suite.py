@@ -14,7 +14,7 @@ from experiments.suite.suite import Config, run
 def test_a_row_has_what_is_fixed_and_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECIPES, ("vgg8", "digits16"), Recipe(epochs=1))
     text = StringIO()
-    (row,) = run(Config(("PruneVGG8Digits-v0",), n_random=1, train=True), Console(file=text))
+    (row,) = run(Config(("PruneVGG8Digits-v0",), episodes=1, train=True), Console(file=text))
     assert row[:5] == ("PruneVGG8Digits-v0", "vgg8", "digits16", "pruning", "8")
     assert row[8] == "1 epochs"
     assert all(0.0 < float(cell) <= 100.0 for cell in row[9:12])

@@ -315,7 +315,7 @@ def test_code_of_a_strangers_agent_is_not_imported(
     (tmp_path / "foreign_agent.py").write_text("open('executed', 'w')\nclass A: predict = None\n")
     monkeypatch.chdir(tmp_path)
     folder = SweepFolder(tmp_path / "sweep")
-    cell = make_cell("trial", trial.Config(agent="foreign_agent:A"))
+    cell = make_cell("trial", trial.Config(algo="foreign_agent:A"))
     with folder.open([cell]):
         pass
     with pytest.raises(ValueError, match="is not finished, and goes on only with the command"):

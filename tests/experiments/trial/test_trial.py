@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import tyro
 from rich.console import Console
 from stable_baselines3 import PPO
 
 from agents import Random
 from experiments.common.progress import SearchProgress
-from experiments.search import entrants
-from experiments.search.algorithms import CONTRIB
+from experiments.search import algorithms
+from experiments.search.entrants import CONTRIB, ENTRANTS
 from experiments.search.hyperparameters import HYPERPARAMETERS, stored_settings
 from experiments.search.playing import play_actions
 from experiments.search.resuming import ResumableSearch
@@ -106,7 +108,7 @@ def quiet() -> Console:
 
 
 def small(out: Path | None = None, **settings: Any) -> Config:
-    return replace(Config(task=TINY[0], n_evaluations=4, out=out), **settings)
+    return replace(Config(task=TINY[0], evaluations=4, out=out), **settings)
 
 
 def episodes(folder: Path) -> pd.DataFrame:
@@ -116,7 +118,7 @@ def episodes(folder: Path) -> pd.DataFrame:
 
 @pytest.mark.parametrize("agent", ["random", "q_critic_ppo_q", "sac", "kl_ppo", "cim_ppo"])
 def test_search_ends_with_its_evaluations(agent: str, tmp_path: Path) -> None:
-    row = run(small(tmp_path / "out", agent=agent), quiet())
+    row = run(small(tmp_path / "out", algo=agent), quiet())
     found = episodes(tmp_path / "out")
     values = found.filter(like="value:")
     assert row["n_evaluations"] == found["n_evaluations"].iloc[-1] == len(values.drop_duplicates())
@@ -129,7 +131,7 @@ def test_search_ends_with_its_evaluations(agent: str, tmp_path: Path) -> None:
 def test_a_stopped_trial_goes_on_with_the_hyper_parameters_it_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = small(agent="ppo", n_evaluations=12, settings='{"n_epochs": 3}')
+    config = small(algo="ppo", evaluations=12, settings='{"n_epochs": 3}')
     whole = run(replace(config, out=tmp_path / "whole"), quiet())
     stored = json.loads((tmp_path / "whole" / "config.json").read_text())["settings"]
     assert json.loads(stored) == stored_settings("ppo") | {"n_epochs": 3}
@@ -153,7 +155,7 @@ def test_a_stopped_trial_goes_on_with_the_hyper_parameters_it_began_with(
 
 
 def test_best_network_is_the_one_of_the_stored_actions(tmp_path: Path) -> None:
-    config = small(tmp_path / "out", agent="ddpg", task=TINY[1], n_evaluations=6)
+    config = small(tmp_path / "out", algo="ddpg", task=TINY[1], evaluations=6)
     run(config, quiet())
     (row,) = pd.read_csv(tmp_path / "out" / "table.csv", dtype=str).to_dict("records")
     env = make_task(config)
@@ -161,7 +163,7 @@ def test_best_network_is_the_one_of_the_stored_actions(tmp_path: Path) -> None:
         "actions": {"accuracy": "validation_accuracy", "reward": "reward", "cost": "cost"},
         "final_actions": {"accuracy": "final_accuracy", "reward": "final_reward"},
     }.items():
-        played = play_actions(env, [float(action) for action in row[kind].split()])._asdict()
+        played = asdict(play_actions(env, [float(action) for action in row[kind].split()]))
         assert {name: played[name] for name in columns} == {
             name: float(row[column]) for name, column in columns.items()
         }
@@ -169,7 +171,7 @@ def test_best_network_is_the_one_of_the_stored_actions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("agent", ["ppo", "kl_ppo", "cim_ppo"])
 def test_overestimation_is_that_of_the_later_half(agent: str, tmp_path: Path) -> None:
-    row = run(small(tmp_path / "out", agent=agent, n_evaluations=5), quiet())
+    row = run(small(tmp_path / "out", algo=agent, evaluations=5), quiet())
     records = pd.read_csv(tmp_path / "out" / "overestimation.csv")
     assert len(records) == row["n_episodes"]
     late = (records["mean_value"] - records["mean_return"])[len(records) // 2 :]
@@ -182,7 +184,7 @@ def test_overestimation_is_that_of_the_later_half(agent: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["Midway", "Stepper", "Stubborn", "SmallPPO", "INSTANCE"])
 def test_anybodys_agent_searches(name: str, tmp_path: Path) -> None:
     agent = f"{__name__}:{name}"
-    row = run(small(tmp_path / "out", agent=agent, n_episodes=5), quiet())
+    row = run(small(tmp_path / "out", algo=agent, episodes=5), quiet())
     if name in ("Midway", "INSTANCE"):  # the same network each time
         assert (row["n_episodes"], row["n_evaluations"]) == (5, 1)
         assert row["actions"] == row["final_actions"] == "0 0 0"
@@ -193,7 +195,7 @@ def test_anybodys_agent_searches(name: str, tmp_path: Path) -> None:
 def test_agents_of_sb3_contrib_search_too(tmp_path: Path) -> None:
     pytest.importorskip("sb3_contrib")
     for agent in CONTRIB:
-        row = run(small(tmp_path / agent, agent=agent, n_evaluations=3), quiet())
+        row = run(small(tmp_path / agent, algo=agent, evaluations=3), quiet())
         assert row["n_evaluations"] == 3 or row["n_episodes"] == 9  # of the same networks
 
 
@@ -201,7 +203,7 @@ def test_agents_of_sb3_contrib_search_too(tmp_path: Path) -> None:
 def test_killed_trial_ends_as_if_undisturbed(
     agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, killed = (small(tmp_path / name, agent=agent) for name in ("whole", "killed"))
+    whole, killed = (small(tmp_path / name, algo=agent) for name in ("whole", "killed"))
     run(whole, quiet())
     with monkeypatch.context() as patch:
         patch.setattr(ResumableSearch, "finish", interrupt)
@@ -217,6 +219,52 @@ def test_killed_trial_ends_as_if_undisturbed(
         pd.testing.assert_frame_equal(then, now)
 
 
+FORMER = {"algo": "agent", "evaluations": "n_evaluations", "episodes": "n_episodes"}
+
+
+def test_a_stopped_trial_whose_settings_had_other_names_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumableSearch, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(small(tmp_path / "out"), quiet())
+    path = tmp_path / "out" / "config.json"
+    content = json.loads(path.read_text())
+    names = [field.name for field in fields(Config)]
+    stored = {FORMER.get(name, name): value for name, value in content.items()}
+    settings = [(FORMER.get(name, name), content[name]) for name in names]
+    stored["inputs"]["settings"] = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    path.write_text(json.dumps(stored | {"n_evaluations": 5}))
+    with pytest.raises(ValueError, match=r"its config\.json has been changed"):
+        run(Config(resume=tmp_path / "out"), quiet())
+    path.write_text(json.dumps(stored))
+    assert run(Config(resume=tmp_path / "out"), quiet())["n_evaluations"] == 4
+
+
+def test_a_task_may_be_named_without_its_namespace(tmp_path: Path) -> None:
+    assert Config(task="TinyPrune-v0") == Config(task=TINY[0])
+    assert Config(task="x:Y-v0").task == "x:Y-v0"
+    with pytest.raises(
+        ValueError, match="unknown task 'tinyprune-v0', did you mean 'TinyPrune-v0'"
+    ):
+        Config(task="tinyprune-v0").check()
+
+
+@pytest.mark.parametrize("task", TINY)
+def test_rules_choose_without_an_evaluation_of_their_own(task: str, tmp_path: Path) -> None:
+    row = run(small(tmp_path / "out", algo="rule", task=task), quiet())
+    assert (row["n_episodes"], row["n_evaluations"]) == (1, 1)
+    assert row["actions"] == row["final_actions"]
+
+
+def test_help_names_every_agent(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        tyro.cli(Config, args=["--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert all(f" {name}" in shown for name in (*ENTRANTS, "my_module:MyAgent"))
+
+
 def interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
@@ -226,7 +274,7 @@ def test_values_of_an_episode_that_was_running_are_kept(
 ) -> None:
     """The last save of PPO, whose rollouts have 8 steps, is in the middle of an episode of 3."""
     whole, killed = (
-        small(tmp_path / name, agent="ppo", n_evaluations=None, n_episodes=4)
+        small(tmp_path / name, algo="ppo", evaluations=None, episodes=4)
         for name in ("whole", "killed")
     )
     run(whole, quiet())
@@ -249,7 +297,7 @@ def test_code_of_an_agent_is_run_only_if_it_is_named_again(
     source = tmp_path / "trial_entrant.py"
     source.write_text("from tests.experiments.trial.test_trial import Stepper as Mine\n")
     monkeypatch.chdir(tmp_path)
-    killed = small(tmp_path / "killed", agent="trial_entrant:Mine")
+    killed = small(tmp_path / "killed", algo="trial_entrant:Mine")
     with monkeypatch.context() as patch:
         patch.setattr(ResumableSearch, "finish", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -260,7 +308,7 @@ def test_code_of_an_agent_is_run_only_if_it_is_named_again(
         trial.main()
     assert "trial_entrant" not in sys.modules
     source.write_text(source.read_text() + "# other code\n")
-    again = Config(resume=tmp_path / "killed", agent="trial_entrant:Mine")
+    again = Config(resume=tmp_path / "killed", algo="trial_entrant:Mine")
     with pytest.raises(ValueError, match="the agent here is not what"):
         run(again, quiet())
     source.write_text("from tests.experiments.trial.test_trial import Stepper as Mine\n")
@@ -283,7 +331,7 @@ def test_finished_search_is_not_repeated(tmp_path: Path, monkeypatch: pytest.Mon
 def test_resumed_trial_shows_the_best_of_all_episodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = small(tmp_path / "out", n_evaluations=None, n_episodes=8)
+    config = small(tmp_path / "out", evaluations=None, episodes=8)
     stopped: list[None] = []
 
     def interrupted(self: SearchProgress, episode: Any, log: Any) -> None:
@@ -307,28 +355,31 @@ def test_resumed_trial_shows_the_best_of_all_episodes(
     ("settings", "message"),
     [
         ({"env_kwargs": '{"transition_noise": true}'}, "a trial cannot have transition_noise: "),
-        ({"agent": "magic"}, r"unknown agent 'magic'; valid: .*, or my_module:MyAgent"),
-        ({"agent": "no_module:A"}, "cannot import agent 'no_module:A': No module named"),
-        ({"agent": "json:A"}, "module 'json' has no 'A'"),
-        ({"agent": "json:dumps"}, "agent 'json:dumps' must have a method predict"),
-        ({"agent": ":A"}, "cannot import agent ':A': ValueError: Empty module name"),
-        ({"agent": f"{__name__}:NoSeed"}, r"__init__ must take seed=..., got \(policy, env\)"),
-        ({"agent": f"{__name__}:NoMode"}, "predict must take deterministic=..., got .observation"),
+        ({"algo": "magic"}, r"unknown algorithm 'magic'; valid: .*, my_module:MyAgent"),
+        ({"algo": "no_module:A"}, "cannot import agent 'no_module:A': No module named"),
+        ({"algo": "json:A"}, "module 'json' has no 'A'"),
+        ({"algo": "json:dumps"}, "agent 'json:dumps' must have a method predict"),
+        ({"algo": ":A"}, "cannot import agent ':A': ValueError: Empty module name"),
+        ({"algo": f"{__name__}:NoSeed"}, r"__init__ must take seed=..., got \(policy, env\)"),
+        ({"algo": f"{__name__}:NoMode"}, "predict must take deterministic=..., got .observation"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
-        ({"n_evaluations": 0}, "n_evaluations must be 1 or more, got 0"),
-        ({"n_evaluations": None}, "expected n_evaluations or n_episodes, got neither"),
+        ({"evaluations": 0}, "evaluations must be 1 or more, got 0"),
+        ({"evaluations": None}, "expected evaluations or episodes, got neither"),
         ({"env_kwargs": "[1]"}, r"env_kwargs must be a JSON object, got '\[1\]'"),
         ({"settings": "0.1"}, "settings must be a JSON object, got '0.1'"),
         ({"settings": '{"tau": 1.0}'}, "unknown setting 'tau' of random; valid: none"),
         (
-            {"agent": "kl_ppo", "settings": '{"clip_range": 0.2}'},
+            {"algo": "kl_ppo", "settings": '{"clip_range": 0.2}'},
             "unknown setting 'clip_range' of kl_ppo; valid: learning_rate, n_updates",
         ),
         ({"env_kwargs": '{"bits": 3}'}, "cannot make the task .* unexpected keyword"),
         ({"env_kwargs": '{"flops_budget": 2}'}, "flops_budget must be in"),
-        ({"task": "compress_env/None-v0"}, "cannot make the task 'compress_env/None-v0'"),
+        (
+            {"task": "compress_env/None-v0"},
+            "unknown task 'None-v0'.* valid: ",
+        ),
         ({"task": "CartPole-v1"}, "task must be one of compress_env's, got 'CartPole-v1'"),
-        ({"agent": "afie", "task": TINY[1]}, "afie chooses pruning rates, not bits"),
+        ({"algo": "afie", "task": TINY[1]}, "afie chooses pruning rates, not bits"),
     ],
     ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
@@ -351,7 +402,7 @@ def test_what_goes_wrong_in_anybodys_agent_is_told_in_one_line(
     name: str, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(RuntimeError, match=message):
-        run(small(tmp_path / "out", agent=f"{__name__}:{name}"), quiet())
+        run(small(tmp_path / "out", algo=f"{__name__}:{name}"), quiet())
 
 
 def test_missing_packages_are_named_before_anything_is_written(
@@ -369,7 +420,7 @@ def test_hyperparameters_are_replaced_and_go_on_in_a_stopped_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = []
-    make = entrants.make_agent
+    make = algorithms.make_agent
 
     def note(*args: Any, **kwargs: Any) -> Any:
         agent = make(*args, **kwargs)
@@ -378,7 +429,7 @@ def test_hyperparameters_are_replaced_and_go_on_in_a_stopped_trial(
 
     monkeypatch.setattr(trial, "make_agent", note)
     stored = HYPERPARAMETERS["ppo"]["n_epochs"]
-    config = small(tmp_path / "out", agent="kl_ppo", settings='{"learning_rate": 0.25}')
+    config = small(tmp_path / "out", algo="kl_ppo", settings='{"learning_rate": 0.25}')
     with monkeypatch.context() as patch:
         patch.setattr(ResumableSearch, "finish", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -389,7 +440,7 @@ def test_hyperparameters_are_replaced_and_go_on_in_a_stopped_trial(
 
 def test_task_takes_other_arguments(tmp_path: Path) -> None:
     plain, rewarded = (
-        run(small(tmp_path / name, agent="uniform", env_kwargs=text), quiet())
+        run(small(tmp_path / name, algo="uniform", env_kwargs=text), quiet())
         for name, text in (("a", "{}"), ("b", '{"reward": "flops"}'))
     )
     assert plain["reward"] == plain["validation_accuracy"] - 1.0

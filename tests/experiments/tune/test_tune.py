@@ -16,9 +16,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from experiments.search import algorithms
+from experiments.search import entrants
 from experiments.search.hyperparameters import HYPERPARAMETERS
 from experiments.trial import trial
+from experiments.tune import config as tune_config
 from experiments.tune import study as tune_study
 from experiments.tune import tune
 from experiments.tune.spaces import SPACES, contains
@@ -51,7 +52,7 @@ def by_rate(job: Job, settings: Mapping[str, Any], task: str, seed: int) -> floa
 @pytest.fixture(autouse=True)
 def _needs_no_contrib(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `ars` stand for an agent where none is built."""
-    monkeypatch.setattr(tune, "check_packages", lambda _: None)
+    monkeypatch.setattr(tune_config, "check_packages", lambda _: None)
 
 
 @pytest.fixture
@@ -137,8 +138,8 @@ def test_interruption_is_told_how_to_go_on_and_an_error_is_not(
         run(config, quiet())
     notes = [f"go on with the same command and --out {tmp_path / 'out'}"]
     assert stopped.value.__notes__ == notes
-    with pytest.raises(ValueError, match="was made with n_evaluations=") as refused:
-        run(replace(config, n_evaluations=config.n_evaluations + 1), quiet())
+    with pytest.raises(ValueError, match="was made with evaluations=") as refused:
+        run(replace(config, evaluations=config.evaluations + 1), quiet())
     assert not getattr(refused.value, "__notes__", [])
 
 
@@ -244,19 +245,19 @@ def test_folder_takes_more_sets_and_agents_but_no_other_settings(
     tmp_path: Path, calls: list[tuple[float, str, int]]
 ) -> None:
     (first,) = run(small(tmp_path, n_trials=3), quiet())
-    both = run(small(tmp_path, n_trials=4, agent=("td3",)), quiet())
+    both = run(small(tmp_path, n_trials=4, algo=("td3",)), quiet())
     assert [study.agent for study in both] == ["td3", "ars"]
     assert both[1] == first and len(both[0].tried) == 4
     calls.clear()
     run(small(tmp_path, n_trials=4), quiet())
     assert len({rate for rate, _, seed in calls if seed == 100}) == 1
-    with pytest.raises(ValueError, match="was made with n_evaluations=100, got 50"):
-        run(small(tmp_path, n_evaluations=50), quiet())
+    with pytest.raises(ValueError, match="was made with evaluations=100, got 50"):
+        run(small(tmp_path, evaluations=50), quiet())
 
 
 def test_real_searches_are_what_a_trial_gives_with_these_settings(tmp_path: Path) -> None:
     with tiny_tasks():
-        config = small(tmp_path / "out", agent=("ppo",), n_trials=2, n_evaluations=3)
+        config = small(tmp_path / "out", algo=("ppo",), n_trials=2, evaluations=3)
         (study,) = run(replace(config, replay_seeds=(200,)), quiet())
         assert len(study.tried) == 2 and set(study.replays) == {0, 1}
         tried = study.tried[1]
@@ -264,8 +265,8 @@ def test_real_searches_are_what_a_trial_gives_with_these_settings(tmp_path: Path
             "ppo",
             TINY[1],
             100,
-            n_evaluations=3,
-            n_episodes=200,
+            evaluations=3,
+            episodes=200,
             settings=json.dumps(tried.settings),
             out=tmp_path / "trial",
         )
@@ -281,13 +282,16 @@ def test_real_searches_are_what_a_trial_gives_with_these_settings(tmp_path: Path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"agent": ("trpo",)}, "unknown agent 'trpo'; valid: q_critic_ppo, ppo, a2c, ddpg, td3"),
-        ({"agent": ()}, "expected agent that differ, at least one"),
+        (
+            {"algo": ("trpo",)},
+            "unknown algorithm 'trpo'; valid: q_critic_ppo, ppo, a2c, ddpg, td3",
+        ),
+        ({"algo": ()}, "expected algo that differ, at least one"),
         ({"seeds": (3,)}, "seeds must be 100 or more, got"),
         ({"replay_seeds": (99, 200)}, "replay_seeds must be 100 or more, got"),
         ({"replay_seeds": (100,)}, "expected replay_seeds that are not in seeds"),
         ({"n_trials": 0}, "n_trials must be 1 or more, got 0"),
-        ({"tasks": ("CartPole-v1",)}, "task must be one of compress_env's, got 'CartPole-v1'"),
+        ({"task": ("CartPole-v1",)}, "task must be one of compress_env's, got 'CartPole-v1'"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, dict) else "",
 )
@@ -304,7 +308,7 @@ def test_optuna_is_asked_for_only_when_it_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    for module in (algorithms, tune):
+    for module in (entrants, tune):
         spec = importlib.util.spec_from_file_location("fresh", str(module.__file__))
         assert spec is not None and spec.loader is not None
         with monkeypatch.context() as patch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -214,7 +215,7 @@ def test_cells_tell_searches_of_one_task_apart() -> None:
     assert len(set(names)) == 15 and names[5] == "pruning_R_FLOPs-ppo-seed0"
     trial = cells["pruning, R_FLOPs"][0].config
     assert trial.task == "compress_env/PruneLeNet5MNIST-v0"
-    assert trial.options() == {"reward": "flops", "flops_budget": None}
+    assert json.loads(trial.env_kwargs) == {"reward": "flops", "flops_budget": None}
     assert len(Config().cells()["quantization"]) == 7 * 10
 
 
@@ -222,14 +223,15 @@ def test_settings_of_one_agent_replace_the_stored_ones() -> None:
     config = Config(agents=("ppo", "ddpg"), seeds=(0,), settings='{"ppo": {"n_epochs": 3}}')
     stored = Config(agents=("ppo", "ddpg"), seeds=(0,)).cells()["quantization"]
     ppo, ddpg = config.cells()["quantization"]
-    assert ppo.config.hyperparameters() == stored[0].config.hyperparameters() | {"n_epochs": 3}
+    now, then = (json.loads(cell.config.settings) for cell in (ppo, stored[0]))
+    assert now == then | {"n_epochs": 3}
     assert ppo.config != stored[0].config and ddpg == stored[1]
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"agents": ("magic",)}, "unknown agent 'magic'"),
+        ({"agents": ("magic",)}, "unknown algorithm 'magic'"),
         ({"agents": ()}, "expected agents that differ"),
         ({"agents": ("ppo", "uniform")}, "expected agents of many episodes, got uniform"),
         ({"n_episodes": 1}, "n_episodes must be 2 or more, got 1"),
