@@ -1,0 +1,39 @@
+"""Names that a caller gives, of which only some are valid."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["check_name", "nearest"]
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return ``, did you mean 'y'?`` for the valid name nearest to a wrong one, or nothing.
+
+    Args:
+        name: What was given.
+        valid: What could have been given.
+    """
+    # Capitals are no difference: somebody who writes MNIST means mnist.
+    by_lower = {each.lower(): each for each in valid}
+    near = difflib.get_close_matches(name.lower(), by_lower, 1)
+    return f", did you mean {by_lower[near[0]]!r}?" if near else ""
+
+
+def check_name(kind: str, name: str, valid: Iterable[str]) -> str:
+    """Return a name if it is a valid one.
+
+    Args:
+        kind: What it is the name of, such as `model`.
+        name: What was given.
+        valid: The names there are, in the order in which an error lists them.
+
+    Raises:
+        ValueError: If it is none of them; the message says the nearest, and all of them.
+    """
+    names = list(valid)
+    if name in names:
+        return name
+    hint = nearest(name, names) or ";"
+    raise ValueError(f"unknown {kind} {name!r}{hint} valid: {', '.join(names)}")
