@@ -40,6 +40,7 @@ from experiments.benchmark.table import (
 )
 from experiments.common.checks import check_choices, check_lowest
 from experiments.common.command import ending_in_one_line
+from experiments.common.parsing import parse_command
 from experiments.search.algorithms import PRUNING_ONLY
 from experiments.sweep.cells import Cell, make_cell
 from experiments.sweep.folder import SweepFolder
@@ -230,11 +231,11 @@ def main() -> None:
     if name == "verify":
         _run(lambda: benchmark_verify.main(rest))
     elif name == "table":
-        _run(lambda: make_table(tyro.cli(TableConfig, args=rest), Console()))
+        _run(lambda: make_table(parse_command(TableConfig, rest, command=name), Console()))
     elif name == "best":
-        _run(lambda: find_best(tyro.cli(BestConfig, args=rest), Console()))
+        _run(lambda: find_best(parse_command(BestConfig, rest, command=name), Console()))
     else:
-        _run(lambda: run(tyro.cli(Config, description=__doc__), Console()))
+        _run(lambda: run(parse_command(Config, sys.argv[1:], __doc__), Console()))
 
 
 def _run(command: Callable[[], Sequence[Outcome] | None]) -> None:

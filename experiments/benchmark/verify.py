@@ -39,6 +39,7 @@ from experiments.benchmark.table import (
     read_best_known,
     read_runs,
 )
+from experiments.common.parsing import parse_command
 from experiments.common.stored import parse, read_table
 from experiments.search.algorithms import SINGLE
 from experiments.search.playing import play_actions
@@ -315,7 +316,7 @@ def _is_close(stored: float | None, value: float) -> bool:
 
 def main(arguments: list[str]) -> None:
     """Run from the command line; exit with 1 and a line for each mismatch, if there is any."""
-    config = tyro.cli(Config, args=arguments, description=__doc__)
+    config = parse_command(Config, arguments, __doc__, "verify")
     mismatches = verify(config, Console())
     if mismatches:
         sys.exit("\n".join([*mismatches, f"{len(mismatches)} mismatches"]))

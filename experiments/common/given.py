@@ -21,7 +21,7 @@ __all__ = ["WITH_CODE", "given_in", "giving", "is_given", "to_be_named", "truste
 
 C = TypeVar("C")
 _GIVEN: ContextVar[frozenset[str] | None] = ContextVar("given", default=None)
-WITH_CODE = ("agent", "task")
+WITH_CODE = ("agent", "algo", "task")
 """Settings that may name a module, before a colon."""
 WRITING = {"store": None, "download": False}
 """Settings by which files outside a run are written, and their values without."""

@@ -14,6 +14,9 @@ RENAMED = {
     "agent": "algo",
     "agents": "algo",
     "algos": "algo",
+    "algorithms": "algo",
+    "models": "model",
+    "datasets": "dataset",
 }
 """Names now, by those before."""
 

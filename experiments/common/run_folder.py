@@ -26,6 +26,7 @@ from compress_env.files import replacing
 from experiments.common.given import is_given, trusted
 from experiments.common.inputs import differing
 from experiments.common.provenance import describe_run
+from experiments.common.renamed import current_names
 from experiments.common.stored import check_name, check_tree, read_object, restore
 
 __all__ = [
@@ -288,18 +289,24 @@ def _digests(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _settings_digest(config_class: type[Any], stored: Mapping[str, Any]) -> str:
-    """Return a hex sha256 of the settings among what is stored, as JSON has them."""
-    settings = [(field.name, stored.get(field.name)) for field in dataclasses.fields(config_class)]
+    """Return a hex sha256 of the settings among what is stored, as JSON has them.
+
+    They count by the names that they are stored by, which may be former ones.
+    """
+    names = [field.name for field in dataclasses.fields(config_class)]
+    then = dict(zip(current_names(stored, names), stored, strict=True))
+    settings = [(then.get(name, name), stored.get(then.get(name, name))) for name in names]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
 def restore_config(config_class: type[C], stored: Mapping[str, Any]) -> C:
-    """Make a dataclass again from what JSON has kept of it.
+    """Make a dataclass again from what JSON has kept of it, also by names that it had before.
 
     Raises:
         ValueError: If a field is missing, or holds something else than it should.
     """
-    return restore(config_class, ADDED | dict(stored))
+    names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
+    return restore(config_class, ADDED | current_names(stored, names))
 
 
 def resume_run(config: C, path: Path) -> tuple[C, RunFolder]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tyro
 from rich.console import Console
 
+from compress_env.names import check_name
 from experiments.common.given import given_in
+from experiments.common.parsing import UsageError, parse_command
 from experiments.compress import compress
 from experiments.control import control
 from experiments.trial import trial
@@ -100,27 +98,16 @@ def make_cells(
 
 def _parse_options(name: str, options: Sequence[str]) -> Any:
     """Make the settings that all cells share; paths become absolute, for workers elsewhere."""
-    if name not in EXPERIMENTS:
-        raise ValueError(f"unknown experiment {name!r}; valid: {', '.join(EXPERIMENTS)}")
-    printed = StringIO()
+    check_name("experiment", name, EXPERIMENTS)
     try:
-        with redirect_stdout(printed), redirect_stderr(printed):
-            config = tyro.cli(EXPERIMENTS[name].config, args=list(options))
-    except SystemExit:
-        text = shlex.join(options)
-        raise ValueError(f"options of {name}: {_reason(printed.getvalue())}: {text}") from None
+        config = parse_command(EXPERIMENTS[name].config, options)
+    except UsageError as error:
+        raise UsageError(f"options of {name}: {error}") from None
     if config.out is not None or config.resume is not None:
         raise ValueError(f"options of {name}: the sweep itself chooses --out and --resume")
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     paths = {key: value.absolute() for key, value in values.items() if isinstance(value, Path)}
     return dataclasses.replace(config, **paths)
-
-
-def _reason(printed: str) -> str:
-    """Find the message in the box that the parser prints: heading, rule, message, rule."""
-    lines = [line.strip(" │╭╮╰╯") for line in printed.splitlines()]
-    parts = re.split(r"[-─]{8,}", " ".join(lines))
-    return " ".join(parts[1].split()) if len(parts) > 2 else "cannot be read"
 
 
 def _check_varied(name: str, options: Sequence[str], varied: Mapping[str, Sequence[Any]]) -> None:

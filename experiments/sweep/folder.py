@@ -28,6 +28,7 @@ from rich.console import Console
 from compress_env.files import replacing
 from experiments.common.given import WITH_CODE, giving, trusted
 from experiments.common.provenance import describe_run
+from experiments.common.renamed import current_names
 from experiments.common.run_folder import ADDED, MAY_CHANGE, is_bare, is_bare_file, restore_config
 from experiments.common.stored import (
     check_name,
@@ -180,6 +181,7 @@ class SweepFolder:
                     f"the sweep in {str(self.path)!r} holds the cell {name}, which this grid "
                     "lacks; a grid may only grow"
                 )
+            settings = current_names(settings, new[name])
             for key in sorted((settings.keys() | new[name].keys()) - MAY_CHANGE):
                 before, now = (cell.get(key, ADDED.get(key)) for cell in (settings, new[name]))
                 if before != now:

@@ -1,6 +1,6 @@
 """Run any grid of cells: experiments, algorithms, seeds, budgets, networks.
 
-`python -m experiments.sweep --algos q_critic_ppo ppo --seeds 0 1 2 -- --episodes 50` runs the cells
+`python -m experiments.sweep --algo q_critic_ppo ppo --seeds 0 1 2 -- --episodes 50` runs the cells
 in processes of this machine, or with `--ray ADDRESS` on a Ray cluster. What follows a bare `--` are
 options of the experiment for every cell. A cell whose process or node dies goes on from its last
 saved state; `--resume SWEEP`, or the same command with the same `--out`, goes on with the sweep and
@@ -22,6 +22,7 @@ from rich.console import Console
 from compress_env.envs.pruning import PruningMethod
 from experiments.common.command import Interrupted, ending_in_one_line, resume_hint
 from experiments.common.given import given_in, giving, is_given
+from experiments.common.parsing import parse_command
 from experiments.sweep.cells import Cell, make_cells
 from experiments.sweep.cells_work import work_on
 from experiments.sweep.folder import SweepFolder
@@ -30,9 +31,9 @@ from experiments.sweep.pools import LocalPool, Outcome, Pool, RayPool
 __all__ = ["Config", "main", "run"]
 
 GRID_FIELDS = {
-    "models": "model",
-    "datasets": "dataset",
-    "algos": "algo",
+    "model": "model",
+    "dataset": "dataset",
+    "algo": "algo",
     "methods": "method",
     "flops_budgets": "flops_budget",
     "size_budgets": "size_budget",
@@ -47,11 +48,11 @@ class Config:
 
     experiments: tuple[str, ...] = ("compress",)
     """Named experiments."""
-    models: tuple[str, ...] = ()
+    model: tuple[str, ...] = ()
     """Named networks."""
-    datasets: tuple[str, ...] = ()
+    dataset: tuple[str, ...] = ()
     """Named data sets."""
-    algos: tuple[str, ...] = ()
+    algo: tuple[str, ...] = ()
     """Agents."""
     methods: tuple[PruningMethod, ...] = ()
     """How channels are selected."""
@@ -155,7 +156,7 @@ def main() -> None:
     """Run from the command line; exit with 1 if a cell has failed."""
     arguments, options = _split(sys.argv[1:])
     with ending_in_one_line(), giving(given_in(Config, arguments)):
-        config = tyro.cli(Config, args=arguments, description=__doc__)
+        config = parse_command(Config, arguments, __doc__)
         failed = run(dataclasses.replace(config, options=options), Console())
     sys.exit(1 if failed else 0)
 

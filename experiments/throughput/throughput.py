@@ -92,7 +92,7 @@ class Config:
     """Episodes of each kind in the part `episodes`, the first of which is not counted."""
     actor_steps: int = 160
     """Environment steps of each search in the part `actors`."""
-    algorithms: tuple[str, ...] = ("ppo", "q_critic_ppo")
+    algo: tuple[str, ...] = ("ppo", "q_critic_ppo")
     """Agents of the part `store`."""
     lasso_channels: tuple[int, ...] = (64, 256, 512)
     """Input and output channels of the convolutions of the part `lasso`."""
@@ -193,7 +193,7 @@ class Measurement:
         if part == "step":
             return self._each("step", config.methods, self._time_steps)
         if part == "store":
-            return self._each("store", config.algorithms, self._time_stores)
+            return self._each("store", config.algo, self._time_stores)
         if part == "episodes":
             return self._each("episodes", list(EPISODES), self._time_episodes)
         if part == "lasso":

@@ -180,7 +180,7 @@ def test_every_algorithm_runs_the_job(algo: str, tmp_path: Path) -> None:
         (["--checkpoint", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--activation-bits", "4"], "activation_bits must be 8, got 4"),
         (["--train-epochs", "0"], "train_epochs must be at least 1, got 0"),
-        (["--train-epochs", "1", "--checkpoint", "x"], "train_epochs or a checkpoint, not both"),
+        (["--train-epochs", "1", "--checkpoint", "."], "train_epochs or a checkpoint, not both"),
         (["--model", "cnn4"], r"no recipe for cnn4 on digits.*--train-epochs"),
         (["--dataset", "mnist", "--data-root", "nowhere"], "nowhere.*--download"),
     ],

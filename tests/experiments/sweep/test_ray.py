@@ -18,7 +18,7 @@ from experiments.sweep.folder import SweepFolder
 
 Cluster: Any = pytest.importorskip("ray.cluster_utils").Cluster
 
-GRID = ("--algos", "ppo", "--seeds", "0", "1", "2")
+GRID = ("--algo", "ppo", "--seeds", "0", "1", "2")
 OPTIONS = (
     "--episodes=12",
     "--finetune-steps=1",
