@@ -255,7 +255,12 @@ class Job:
         is_single = algorithm in SINGLE or given is not None
         total = 1 if is_single else n_evaluations or self.config.episodes
         progress = SearchProgress(
-            ": ".join(key), total, self.folder, self.console, tensorboard=self.config.tensorboard
+            ": ".join(key),
+            total,
+            self.folder,
+            self.console,
+            unit="evaluations" if n_evaluations and not is_single else "episodes",
+            tensorboard=self.config.tensorboard,
         )
         with (
             open_actors(env, 1 if is_single else self.config.n_envs) as actors,

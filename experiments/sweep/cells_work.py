@@ -48,6 +48,9 @@ def work_on(
                 for cell in cells
                 if not folder.finished(cell.name)
             ]
+            each = "1 thread" if threads == 1 else f"{threads} threads"
+            work = f"{len(tasks)} of {len(cells)} cells to work on, {pool.place}, {each} each"
+            console.print(work, highlight=False)
             failed = _follow(pool, cells, folder, tasks, console)
     finally:
         pool.stop()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from time import monotonic
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from experiments.common.heartbeat import MOST_S, Heartbeat, time_left
 from experiments.common.stored import read_object
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.pools import Outcome
@@ -23,15 +25,24 @@ __all__ = ["Display"]
 class Display:
     """Tells what becomes of the cells, from the records and the progress that they keep."""
 
-    def __init__(self, console: Console, folder: SweepFolder, n_cells: int) -> None:
+    def __init__(
+        self,
+        console: Console,
+        folder: SweepFolder,
+        n_cells: int,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         """Count no cell as finished yet.
 
         Args:
             console: Where everything goes.
             folder: The sweep.
             n_cells: Cells of the grid.
+            clock: Gives the time in seconds.
         """
         self._console, self._folder = console, folder
+        self._heartbeat = Heartbeat(console, self._line, clock)
+        self._before = self._done = 0
         self._seen: dict[str, int] = {}
         self._running: dict[str, None] = {}  # in the order of starting
         columns = (BarColumn(40), MofNCompleteColumn(), TextColumn("cells"), TimeElapsedColumn())
@@ -53,6 +64,7 @@ class Display:
             n_finished: Cells finished before.
         """
         self._seen = {name: len(self._folder.records(name)) for name in names}
+        self._before = self._done = n_finished
         self._bar.update(self._total, completed=n_finished)
         if n_finished:
             self._print(f"{n_finished} of {self.n_cells} cells were finished before")
@@ -67,6 +79,13 @@ class Display:
                 else:
                     self._running.pop(name, None)
             self._seen[name] = len(records)
+        self._heartbeat.tick(MOST_S)
+
+    def _line(self) -> str:
+        """Return how far all cells are."""
+        done, rest = self._done - self._before, self.n_cells - self._before
+        left = f", {time_left(self._heartbeat.seconds, done, rest)}" if done else ""
+        return f"{self._done} of {self.n_cells} cells finished, {len(self._running)} running{left}"
 
     def _tell_start(self, name: str, record: dict[str, Any]) -> None:
         self._running[name] = None
@@ -75,8 +94,8 @@ class Display:
             saved = record["source"] == "state"
             how = "goes on from its saved state" if saved else "starts again"
             self._print(f"{name}: {how} on {node}, attempt {attempt}")
-        elif not self._console.is_terminal:
-            self._print(f"{name}: started on {node}")
+        else:
+            self._heartbeat.say(f"{name}: started on {node}")
 
     def end(self, outcome: Outcome, n_finished: int) -> None:
         """Tell how a cell has ended.
@@ -86,6 +105,7 @@ class Display:
             n_finished: Cells finished by now, those of earlier calls included.
         """
         self._running.pop(outcome.name, None)
+        self._done = n_finished
         self._bar.update(self._total, completed=n_finished)
         if outcome.error is None:
             self._print(f"{outcome.name}: finished, {n_finished} of {self.n_cells}")
@@ -94,7 +114,9 @@ class Display:
             self._print(f"{outcome.name}: failed: {outcome.error} (see {log})")
 
     def _print(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+        if self._console.is_terminal:
+            self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+        self._heartbeat.say(text)
 
     def _render(self) -> RenderableType:
         table = Table.grid(padding=(0, 2))

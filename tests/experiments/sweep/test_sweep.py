@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -29,7 +28,6 @@ from experiments.sweep.pools import LocalPool, Outcome
 from experiments.sweep.sweep import Config, run
 from experiments.trial import trial
 
-ROOT = Path(__file__).parents[3]
 SMALL = ("--episodes=1", "--finetune-steps=0", "--final-finetune-steps=1", "--no-onnx")
 
 
@@ -113,7 +111,7 @@ def steps(folder: SweepFolder, name: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, list[Outcome], str]:
-    """A sweep on two processes in which every kind of thing happens."""
+    """A sweep on two processes, in which every kind of thing happens."""
     out = tmp_path_factory.mktemp("sweep") / "out"
     algos = ("killed always", "fails", "killed once")
     config = Config(experiments=("fake",), algo=algos, out=out, jobs=2, retries=1)
@@ -129,7 +127,7 @@ def folder_of(config: Config) -> SweepFolder:
     return SweepFolder(config.out.absolute())
 
 
-@pytest.mark.timeout(240)  # five processes, each of which imports everything
+@pytest.mark.timeout(240)  # it may be the first to start processes
 def test_cells_that_fail_do_not_stop_the_others(
     swept: tuple[Config, list[Outcome], str],
 ) -> None:
@@ -483,10 +481,10 @@ def test_paths_among_the_options_hold_everywhere(monkeypatch: pytest.MonkeyPatch
     assert cells == [Cell("fake-well-seed3", "fake", FakeConfig("well", 3, 2.0, Path("/data")))]
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
+def wait_for(path: Path, goes_on: Callable[[], bool]) -> None:
+    """Wait for a file that somebody is to write while he goes on."""
+    while not path.exists():
+        assert goes_on()
         time.sleep(0.05)
 
 
@@ -504,7 +502,7 @@ def test_stopped_sweep_stops_its_cells_and_says_how_to_go_on(
     name = "fake-well-seed0"
 
     def stop() -> None:
-        wait_for((folder.cell(name) / "state" / "step").exists)
+        wait_for(folder.cell(name) / "state" / "step", lambda: True)
         os.kill(os.getpid(), number)
 
     threading.Thread(target=stop, daemon=True).start()
@@ -521,21 +519,23 @@ def test_stopped_sweep_stops_its_cells_and_says_how_to_go_on(
         assert not folder.finished(name)
 
 
+def sweep_slowly(out: Path) -> None:
+    """Run a sweep whose only cell takes long."""
+    EXPERIMENTS["fake"] = FAKE
+    run(Config(experiments=("fake",), out=out, options=("--pause-s", "100")), quiet())
+
+
+@pytest.mark.timeout(240)  # it may be the first to start processes
 def test_cells_die_with_a_sweep_that_is_killed(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "out")
     name = "fake-well-seed0"
-    code = (
-        "from experiments.sweep import sweep\n"
-        "from tests.experiments.sweep.test_sweep import EXPERIMENTS, FAKE\n"
-        "EXPERIMENTS['fake'] = FAKE\n"
-        "sweep.main()\n"
-    )
-    arguments = ["--experiments", "fake", "--out", str(folder.path), "--", "--pause-s", "100"]
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT)
-    wait_for((folder.cell(name) / "state" / "step").exists)
+    pools.WORKERS.set_forkserver_preload(pools.PRELOAD)
+    process = pools.WORKERS.Process(target=sweep_slowly, args=(folder.path,))
+    process.start()
+    wait_for(folder.cell(name) / "state" / "step", process.is_alive)
     process.kill()
-    process.wait()
-    with folder.lock(name).acquire(timeout=20):
+    process.join()
+    with folder.lock(name):  # which its cell lets go of at its end
         assert events(folder, name) == ["started", "interrupted"]
 
 
