@@ -68,7 +68,7 @@ def _follow(
     going = {task.cell.name: None for task in tasks}
     display.begin(going, folder.merge(cells))
     pool.submit(tasks)
-    with display.live():
+    with display.live:
         while going:
             outcomes = pool.poll(POLL_S)
             display.follow(going)

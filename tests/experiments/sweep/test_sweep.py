@@ -411,7 +411,7 @@ def test_terminal_shows_a_line_for_each_running_cell(tmp_path: Path) -> None:
     console = Console(file=text, width=150, height=20, force_terminal=True)
     display = Display(console, folder, 2)
     display.begin([name], 1)
-    with display.live():
+    with display.live:
         with folder.lock(name):
             folder.record(name, "started", "here", attempt=2, source="state")
         folder.cell(name).mkdir()
@@ -421,6 +421,27 @@ def test_terminal_shows_a_line_for_each_running_cell(tmp_path: Path) -> None:
     assert "1 of 2 cells were finished before" in shown
     assert f"{name}: goes on from its saved state on here, attempt 2" in shown
     assert "walking" in shown and "2/3" in shown and "best accuracy 0.5000" in shown
+
+
+def test_pipe_is_told_now_and_then_how_far_all_cells_are(tmp_path: Path) -> None:
+    folder, now = SweepFolder(tmp_path), iter(range(0, 1000, 8))
+    name, text = make_task(folder).cell.name, StringIO()
+    display = Display(Console(file=text, width=150), folder, 3, clock=lambda: float(next(now)))
+    display.begin([name, "other"], 1)
+    with folder.lock(name):
+        folder.record(name, "started", "here", attempt=1, source="scratch")
+    display.follow([name])
+    display.follow([name])
+    display.end(Outcome("other", None), 2)
+    display.follow([name])
+    display.follow([name])
+    assert text.getvalue().splitlines() == [
+        "1 of 3 cells were finished before",
+        f"{name}: started on here",
+        "1 of 3 cells finished, 1 running",
+        "other: finished, 2 of 3",
+        "2 of 3 cells finished, 1 running, about 72 s left",
+    ]
 
 
 @pytest.mark.parametrize(
