@@ -20,7 +20,7 @@ from experiments.common.renamed import RENAMED
 __all__ = ["UsageError", "as_called", "parse_command"]
 
 C = TypeVar("C")
-INPUTS = ("best_known", "checkpoint", "policy", "resume", "run", "runs", "sweeps")
+INPUTS = ("best_known", "checkpoint", "policy", "resume", "run", "runs", "sweeps", "weights")
 """Settings that name files or folders which must be there."""
 BY_TYRO = ("-h", "--help", "--tyro-print-completion", "--tyro-write-completion")
 """Options that print something and end the program."""
@@ -69,9 +69,8 @@ def parse_command(
 
 def as_called(text: str) -> str:
     """Return a text whose commands are called as this one was: by the console script, or Python."""
-    if not program().startswith("compress-env"):
-        return text
-    return text.replace("python -m experiments.", "compress-env ")
+    mine = "compress-env " if program().startswith("compress-env") else "python -m experiments."
+    return re.sub(r"(compress-env |python -m experiments\.)(?=[a-z])", mine, text)
 
 
 def _options(config_class: type[Any]) -> Iterator[str]:

@@ -16,7 +16,14 @@ RENAMED = {
     "algos": "algo",
     "algorithms": "algo",
     "models": "model",
-    "datasets": "dataset",
+    "dataset": "data",
+    "datasets": "data",
+    "checkpoint": "weights",
+    "methods": "method",
+    "flops_budget": "macs",
+    "flops_budgets": "macs",
+    "size_budget": "size",
+    "size_budgets": "size",
 }
 """Names now, by those before."""
 

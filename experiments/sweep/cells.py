@@ -37,14 +37,21 @@ EXPERIMENTS = {
     "compress": Experiment(
         compress.Config,
         compress.run,
-        ("model", "dataset", "algo", "method", "flops_budget", "size_budget", "seed"),
+        ("model", "data", "algo", "method", "macs", "params", "size", "seed"),
     ),
     "control": Experiment(control.Config, control.run, ("agent", "task", "seed")),
     "trial": Experiment(trial.Config, trial.run, ("agent", "task", "seed")),
 }
 """Experiments whose runs can be cells, by name."""
 
-LABELS = {"flops_budget": "flops", "size_budget": "size", "seed": "seed"}
+COLUMNS = {
+    "data": "dataset",
+    "macs": "flops_budget",
+    "params": "params_budget",
+    "size": "size_budget",
+}
+"""What settings are called in `sweep.csv`, whose other columns tell what has come of them."""
+LABELS = {"macs": "flops", "params": "params", "size": "size", "seed": "seed"}
 
 
 class Cell(NamedTuple):
@@ -60,7 +67,7 @@ class Cell(NamedTuple):
     def columns(self) -> dict[str, Any]:
         """Return what tells its rows from those of other cells."""
         grid = EXPERIMENTS[self.experiment].grid
-        settings = {key: getattr(self.config, key) for key in grid}
+        settings = {COLUMNS.get(key, key): getattr(self.config, key) for key in grid}
         return {"experiment": self.experiment, **settings, "cell": f"cells/{self.name}"}
 
 
@@ -84,7 +91,7 @@ def make_cells(
         _check_varied(name, options, varied)
         for values in itertools.product(*varied.values()):
             settings = dict(zip(varied, values, strict=True))
-            config = dataclasses.replace(base, **settings)
+            config = _resolved(dataclasses.replace(base, **settings))
             config.check()
             cells.append(make_cell(name, config))
     names = [cell.name for cell in cells]
@@ -110,6 +117,11 @@ def _parse_options(name: str, options: Sequence[str]) -> Any:
     return dataclasses.replace(config, **paths)
 
 
+def _resolved(config: Any) -> Any:
+    """Return the settings that a cell is named by: the main job's with its task where none is."""
+    return config.resolved() if isinstance(config, compress.Config) else config
+
+
 def _check_varied(name: str, options: Sequence[str], varied: Mapping[str, Sequence[Any]]) -> None:
     given = given_in(EXPERIMENTS[name].config, options)
     for key in varied:
@@ -122,7 +134,8 @@ def _check_varied(name: str, options: Sequence[str], varied: Mapping[str, Sequen
 def make_cell(experiment: str, config: Any) -> Cell:
     """Name a run of an experiment by the settings of its grid."""
     grid = EXPERIMENTS[experiment].grid
-    parts = [f"{LABELS.get(key, '')}{getattr(config, key)}" for key in grid]
+    values = {key: getattr(config, key) for key in grid}
+    parts = [f"{LABELS.get(key, '')}{value}" for key, value in values.items() if value is not None]
     return Cell(cell_name(experiment, *parts), experiment, config)
 
 

@@ -1,7 +1,7 @@
 """Run any grid of cells: experiments, algorithms, seeds, budgets, networks.
 
-`python -m experiments.sweep --algo q_critic_ppo ppo --seeds 0 1 2 -- --episodes 50` runs the cells
-in processes of this machine, or with `--ray ADDRESS` on a Ray cluster. What follows a bare `--` are
+`compress-env sweep --algo cma_es ppo --seeds 0 1 2 -- --effort thorough` runs the cells in
+processes of this machine, or with `--ray ADDRESS` on a Ray cluster. What follows a bare `--` are
 options of the experiment for every cell. A cell whose process or node dies goes on from its last
 saved state; `--resume SWEEP`, or the same command with the same `--out`, goes on with the sweep and
 leaves finished cells alone. The tables of all cells are merged into `sweep.csv`.
@@ -30,16 +30,7 @@ from experiments.sweep.pools import LocalPool, Outcome, Pool, RayPool
 
 __all__ = ["Config", "main", "run"]
 
-GRID_FIELDS = {
-    "model": "model",
-    "dataset": "dataset",
-    "algo": "algo",
-    "methods": "method",
-    "flops_budgets": "flops_budget",
-    "size_budgets": "size_budget",
-    "seeds": "seed",
-}
-"""What a setting of the experiment is called in the grid."""
+GRID_FIELDS = ("model", "data", "algo", "task", "method", "macs", "params", "size", "seeds")
 
 
 @dataclass(frozen=True)
@@ -49,17 +40,21 @@ class Config:
     experiments: tuple[str, ...] = ("compress",)
     """Named experiments."""
     model: tuple[str, ...] = ()
-    """Named networks."""
-    dataset: tuple[str, ...] = ()
-    """Named data sets."""
+    """Networks, as the main job names them."""
+    data: tuple[str, ...] = ()
+    """Images, as the main job names them."""
     algo: tuple[str, ...] = ()
     """Agents."""
-    methods: tuple[PruningMethod, ...] = ()
+    task: tuple[str, ...] = ()
+    """Tasks of `trial` or `control`."""
+    method: tuple[PruningMethod, ...] = ()
     """How channels are selected."""
-    flops_budgets: tuple[float, ...] = ()
+    macs: tuple[float, ...] = ()
     """Budgets of multiply-accumulates, fractions."""
-    size_budgets: tuple[float, ...] = ()
-    """Budgets of size, fractions."""
+    params: tuple[float, ...] = ()
+    """Budgets of parameters, fractions."""
+    size: tuple[float, ...] = ()
+    """Budgets of bytes, fractions."""
     seeds: tuple[int, ...] = ()
     """Seeds."""
     options: tyro.conf.Suppress[tuple[str, ...]] = ()
@@ -107,7 +102,7 @@ class Config:
         Raises:
             ValueError: If a setting of any of them is wrong.
         """
-        grid = {setting: getattr(self, field) for field, setting in GRID_FIELDS.items()}
+        grid = {field: getattr(self, field) for field in GRID_FIELDS[:-1]} | {"seed": self.seeds}
         return make_cells(self.experiments, grid, self.options)
 
 

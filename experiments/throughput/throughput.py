@@ -355,7 +355,7 @@ def _measure(measurement: Measurement, console: Console) -> dict[Part, Rows]:
         results[part] = measurement.measure(part)
         folder.write_rows(f"{part}.csv", results[part])
         texts.append(f"{TITLES[part]}:\n\n{format_table(part, results[part])}\n")
-        console.print(texts[-1], soft_wrap=True)
+        console.print(texts[-1], soft_wrap=True, markup=False, highlight=False)
     folder.write_text("throughput.md", "\n".join(texts))
     folder.finish([{"part": part} | row for part in parts for row in results[part]])
     return results

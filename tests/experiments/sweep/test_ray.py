@@ -20,11 +20,11 @@ Cluster: Any = pytest.importorskip("ray.cluster_utils").Cluster
 
 GRID = ("--algo", "ppo", "--seeds", "0", "1", "2")
 OPTIONS = (
-    "--episodes=12",
+    "--evaluations=12",
     "--finetune-steps=1",
     "--final-finetune-steps=2",
     "--no-onnx",
-    "--no-baselines",
+    "--compare",
 )
 
 
@@ -88,7 +88,7 @@ def test_cells_of_a_killed_node_go_on_elsewhere_and_finish_once(
     assert list(table["seed"]) == [seed for seed in range(3) for _ in range(2)]
     assert list(table["network"]) == ["baseline", "ppo"] * 3
     config = json.loads((folder.cell(hit) / "config.json").read_text())
-    assert (config["episodes"], config["hardware"]["torch_threads"]) == (12, 1)
+    assert (config["evaluations"], config["hardware"]["torch_threads"]) == (12, 1)
 
 
 def test_cluster_that_is_not_there_ends_with_one_line(
