@@ -45,12 +45,14 @@ EXPERIMENTS = {
 """Experiments whose runs can be cells, by name."""
 
 COLUMNS = {
-    "data": "dataset",
-    "macs": "flops_budget",
-    "params": "params_budget",
-    "size": "size_budget",
+    ("compress", "data"): "dataset",
+    ("compress", "macs"): "flops_budget",
+    ("compress", "params"): "params_budget",
+    ("compress", "size"): "size_budget",
+    ("control", "algo"): "agent",
+    ("trial", "algo"): "agent",
 }
-"""What settings are called in `sweep.csv`, whose other columns tell what has come of them."""
+"""What `sweep.csv` calls settings, by experiment and setting, where it is otherwise."""
 LABELS = {"macs": "flops", "params": "params", "size": "size", "seed": "seed"}
 
 
@@ -67,7 +69,9 @@ class Cell(NamedTuple):
     def columns(self) -> dict[str, Any]:
         """Return what tells its rows from those of other cells."""
         grid = EXPERIMENTS[self.experiment].grid
-        settings = {COLUMNS.get(key, key): getattr(self.config, key) for key in grid}
+        settings = {
+            COLUMNS.get((self.experiment, key), key): getattr(self.config, key) for key in grid
+        }
         return {"experiment": self.experiment, **settings, "cell": f"cells/{self.name}"}
 
 
