@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from time import monotonic
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from experiments.common.heartbeat import MOST_S, Heartbeat, time_left
 from experiments.common.stored import read_object
@@ -17,11 +19,13 @@ from experiments.sweep.pools import Outcome
 
 __all__ = ["Display"]
 
+# What is told first is whole on a narrow terminal too.
+# Texts share what a narrow terminal leaves.
 COLUMNS = (
-    "{task.description}",
-    BarColumn(20),
-    MofNCompleteColumn(),
-    TextColumn("{task.fields[note]}"),
+    BarColumn(8, table_column=Column(width=8, no_wrap=True)),
+    MofNCompleteColumn(table_column=Column(width=7, no_wrap=True)),
+    TextColumn("{task.fields[note]}", table_column=Column(ratio=2, no_wrap=True)),
+    TextColumn("{task.description}", table_column=Column(ratio=3, no_wrap=True)),
 )
 
 
@@ -45,11 +49,15 @@ class Display:
         """
         self._console, self._folder, self.n_cells = console, folder, n_cells
         self._heartbeat = Heartbeat(console, self._line, clock)
-        self._before = self._done = 0
+        self._before = self._done = self._n_common = 0
         self._seen: dict[str, int] = {}
         self._running: dict[str, TaskID] = {}  # in the order of starting
         self.live = Progress(
-            *COLUMNS, console=console, disable=not console.is_terminal, refresh_per_second=2
+            *COLUMNS,
+            console=console,
+            disable=not console.is_terminal,
+            expand=True,
+            refresh_per_second=2,
         )
         """The context in which running cells are shown, on a terminal."""
         self._all = self.live.add_task("all cells", total=n_cells, note="")
@@ -62,6 +70,7 @@ class Display:
             n_finished: Cells finished before.
         """
         self._seen = {name: len(self._folder.records(name)) for name in names}
+        self._n_common = _n_common(list(self._seen))
         self._before = self._done = n_finished
         self.live.update(self._all, completed=n_finished)
         if n_finished:
@@ -83,7 +92,9 @@ class Display:
 
     def _tell_start(self, name: str, record: dict[str, Any]) -> None:
         self._take_off(name)
-        self._running[name] = self.live.add_task(escape(name), total=None, note="starting")
+        self._running[name] = self.live.add_task(
+            escape(name[self._n_common :]), total=None, note="starting"
+        )
         node, attempt = record["node"], record["attempt"]
         if attempt > 1:
             saved = record["source"] == "state"
@@ -134,3 +145,12 @@ class Display:
             return shown | {"note": escape(f"{progress['label']}, {note}")}
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return {}
+
+
+def _n_common(names: Sequence[str]) -> int:
+    """Return the length of the parts that all names begin with, which tell none from another."""
+    if len(names) < 2:
+        return 0
+    by_place = zip(*(name.split("-") for name in names), strict=False)
+    shared = takewhile(lambda parts: len(set(parts)) == 1, by_place)
+    return sum(len(parts[0]) + 1 for parts in shared)

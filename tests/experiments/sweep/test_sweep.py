@@ -22,7 +22,7 @@ from rich.console import Console
 from experiments.common.run_folder import replacing
 from experiments.sweep import pools, sweep
 from experiments.sweep.cells import EXPERIMENTS, Cell, Experiment, make_cell, make_cells
-from experiments.sweep.display import Display
+from experiments.sweep.display import Display, _n_common
 from experiments.sweep.folder import SweepFolder, Task, work
 from experiments.sweep.pools import LocalPool, Outcome
 from experiments.sweep.sweep import Config, run
@@ -421,6 +421,12 @@ def test_terminal_shows_a_line_for_each_running_cell(tmp_path: Path) -> None:
     assert "1 of 2 cells were finished before" in shown
     assert f"{name}: goes on from its saved state on here, attempt 2" in shown
     assert "walking" in shown and "2/3" in shown and "best accuracy 0.5000" in shown
+
+
+def test_names_on_a_terminal_are_spared_what_they_share() -> None:
+    names = ["compress-lenet5-ppo-seed1", "compress-lenet5-ppo-seed2"]
+    assert [name[_n_common(names) :] for name in names] == ["seed1", "seed2"]
+    assert _n_common(names[:1]) == 0 and _n_common(["a-b", "c-b"]) == 0
 
 
 def test_pipe_is_told_now_and_then_how_far_all_cells_are(tmp_path: Path) -> None:
