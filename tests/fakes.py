@@ -124,11 +124,16 @@ def image_set(source: ImageSource) -> set[bytes]:
 
 def flags(settings: dict[str, Any]) -> list[str]:
     """Return settings of an experiment as on its command line; booleans are off."""
-    names = {key: key.replace("_", "-") for key in settings}
-    return [
-        f"--no-{names[key]}" if value is False else f"--{names[key]}={value}"
-        for key, value in settings.items()
-    ]
+    words = []
+    for key, value in settings.items():
+        name = key.replace("_", "-")
+        if value is False:
+            words.append(f"--no-{name}")
+        elif isinstance(value, tuple):
+            words += [f"--{name}", *value]
+        else:
+            words.append(f"--{name}={value}")
+    return words
 
 
 TINY = ("compress_env/TinyPrune-v0", "compress_env/TinyQuantize-v0")

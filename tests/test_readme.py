@@ -35,7 +35,13 @@ from experiments.benchmark.table import (
 )
 from experiments.common.intervals import format_mean
 from experiments.common.latency import OnnxNetwork
-from experiments.compress.report import FILE_HEADINGS, HEADINGS, format_markdown, read_rows
+from experiments.compress.report import (
+    FILE_HEADINGS,
+    HEADINGS,
+    format_markdown,
+    format_times,
+    read_rows,
+)
 from experiments.ppo_penalties.ppo_penalties import TABLES
 from experiments.ppo_penalties.report import Results, format_report
 from experiments.search.hyperparameters import HYPERPARAMETERS
@@ -176,6 +182,7 @@ def test_tables_of_a_single_run_are_those_of_the_stored_run() -> None:
     page = PAGES["compression.md"]
     assert format_markdown(HEADINGS, [row.cells() for row in rows]) in page
     assert format_markdown(FILE_HEADINGS, [row.file_cells() for row in rows]) in page
+    assert format_markdown(*format_times(rows)) in page
 
 
 def test_tables_are_those_of_the_stored_runs() -> None:

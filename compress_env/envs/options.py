@@ -110,7 +110,8 @@ def fingerprints_of(functions: Functions) -> dict[str, str | None]:
 
 def _fingerprint(name: str, function: Callable[..., Any] | None) -> str | None:
     if not (function is None or callable(function)):
-        raise TypeError(f"{name} must be a function of a network, got {function!r}")
+        got = " ".join(repr(function).split())
+        raise TypeError(f"{name} must be a function of a network, got {got:.80}")
     fingerprint = getattr(function, "fingerprint", None)
     if not isinstance(fingerprint, str | None):
         raise TypeError(f"the {name}'s fingerprint must be a string, got {fingerprint!r}")

@@ -10,7 +10,7 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
 from experiments.search.episodes import Episode
@@ -98,7 +98,7 @@ def draw_tradeoff(
     _mark(axes, chosen, budget, "budget")
     _label(axes, xlabel, title)
     axes.xaxis.set_major_formatter(EngFormatter())
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
@@ -119,15 +119,16 @@ def _draw_front(axes: Axes, episodes: Sequence[Episode]) -> None:
 def _mark(axes: Axes, chosen: Mapping[str, Episode], budget: float, label: str) -> None:
     """Mark chosen networks with stars, and a finite budget with a line."""
     for name, episode in chosen.items():
-        star = {"marker": "*", "markersize": 14, "color": "C1", "linestyle": "none"}
+        star = {"marker": "*", "markersize": 14, "color": "#f2b01e", "linestyle": "none"}
+        star |= {"markeredgecolor": rcParams["text.color"], "markeredgewidth": 0.6}
         axes.plot(*_points([episode]).T, label=f"chosen: {name}", **star)
     if np.isfinite(budget):
-        axes.axvline(budget, color="C2", linestyle="--", label=label)
+        axes.axvline(budget, color=rcParams["text.color"], linestyle="--", linewidth=1, label=label)
 
 
 def _label(axes: Axes, xlabel: str, title: str) -> None:
     axes.set(xlabel=xlabel, ylabel="validation images right, %", title=title)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.5g}")
 
 
 def pareto_front(costs: ArrayLike, accuracies: ArrayLike) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from compress_env.data.bundle import DATASETS
-from compress_env.envs.base import FinetuneAt, RewardAt
+from compress_env.envs.options import FinetuneAt, RewardAt
 from compress_env.envs.pruning import PruningMethod
 from compress_env.names import check_name, nearest
 from compress_env.networks.models import check_model_name
@@ -210,6 +210,7 @@ class Config:
         self._check_data()
         self._check_numbers()
         check_name("reward", self.reward, REWARDS)
+        check_name("effort", self.effort, EVALUATIONS)
         for name in self.compare:
             check_name("comparison", name, COMPARED)
         if not self.prunes and self.size is None:

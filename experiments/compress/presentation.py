@@ -16,7 +16,7 @@ from experiments.common.stored import read_object
 from experiments.common.svg import to_svg
 from experiments.compress.exports import describe_timing
 from experiments.compress.page import Figure, Page, format_page, format_snippets
-from experiments.compress.report import Row, best_row, format_report
+from experiments.compress.report import Row, best_row, format_noise, format_report
 from experiments.compress.rounding import suggest_channel_round
 from experiments.compress.stages import Contender, Job
 from experiments.search.episodes import Episode
@@ -129,7 +129,8 @@ def _removed(env: PruningEnv | None) -> str:
 
 
 def _notes(job: Job, chosen: Contender, rows: Sequence[Row]) -> list[str]:
-    notes = [describe_timing(job.task.device, has_onnx=rows[0].latency_1_ms is not None)]
+    timing = describe_timing(job.task.device, has_onnx=rows[0].latency_1_ms is not None)
+    notes = [timing, *format_noise(rows)]
     if job.pruning_env is None:
         return notes
     rates = chosen.stages["pruning"].best.values

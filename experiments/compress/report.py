@@ -21,6 +21,7 @@ __all__ = [
     "Row",
     "best_row",
     "format_markdown",
+    "format_noise",
     "format_report",
     "format_times",
     "print_rows",
@@ -54,6 +55,9 @@ TIMES = {
     "torch_latency_64": "PyTorch, 64 images",
 }
 """What is timed, by the beginning of its columns."""
+
+NOISY = 0.3
+"""Distance of the quartiles, a fraction of the median, that no idle machine shows."""
 
 
 class Row(NamedTuple):
@@ -230,6 +234,19 @@ def _print_table(
     for line in lines:
         table.add_row(*map(Text, line))  # names are no markup
     console.print(table)
+
+
+def format_noise(rows: Sequence[Row]) -> list[str]:
+    """Say which times vary so much that they tell little, if any do."""
+
+    def spread(row: Row, name: str) -> float:
+        median, iqr = getattr(row, f"{name}_ms"), getattr(row, f"{name}_iqr_ms")
+        return iqr / median if median and iqr is not None else 0.0
+
+    noisy = [TIMES[n] for n in _timed(rows) if any(spread(row, n) > NOISY for row in rows)]
+    if not noisy:
+        return []
+    return [f"The machine was busy, and these times tell little: {'; '.join(noisy)}."]
 
 
 def format_times(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -77,7 +77,8 @@ def _rounded(env: PruningEnv, sizes: Sizes, multiple: int) -> list[tuple[int, ..
     plan = env.plan
     for may_grow in (True, False):
         rounded = [_round(plan, t, each, multiple, may_grow) for t, each in enumerate(sizes)]
-        if plan.highest(tuple(rounded), env.budget_unit) <= env.budget:
+        budgets = env.budgets.items()
+        if all(plan.highest(tuple(rounded), unit) <= limit for unit, limit in budgets):
             return rounded
     return None
 

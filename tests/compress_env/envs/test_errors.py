@@ -178,7 +178,7 @@ class TestErrors:
         *_, done, _, info = env.step(np.zeros(1, np.float32))
         assert done and str(error) in info["error"]
         env.reset()
-        assert "error" not in env.step(np.zeros(1, np.float32))[-1]
+        assert "error" not in env.step(np.array([0.9], np.float32))[-1]
 
     def test_an_interrupted_fine_tuning_has_not_happened(
         self, monkeypatch: pytest.MonkeyPatch

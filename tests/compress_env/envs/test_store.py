@@ -325,13 +325,13 @@ class Shift:
 class TestFinetuners:
     @pytest.mark.parametrize("kind", ["magnitude", "bits"])
     def test_each_step_calls_it_and_repeats(self, kind: str) -> None:
-        finetuner = Shift(None)
-        env, other = make(kind, finetuner=finetuner), make(kind, finetuner=Shift(None), seed=1)
-        one, again = play(env, [0.5, 0.1]), play(env, [0.5, 0.1])
-        assert (finetuner.n_calls, env.store) == (4, None)
+        finetuner, actions = Shift(None), [0.5, 0.1]
+        envs = [make(kind, finetuner=finetuner) for _ in range(2)]
+        one, again = (play(env, actions) for env in envs)
+        assert (finetuner.n_calls, envs[0].store) == (4, None)
         assert_same(one, again)
-        assert one[0] != play(make(kind), [0.5, 0.1])[0]
-        assert one[0] != play(other, [0.5, 0.1])[0]
+        for options in ({}, {"finetuner": finetuner, "seed": 1}):
+            assert one[0] != play(make(kind, **options), actions)[0]
 
     def test_with_a_fingerprint_results_are_stored(self, tmp_path: Path) -> None:
         finetuners = [Shift(), Shift(), Shift("other")]

@@ -16,16 +16,16 @@ from experiments.trial import trial
 
 
 def test_settings_are_found_however_they_are_written() -> None:
-    line = ["--episodes", "150", "--n_envs=1", "--no-baselines", "--tensorboard", "--label", "seed"]
-    expected = {"episodes", "n_envs", "baselines", "tensorboard", "label"}
+    line = ["--evaluations", "100", "--n_envs=1", "--no-onnx", "--tensorboard", "--label", "seed"]
+    expected = {"evaluations", "n_envs", "onnx", "tensorboard", "label"}
     assert given_in(compress.Config, line) == expected
 
 
 def test_default_counts_where_it_is_given() -> None:
-    config = compress.Config(episodes=150, seed=3)
-    assert is_given(config, "seed") and not is_given(config, "episodes")
-    with giving(["episodes"]):
-        assert is_given(config, "episodes") and not is_given(config, "seed")
+    config = compress.Config(batch_size=64, seed=3)
+    assert is_given(config, "seed") and not is_given(config, "batch_size")
+    with giving(["batch_size"]):
+        assert is_given(config, "batch_size") and not is_given(config, "seed")
 
 
 @pytest.mark.parametrize("name", ["agent", "task"])

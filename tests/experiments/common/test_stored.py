@@ -137,7 +137,7 @@ def test_changed_bit_of_a_setting_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "run" / "config.json"
     text = path.read_text()
     assert read_config(compress.Config, tmp_path / "run") == compress.Config()
-    path.write_text(text.replace('"episodes": 150', '"episodes": 151'))
+    path.write_text(text.replace('"batch_size": 64', '"batch_size": 65'))
     with pytest.raises(ValueError, match=r"its config\.json has been changed"):
         read_config(compress.Config, tmp_path / "run")
 
@@ -196,6 +196,18 @@ def write_rows(path: Path, **changes: str) -> None:
 def test_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_rows(tmp_path / "table.csv")
     assert read_rows(tmp_path / "table.csv") == [ROW]
+
+
+def test_table_of_an_earlier_version_lacks_times(tmp_path: Path) -> None:
+    columns = {"network": ["baseline", "uniform"], "latency_1_ms": [2.0, 1.0]}
+    table = pd.DataFrame([ROW._asdict()] * 2)[[*ROW._fields][:15]].assign(**columns)
+    table.to_csv(tmp_path / "table.csv", index=False)
+    baseline, uniform = read_rows(tmp_path / "table.csv")
+    assert (baseline.latency_1, uniform.latency_1, uniform.latency_1_ms) == (1.0, 0.5, 1.0)
+    assert uniform.torch_latency_64_ms is None and uniform.onnx_bytes is None
+    shown = StringIO()
+    print_rows(Console(file=shown, width=80), [baseline, uniform])
+    assert "1.000 (50)" in shown.getvalue() and "PyTorch" not in shown.getvalue()
 
 
 def test_names_in_a_table_are_no_markup(tmp_path: Path) -> None:

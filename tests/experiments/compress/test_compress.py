@@ -19,11 +19,14 @@ from compress_env.networks.models import build_model, load_checkpoint
 from compress_env.quantization.packing import load
 from experiments.compress import compress
 from experiments.compress.compress import Config, run
+from experiments.compress.config import DEFAULT_TASK
 from experiments.compress.exports import Export
 from experiments.compress.report import Row
 
 SMALL: dict[str, Any] = {
-    "episodes": 3,
+    "algo": "q_critic_ppo",
+    "compare": ("uniform", "rule", "random", "8bit", "uniform-bits"),
+    "evaluations": 3,
     "finetune_steps": 2,
     "final_finetune_steps": 5,
     "onnx": False,
@@ -32,7 +35,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row], str]:
-    """Run the job once with the default agent."""
+    """Run the job once."""
     out = tmp_path_factory.mktemp("run") / "out"
     text = StringIO()
     rows = run(Config(out=out, **(SMALL | {"onnx": True})), Console(file=text, width=120))
@@ -46,10 +49,10 @@ def test_folder_holds_what_is_promised(finished: tuple[Path, list[Row], str]) ->
     assert {"baseline.safetensors", "baseline.onnx"} <= names
     assert {f"network-q_critic_ppo.{suffix}" for suffix in ("cenv", "safetensors", "onnx")} <= names
     figures = [f"{k}-{s}.png" for k in ("reward", "layers", "tradeoff") for s in STAGES]
-    figures += ["bits.png", "pareto.png"]
+    figures.append("pareto.png")
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in figures)
     config = json.loads((out / "config.json").read_text())
-    assert (config["seed"], config["episodes"]) == (0, 3)
+    assert (config["seed"], config["evaluations"]) == (0, 3)
     assert {"versions", "git_revision", "hardware", "date", "command"} <= set(config)
 
 
@@ -61,13 +64,15 @@ def test_table_compares_networks_within_the_budgets(
 ) -> None:
     out, rows, text = finished
     baseline, *others = rows
-    names = ["uniform", "random", "q_critic_ppo-8bit", "q_critic_ppo-uniform", "q_critic_ppo"]
+    bits = ["q_critic_ppo-8bit", "q_critic_ppo-uniform-bits"]
+    names = ["uniform", "rule", "random", *bits, "q_critic_ppo"]
     assert [row.network for row in rows] == ["baseline", *names]
     assert (baseline.macs, baseline.params, baseline.size) == (1.0, 1.0, 1.0)
-    default = Config()
+    default = Config().resolved()
+    assert default.macs and default.size
     for row in others:
-        assert row.macs <= default.flops_budget
-        is_within = row.size <= default.size_budget
+        assert row.macs <= default.macs
+        is_within = row.size <= default.size
         assert is_within == row.within_budget
         assert is_within or row.network.endswith("8bit") or f"{row.network}: too little" in text
         path = out / f"network-{row.network}"
@@ -94,19 +99,19 @@ def test_uniform_bits_are_given_to_the_network_of_the_agent(
     finished: tuple[Path, list[Row], str],
 ) -> None:
     rows = {row.network: row for row in finished[1]}
-    for name in ("8bit", "uniform"):
+    for name in ("8bit", "uniform-bits"):
         row, agent = rows[f"q_critic_ppo-{name}"], rows["q_critic_ppo"]
         assert (row.macs, row.params) == (agent.macs, agent.params)
     table = pd.read_csv(finished[0] / "episodes.csv").set_index("search")
     bits = table.filter(like="value:")
     eight = bits.loc["q_critic_ppo-8bit"].dropna()
     assert set(eight) == {8.0} and len(eight) == 5
-    uniform = bits.loc["q_critic_ppo-uniform"].dropna()
+    uniform = bits.loc["q_critic_ppo-uniform-bits"].dropna()
     assert len(set(uniform)) == 1 and uniform.iloc[0] < 8
 
 
 def test_baselines_are_left_out_on_request(tmp_path: Path) -> None:
-    settings = SMALL | {"algo": "uniform", "baselines": False, "final_finetune_steps": 1}
+    settings = SMALL | {"algo": "uniform", "compare": (), "final_finetune_steps": 1}
     rows = run(Config(out=tmp_path / "out", **settings), Console(file=StringIO()))
     assert [row.network for row in rows] == ["baseline", "uniform"]
 
@@ -129,7 +134,13 @@ def test_every_episode_is_recorded(finished: tuple[Path, list[Row], str]) -> Non
 
 def test_policy_gives_its_accuracy_again(finished: tuple[Path, list[Row], str]) -> None:
     policy = json.loads((finished[0] / "policy.json").read_text())["q_critic_ppo"]["pruning"]
-    env = PruningEnv(flops_budget=Config().flops_budget, finetune_steps=2, reward_at="episode")
+    env = PruningEnv(
+        flops_budget=DEFAULT_TASK["macs"],
+        method="magnitude",
+        finetune_steps=2,
+        finetune_at="episode",
+        reward_at="episode",
+    )
     env.reset()
     for action in policy["actions"]:
         info = env.step(np.array([action], np.float32))[-1]
@@ -159,30 +170,38 @@ def test_same_seed_gives_the_same_rows(
 
 
 @pytest.mark.parametrize(
-    "algo", ["ppo", "a2c", "ddpg", "td3", "sac", "random", "uniform", "afie", "sbpf"]
+    "algo",
+    ["rule", "cma_es", "ppo", "a2c", "ddpg", "td3", "sac", "random", "uniform", "afie", "sbpf"],
 )
 def test_every_algorithm_runs_the_job(algo: str, tmp_path: Path) -> None:
-    settings = SMALL | {"episodes": 2, "finetune_steps": 0}
-    rows = run(Config(algo=algo, out=tmp_path / "out", **settings), Console(file=StringIO()))
-    assert algo in [row.network for row in rows]
-    assert len(rows) == {"random": 5, "uniform": 4, "afie": 5, "sbpf": 5}.get(algo, 6)
+    settings = SMALL | {"evaluations": 2, "finetune_steps": 0, "algo": algo, "compare": ("rule",)}
+    rows = run(Config(out=tmp_path / "out", **settings), Console(file=StringIO()))
+    expected = ["baseline", "rule", algo] if algo != "rule" else ["baseline", "rule"]
+    assert [row.network for row in rows] == expected
+
+
+NAMED = ["--model", "lenet5", "--data", "digits", "--macs", "0.2"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--algo", "magic"], "unknown algorithm 'magic'; valid: q_critic_ppo, ppo"),
-        (["--model", "lenet6"], "unknown model 'lenet6'"),
-        (["--dataset", "digitz"], "unknown data set 'digitz'"),
-        (["--flops-budget", "0.0001"], "flops_budget must be in"),
-        (["--size-budget", "0.0001"], "size_budget must be in"),
-        (["--episodes", "0"], "episodes must be at least 1, got 0"),
-        (["--checkpoint", "nowhere.safetensors"], "nowhere.safetensors"),
+        ([*NAMED, "--model", "lenet6"], "unknown model 'lenet6'"),
+        ([*NAMED, "--data", "digitz"], "no data set 'digitz', did you mean 'digits'"),
+        (["--model", "lenet5"], "--model needs --data"),
+        (["--model", "lenet5", "--data", "digits"], "expected a budget: --macs, --params"),
+        ([*NAMED, "--macs", "0.0001"], "flops_budget must be in"),
+        ([*NAMED, "--params", "0.0001"], "params_budget must be in"),
+        ([*NAMED, "--size", "0.0001"], "size must be in"),
+        (["--evaluations", "0"], "evaluations must be at least 1, got 0"),
+        (["--compare", "unifrom"], "unknown comparison 'unifrom', did you mean 'uniform'"),
+        (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--activation-bits", "4"], "activation_bits must be 8, got 4"),
         (["--train-epochs", "0"], "train_epochs must be at least 1, got 0"),
-        (["--train-epochs", "1", "--checkpoint", "."], "train_epochs or a checkpoint, not both"),
-        (["--model", "cnn4"], r"no recipe for cnn4 on digits.*--train-epochs"),
-        (["--dataset", "mnist", "--data-root", "nowhere"], "nowhere.*--download"),
+        (["--train-epochs", "1", "--weights", "."], "train_epochs or weights, not both"),
+        ([*NAMED, "--model", "cnn4"], r"no recipe for cnn4 on digits.*--train-epochs"),
+        ([*NAMED, "--data", "mnist", "--data-root", "nowhere"], "nowhere.*--download"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -206,7 +225,7 @@ def test_checkpoint_with_code_in_it_is_refused_unexecuted(
             return (Path.touch, (tmp_path / "executed",))
 
     torch.save({"conv1.weight": Payload()}, tmp_path / "evil.pt")
-    argv = ["compress", "--checkpoint", str(tmp_path / "evil.pt"), "--out", str(tmp_path / "out")]
+    argv = ["compress", "--weights", str(tmp_path / "evil.pt"), "--out", str(tmp_path / "out")]
     monkeypatch.setattr("sys.argv", argv)
     with pytest.raises(SystemExit, match=r"error: .*evil\.pt"):
         compress.main()
@@ -222,8 +241,9 @@ def test_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(300)  # it may be the first to train the baseline
 def test_main_job_on_mnist(mnist: Path, tmp_path: Path) -> None:
-    settings = {"episodes": 1, "finetune_steps": 1, "final_finetune_steps": 20, "onnx": False}
-    config = Config(dataset="mnist", data_root=mnist, out=tmp_path / "out", **settings)  # type: ignore[arg-type]
+    settings = SMALL | {"evaluations": 1, "final_finetune_steps": 20, "compare": ("uniform",)}
+    named = {"model": "lenet5", "data": "mnist", "data_root": mnist, "macs": 0.164, "size": 0.03}
+    config = Config(out=tmp_path / "out", **(settings | named))
     rows = run(config, Console(file=StringIO()))
     assert rows[0].test_error < 0.015
-    assert all(row.macs <= config.flops_budget for row in rows[1:])
+    assert all(row.macs <= 0.164 for row in rows[1:])

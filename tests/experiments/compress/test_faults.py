@@ -31,10 +31,11 @@ from experiments.compress.compress import Config, run
 from tests.fakes import flags
 
 SMALL: dict[str, Any] = {
-    "episodes": 4,
+    "algo": "q_critic_ppo",
+    "evaluations": 4,
     "finetune_steps": 1,
     "final_finetune_steps": 3,
-    "baselines": False,
+    "compare": (),
     "onnx": False,
 }
 
@@ -170,8 +171,8 @@ def test_truncated_image_stops_only_who_needs_it_again(
 ) -> None:
     paths = make_tree(tmp_path / "tree")
     save_checkpoint(build_model("lenet5", 3, (3, 32, 32)), tmp_path / "weights.safetensors")
-    settings = SMALL | {"dataset": "folder", "data_root": tmp_path / "tree"}
-    settings |= {"checkpoint": tmp_path / "weights.safetensors", "method": "magnitude"}
+    settings = SMALL | {"model": "lenet5", "data": str(tmp_path / "tree"), "macs": 0.3, "size": 0.1}
+    settings |= {"weights": tmp_path / "weights.safetensors"}
     if is_lazy:
         monkeypatch.setattr("compress_env.data.bundle._MAX_DECODED_BYTES", 0)
         monkeypatch.setattr("compress_env.data.bundle._MAX_WORKERS", 0)

@@ -37,17 +37,20 @@ from experiments.search.resuming import ResumableSearch
 from tests.fakes import PlainNet, flags, make_data, seeded
 
 SMALL: dict[str, Any] = {
-    "episodes": 3,
+    "algo": "q_critic_ppo",
+    "compare": ("uniform", "random"),
+    "evaluations": 3,
     "finetune_steps": 2,
     "final_finetune_steps": 5,
     "onnx": False,
 }
 # Longer than the agent's random start, so that there are updates to resume.
 LONG: dict[str, Any] = {
-    "episodes": 30,
+    "algo": "q_critic_ppo",
+    "evaluations": 30,
     "finetune_steps": 3,
     "final_finetune_steps": 30,
-    "baselines": False,
+    "compare": (),
     "onnx": False,
 }
 
@@ -150,8 +153,8 @@ def test_signal_ends_the_job_with_a_word_on_how_to_go_on(
 def test_every_algorithm_goes_on_exactly(
     algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings: dict[str, Any] = {"algo": algo, "episodes": 12, "finetune_steps": 0}
-    settings |= {"final_finetune_steps": 0, "baselines": False, "onnx": False}
+    settings: dict[str, Any] = {"algo": algo, "evaluations": 12, "finetune_steps": 0}
+    settings |= {"final_finetune_steps": 0, "compare": (), "onnx": False}
     run(Config(out=tmp_path / "whole", **settings), quiet())
     write = RunFolder.write_state
     n_written = 0
@@ -252,10 +255,10 @@ class TestRefusals:
     def test_setting_that_is_given_counts_where_it_is_the_default(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        stopped_run(tmp_path / "run", monkeypatch)
-        arguments = ["compress", "--resume", str(tmp_path / "run"), "--episodes"]
-        monkeypatch.setattr("sys.argv", [*arguments, "150"])
-        message = "error: the run was started with episodes=3, it cannot go on with 150"
+        stopped_run(tmp_path / "run", monkeypatch, seed=3)
+        arguments = ["compress", "--resume", str(tmp_path / "run"), "--seed"]
+        monkeypatch.setattr("sys.argv", [*arguments, "0"])
+        message = "error: the run was started with seed=3, it cannot go on with 0"
         with pytest.raises(SystemExit, match=message):
             compress.main()
         monkeypatch.setattr("sys.argv", [*arguments, "3", "--no-tensorboard"])
@@ -265,7 +268,7 @@ class TestRefusals:
     def test_other_network(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / "weights.safetensors"
         save_checkpoint(seeded(lambda: build_model("lenet5", 10, (1, 28, 28))), path)
-        stopped_run(tmp_path / "run", monkeypatch, checkpoint=path)
+        stopped_run(tmp_path / "run", monkeypatch, weights=path)
         before = path.read_bytes()
         save_checkpoint(seeded(lambda: build_model("lenet5", 10, (1, 28, 28)), 1), path)
         with pytest.raises(ValueError, match=r"the network here is not what .*run' was started"):
@@ -393,7 +396,7 @@ def test_names_that_a_terminal_cannot_show_stop_nothing(
 ) -> None:
     folder = tmp_path / "größe-日本[b]"
     environment = os.environ | {"PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"} | options
-    settings = SMALL | {"episodes": 1, "baselines": False, "label": "Ziffern ä $_"}
+    settings = SMALL | {"evaluations": 1, "compare": (), "label": "Ziffern ä $_"}
     result = subprocess.run(
         [sys.executable, "-m", "experiments.compress", "--out", str(folder), *flags(settings)],
         env=environment,

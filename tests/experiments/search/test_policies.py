@@ -18,7 +18,8 @@ from experiments.common.figures import non_dominated
 from experiments.compress.compress import Config, run
 
 SMALL: dict[str, Any] = {
-    "episodes": 4,
+    "algo": "q_critic_ppo",
+    "evaluations": 4,
     "finetune_steps": 1,
     "final_finetune_steps": 4,
     "onnx": False,
@@ -60,7 +61,7 @@ def test_front_is_of_the_episodes_and_can_be_applied(finished: Path, tmp_path: P
         assert (pruning["actions"] == row["actions"]).any()
     assert (finished / "pareto.png").read_bytes().startswith(b"\x89PNG")
     last = front.iloc[-1]
-    apply(finished / last["policy"], tmp_path / "again", episodes=1)
+    apply(finished / last["policy"], tmp_path / "again", evaluations=1)
     again = pd.read_csv(tmp_path / "again" / "episodes.csv").iloc[0]
     for column in ("accuracy", "dense_macs", "sparse_macs", "dense_params", "sparse_params"):
         assert again[column] == last[column]
@@ -68,7 +69,7 @@ def test_front_is_of_the_episodes_and_can_be_applied(finished: Path, tmp_path: P
 
 def test_policy_under_other_settings_is_refused(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"found under other settings: of conv2 it made"):
-        apply(finished / "policy.json", tmp_path / "again", flops_budget=0.5)
+        apply(finished / "policy.json", tmp_path / "again", macs=0.5, size=0.03)
 
 
 def stage(layers: str, rates: str, actions: str) -> str:
