@@ -1,4 +1,4 @@
-"""Stable-Baselines3 algorithms and baselines for expensive sequential decision problems."""
+"""Who decides? Algorithms, searches and rules behind the interface of Stable-Baselines3."""
 
 from agents.baselines import Random, Uniform
 from agents.black_box import CMAES, TPE, EpisodeSearch

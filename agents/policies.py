@@ -266,6 +266,7 @@ class QCriticPolicy(ActorCriticPolicy):
 
 
 MlpPolicy = QCriticPolicy
+"""The name that Stable-Baselines3's agents take."""
 
 
 def _check_net_arch(net_arch: Any) -> None:

@@ -38,6 +38,7 @@ from agents.spaces import check_spaces
 __all__ = ["Advantage", "QCriticPPO"]
 
 Advantage: TypeAlias = Literal["q", "q_baseline"]
+"""Q itself, as in the paper, or Q minus its value at the policy's mean **(ours)**."""
 
 
 class _PriorActions(NamedTuple):

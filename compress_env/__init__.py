@@ -1,4 +1,4 @@
-"""Gymnasium environments in which an agent compresses a convolutional network layer by layer."""
+"""How is a convolutional network compressed layer by layer? Gymnasium environments and parts."""
 
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any

@@ -1,1 +1,1 @@
-"""Experiments: one room per question, each run as `compress-env NAME`."""
+"""What does it come to? One room for each question, most of them run as `compress-env NAME`."""

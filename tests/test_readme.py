@@ -65,7 +65,9 @@ def snippet(text: str, number: int) -> str:
 
 def test_training_an_agent() -> None:
     names: dict[str, Any] = {}
-    exec(snippet(README, 0), names)
+    example = snippet(PAGES["quickstart.md"], 0)
+    assert example in README
+    exec(example, names)
     assert isinstance(names["small"], nn.Module)
     full = names["env"].unwrapped.unpruned.macs
     assert names["info"]["dense_macs"] <= 0.164 * full
@@ -86,7 +88,7 @@ def test_own_network_and_data() -> None:
         "test_labels": torch.arange(30) % 3,
         "trained_module": seeded(PlainNet),
     }
-    exec(snippet(README, 1), names)
+    exec(snippet(PAGES["own_network.md"], 0), names)
     env = names["env"]
     env.reset(seed=0)
     info = env.step(np.zeros(1, np.float32))[-1]
@@ -95,7 +97,7 @@ def test_own_network_and_data() -> None:
 
 def test_a_network_with_branches_on_tensors() -> None:
     names: dict[str, Any] = {}
-    exec(snippet(README, 2), names)
+    exec(snippet(PAGES["own_network.md"], 1), names)
     env, network, small = names["env"].unwrapped, names["network"], names["small"]
     assert env.skipped_layers == {}
     assert [layer.name for layer in env.walk] == ["pointwise", "head"]
@@ -109,7 +111,7 @@ def test_a_network_with_branches_on_tensors() -> None:
 def test_files_are_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(snippet(README, 3), names)
+    exec(snippet(PAGES["files.md"], 0), names)
     assert names["n_bytes"] == names["info"]["size_bytes"] <= 0.1 * 247_560
     assert (tmp_path / "small.cenv").stat().st_size == names["n_bytes"]
     with torch.no_grad():
@@ -121,7 +123,7 @@ def test_files_are_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_parallel_actors(tmp_path: Path) -> None:
-    (tmp_path / "actors.py").write_text(snippet(README, 4), encoding="utf-8")
+    (tmp_path / "actors.py").write_text(snippet(PAGES["clients.md"], 3), encoding="utf-8")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "actors.py"], cwd=tmp_path, env=environment, check=True)
     assert (tmp_path / "transitions.sqlite").exists()
@@ -129,7 +131,7 @@ def test_parallel_actors(tmp_path: Path) -> None:
 
 def test_pruning_by_importance() -> None:
     names: dict[str, Any] = {}
-    exec(snippet(README, 5), names)
+    exec(snippet(PAGES["allocation.md"], 0), names)
     plan, env = names["env"].plan, names["env"]
     rates = names["rates"]["pruning_rate"].tolist()
     assert plan.count(rates, "filters") <= 0.5 * plan.full("filters") == env.budget
@@ -155,12 +157,12 @@ def test_sb3_contrib() -> None:
 
 def test_how_much_a_critic_promises() -> None:
     names: dict[str, Any] = {}
-    exec(snippet(PAGES["clients.md"], 3), names)
+    exec(snippet(PAGES["clients.md"], 4), names)
     assert len(names["overestimation"].records) == 60 // 4
 
 
 def test_table_of_environments_is_complete_and_true() -> None:
-    rows = re.findall(r"\| `(compress_env/[\w-]+)` \|.*\| (.*) \|", README)
+    rows = re.findall(r"\| `(compress_env/[\w-]+)` \|.*\| (.*) \|", PAGES["environments.md"])
     ids = {name for name in gym.registry if name.startswith("compress_env/")}
     assert {name for name, _ in rows} == ids
     for name, budget in rows:
@@ -304,8 +306,7 @@ def test_wins_of_learners_are_counted_as_the_trials_have_them() -> None:
     assert "CMA-ES beats a learner in 22, random search in 9." in page
     assert [losses.count(opponent) for opponent in ("cma_es", "random")] == [22, 9]
     vgg8 = [agent for task, agent, _ in wins if task == "compress_env/PruneVGG8Digits-v0"]
-    readme = " ".join(README.split())
-    assert len(vgg8) == 8 and "eight of thirteen learners beat random search" in readme
+    assert len(vgg8) == 8 and "eight of thirteen learners beat random search" in page
     assert {(task[13:], agent) for task, agent, opponent in wins if opponent == "random"} == {
         *(("PruneVGG8Digits-v0", agent) for agent in vgg8),
         *(("QuantizeMobileNetV2Digits-v0", agent) for agent in ("ars", "sac")),
@@ -319,7 +320,7 @@ def test_further_seeds_of_ars_are_reported_as_they_were_measured() -> None:
     trials = benchmark_table.read_runs([ROOT / "results" / "benchmark-ars"])
     earlier = benchmark_table.read_runs([ROOT / "results" / "benchmark"])
     assert not set(trials["seed"]) & set(earlier["seed"]) and trials["seed"].nunique() == 7
-    page, readme = PAGES["leaderboard.md"], " ".join(README.split())
+    page, told = PAGES["leaderboard.md"], " ".join(PAGES["leaderboard.md"].split())
     (verdict,) = verdicts(trials)
     assert "`ars` beats both" in verdict and verdict in page
     on_test = trials.assign(validation_accuracy=trials["test_accuracy"])
@@ -327,7 +328,7 @@ def test_further_seeds_of_ars_are_reported_as_they_were_measured() -> None:
         assert "{:.2f} ± {:.2f}".format(*beats(on_test, "ars", opponent)) in page
     seen = "CMA-ES by {:.1f} ± {:.1f} points of validation".format(*beats(trials, "ars", "cma_es"))
     unseen = "on test images {:.1f} ± {:.1f}".format(*beats(on_test, "ars", "cma_es"))
-    assert seen in readme and unseen in readme
+    assert seen in told and unseen in told
 
 
 def test_what_the_actors_learning_rate_does_is_as_it_was_measured() -> None:
@@ -402,7 +403,8 @@ def test_volatility_is_summed_up_as_it_was_measured() -> None:
     assert [lower.count(m) for m in ("drawdown", "within runs", "across seeds")] == [6, 5, 1]
     assert "12 of 18 comparisons on two data sets say so, none the opposite" in page
     assert "in all six searches, dispersion within runs in five. From seed to seed it is in" in page
-    assert "PPO's is, in 12 of 18 comparisons, the opposite in none" in README
+    for page_of_results in (README, PAGES["results.md"]):
+        assert "PPO's is, in 12 of 18 comparisons, the opposite in none" in page_of_results
 
     both = steadier["q_critic_ppo"] + steadier["q_critic_ppo_q"]
     budget = [outcome for search, _, outcome in both if search == "pruning, budget"]
@@ -461,20 +463,52 @@ def test_arguments_of_the_environments_are_documented() -> None:
         assert accepted <= named
 
 
+TEXTS = {"README.md": README, **{f"docs/{name}": text for name, text in PAGES.items()}}
 LINKS = [
     (name, target)
-    for name, text in {"README.md": README, **{f"docs/{k}": v for k, v in PAGES.items()}}.items()
+    for name, text in TEXTS.items()
     for target in re.findall(r"\]\(([^)#]*)#?[^)]*\)", text)
     if target and not target.startswith("http")
 ]
+CONTENTS = re.findall(
+    r"^(\w+)$", "\n".join(re.findall(r"```\{toctree\}.*?```", PAGES["index.md"], re.S)), re.M
+)
 
 
 def test_links_lead_somewhere() -> None:
-    assert len(LINKS) > 20
+    assert len(LINKS) > 60
     assert [link for link in LINKS if not (ROOT / link[0]).parent.joinpath(link[1]).exists()] == []
-    assert {f"docs/{name}" for name in PAGES} <= {
-        target for name, target in LINKS if name == "README.md"
-    }
+
+
+def test_every_page_is_found_from_the_readme_and_in_the_contents() -> None:
+    found = ["README.md"]
+    for name in found:  # which grows
+        targets = [target for page, target in LINKS if page == name and target.endswith(".md")]
+        paths = [(ROOT / name).parent.joinpath(target).resolve() for target in targets]
+        known = [str(path.relative_to(ROOT)) for path in paths]
+        found += [path for path in dict.fromkeys(known) if path in TEXTS and path not in found]
+    generated = {"docs/changelog.md", "docs/reference.md", "docs/index.md"}
+    assert set(TEXTS) - set(found) <= generated
+    assert {f"docs/{name}.md" for name in CONTENTS} | {"README.md", "docs/index.md"} == set(TEXTS)
+    assert len(CONTENTS) == len(set(CONTENTS))
+
+
+def test_readme_is_short_and_has_the_one_call() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    first, last = (number for number, line in enumerate(lines) if line == "<!-- one call -->")
+    assert 0 < last - first - 1 <= 15
+
+
+def test_table_of_tools_is_that_of_the_comparison() -> None:
+    table = [line for line in README.splitlines() if line.startswith("|") and line.count("|") == 8]
+    compared = PAGES["comparison.md"].splitlines()
+    assert len(table) == 2 + 7 and all(line in compared for line in table)
+    rows = [line for line in compared if line.startswith("|")]
+    sources = PAGES["comparison.md"].split("## Sources")[1]
+    for tool in ("mit-han-lab/amc", "mit-han-lab/haq", "VainF", "NVIDIA", "facebookresearch"):
+        assert f"https://github.com/{tool}" in sources
+    assert len(rows) == 2 + 9
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
@@ -484,14 +518,7 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     assert "README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
-def test_extras_are_those_the_readme_names() -> None:
+def test_extras_are_those_the_quick_start_names() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert set(project["optional-dependencies"]) == {
-        "test",
-        "benchmark",
-        "contrib",
-        "control",
-        "ray",
-        "tensorboard",
-        "dev",
-    }
+    named = re.findall(r"^\| `(\w+)` \|", PAGES["quickstart.md"], re.M)
+    assert set(project["optional-dependencies"]) == set(named) and len(named) == 8

@@ -1,4 +1,4 @@
-"""What each layer gets without a search: scores, and the pruning rates or bits that follow."""
+"""What does each layer get without a search? Scores, and the rates or bits that follow."""
 
 from compress_env.allocation.afie import afie
 from compress_env.allocation.allocation import allocate, allocate_in_rounds, decision_scores

@@ -1,4 +1,4 @@
-"""The environments."""
+"""What does an agent see, decide and earn? The environments, and the walk that they share."""
 
 from compress_env.envs.base import LayerState
 from compress_env.envs.pruning import PruningEnv

@@ -29,11 +29,15 @@ __all__ = [
 ]
 
 RewardAt = Literal["layer", "episode"]
+"""When a network is scored."""
 FinetuneAt = Literal["layer", "episode"]
+"""When it is fine-tuned."""
 StoreOption: TypeAlias = TransitionStore | Path | str | None
+"""What `store` may be."""
 Functions: TypeAlias = Mapping[str, Callable[..., Any] | None]
 Config = TypeVar("Config", bound="DataclassInstance")
 SNAPSHOT_BYTES = 2**28
+"""Default bound of the networks that are kept to start from."""
 
 
 class TaskOptions(TypedDict, total=False):

@@ -15,7 +15,9 @@ from compress_env.store.store import Executed, Prefix, Transition
 __all__ = ["Action", "CompressionStage", "Observation"]
 
 Action = NDArray[np.float32]
+"""(1,) float32 in [-1, 1]."""
 Observation = NDArray[np.float32]
+"""(9,) float32 in [0, 1]."""
 
 
 class CompressionStage(gym.Env[Observation, Action]):

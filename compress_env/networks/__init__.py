@@ -1,1 +1,1 @@
-"""Builders of named networks: (num_classes, image_shape) -> network with random weights."""
+"""Which networks have names? Builders, recipes, checkpoints, and the baselines that are shipped."""

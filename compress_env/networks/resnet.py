@@ -189,8 +189,14 @@ def resnet18_cifar(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Mo
 
 
 resnet20 = functools.partial(resnet, depth=20)
+"""ResNet-20 with projections, for small images."""
 resnet56 = functools.partial(resnet, depth=56)
+"""ResNet-56 with projections."""
 resnet110 = functools.partial(resnet, depth=110)
+"""ResNet-110 with projections."""
 resnet20_padded = functools.partial(resnet, depth=20, shortcut="padding")
+"""ResNet-20 with the parameter-free shortcuts of the paper."""
 resnet56_padded = functools.partial(resnet, depth=56, shortcut="padding")
+"""ResNet-56 with these."""
 resnet110_padded = functools.partial(resnet, depth=110, shortcut="padding")
+"""ResNet-110 with these."""

@@ -1,1 +1,1 @@
-"""Compression of one layer by removing channels and elements."""
+"""How is one layer pruned, and what does that save? Methods, elements, plans and costs."""

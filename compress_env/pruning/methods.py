@@ -7,7 +7,9 @@ from typing import Literal, get_args
 __all__ = ["CHANNEL_SHARES", "MacsKind", "PruningMethod", "check_arguments"]
 
 PruningMethod = Literal["magnitude", "channel", "variational", "channel+variational", "random"]
+"""How channels and elements are selected."""
 MacsKind = Literal["dense", "sparse"]
+"""Multiply-accumulates of tensors as they are, or of non-zeros."""
 CHANNEL_SHARES = {
     "magnitude": 1.0,
     "channel": 1.0,
@@ -15,6 +17,7 @@ CHANNEL_SHARES = {
     "channel+variational": 0.5,
     "random": 1.0,
 }
+"""Share of the rate that falls on channels, by method."""
 
 
 def check_arguments(

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 ALPHA_MAX = 0.7
+"""Largest noise of a unit."""
 MIN_INFORMATION = 1e-3
 """Keeps the saliency of units without information above zero, in nats."""
 

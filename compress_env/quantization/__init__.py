@@ -1,1 +1,1 @@
-"""Quantized weights: fake quantization while training, packed files afterwards."""
+"""How few bits will do? Fake quantization while training; packed files and exports afterwards."""

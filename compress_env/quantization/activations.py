@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 ACTIVATION_BITS = 8
+"""The only number of bits for inputs."""
 _LEVELS = 2**ACTIVATION_BITS - 1
 _NAME = "input_quantizer"
 

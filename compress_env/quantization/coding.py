@@ -38,7 +38,9 @@ __all__ = [
 
 Symbols: TypeAlias = NDArray[np.uint8]
 Code = Literal["bits", "digits", "huffman digits", "huffman"]
+"""How a stream of integers is written."""
 Index = Literal["none", "nonzero", "bitmap", "runs", "kept bitmap", "kept runs"]
+"""How the places of non-zeros are written."""
 CODES: tuple[Code, ...] = ("bits", "digits", "huffman digits", "huffman")
 """Forms of a stream; files store their numbers."""
 INDEXES: tuple[Index, ...] = ("none", "nonzero", "bitmap", "runs", "kept bitmap", "kept runs")

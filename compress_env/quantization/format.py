@@ -69,6 +69,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+"""Of the files that are written."""
 _MAGIC = b"CENV"
 _PREFIX = struct.Struct("<4sBII")
 _CHECKED_FROM = 9  # the CRC covers what follows it

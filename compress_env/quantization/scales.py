@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 MAX_BITS = 8
+"""Most bits of a weight."""
 
 # Keeps 1 / scale and every product with it finite for channels that are zero.
 _MIN_SCALE = 1e-12

@@ -9,13 +9,14 @@ kernels compute faster. The network's own layout is that of `use_channels_last`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from compress_env.task.distillation import distillation_loss
 from compress_env.task.layers import compute_layers
@@ -26,6 +27,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "reestimate_batch_norm",
+    "step_share",
     "use_channels_last",
 ]
 
@@ -82,6 +84,7 @@ def finetune(
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     anneal_steps: int | None = None,
+    warmup_steps: int = 0,
     penalty: Callable[[], Tensor] | None = None,
     teacher: nn.Module | None = None,
     distill: float = 0.0,
@@ -104,6 +107,7 @@ def finetune(
         weight_decay: L2 penalty.
         anneal_steps: Lower the step size to 0 over that many minibatches, along a cosine;
             constant when None.
+        warmup_steps: Raise the step size to its full value over the first so many minibatches.
         penalty: Called after each forward pass; what it returns, (), is added to the loss.
         teacher: Another network for the same images, in evaluation mode, which stays as it is.
         distill: Weight of the teacher, in [0, 1]; at 0 it is not run.
@@ -125,7 +129,7 @@ def finetune(
         weight_decay=weight_decay,
         fused=all(_can_be_fused(p) for p in parameters),
     )
-    schedule = anneal_steps and CosineAnnealingLR(optimizer, anneal_steps)
+    schedule = _schedule(optimizer, anneal_steps, warmup_steps)
     losses = []
     model.train()
     try:
@@ -142,7 +146,7 @@ def finetune(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             _apply(masks)
-            if schedule:
+            if schedule is not None:
                 schedule.step()
             losses.append(loss.detach())
     finally:
@@ -150,6 +154,29 @@ def finetune(
     finite = [torch.isfinite(x).all() for x in (*losses, *parameters)]
     if not bool(torch.stack(finite).all()):
         raise FloatingPointError("loss or weights are not finite")
+
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, anneal_steps: int | None, warmup_steps: int
+) -> LRScheduler | None:
+    if warmup_steps > 0:
+        return LambdaLR(optimizer, lambda step: step_share(step, anneal_steps, warmup_steps))
+    return CosineAnnealingLR(optimizer, anneal_steps) if anneal_steps else None
+
+
+def step_share(step: int, anneal_steps: int | None, warmup_steps: int) -> float:
+    """Return the step size of minibatch `step`, counted from 0, as a share of the full one.
+
+    It rises along a line and falls along a cosine:
+    min(1, (step + 1) / warmup_steps) * (1 + cos(pi * step / anneal_steps)) / 2.
+
+    Args:
+        step: 0 or more.
+        anneal_steps: Minibatches after which it is 0; no fall when None.
+        warmup_steps: Minibatches until it is full, at least 1.
+    """
+    rise = min(1.0, (step + 1) / warmup_steps)
+    return rise * (1.0 + math.cos(math.pi * step / anneal_steps)) / 2.0 if anneal_steps else rise
 
 
 @torch.no_grad()  # what inference mode returns could not be part of a loss

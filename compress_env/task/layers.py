@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 FLOAT_BYTES = 4
+"""Bytes of a float32."""
 SLACK = 1e-4  # a rate that went through float32 still rounds as it did in float64
 LAYER_TYPES = (nn.Conv2d, nn.Linear)
 

@@ -65,6 +65,7 @@ REWARDS: dict[str, Reward] = {
     "amc_flops": amc_flops,
     "amc_params": amc_params,
 }
+"""Rewards by name."""
 
 
 def get_reward(reward: str | Reward) -> Reward:

@@ -241,6 +241,7 @@ class CompressionTask:
         generator: torch.Generator,
         *,
         anneal: bool = False,
+        warmup_steps: int = 0,
         penalty: Callable[[], Tensor] | None = None,
         distill: float | None = None,
     ) -> None:
@@ -251,6 +252,7 @@ class CompressionTask:
             n_steps: Minibatches; 0 leaves the network alone.
             generator: Draws minibatches and augmentation; its seed is that of dropout.
             anneal: Whether the learning rate falls to 0 along a cosine; constant otherwise.
+            warmup_steps: Minibatches over which the learning rate rises to its full value.
             penalty: Called after each forward pass; added to the cross-entropy.
             distill: Weight of the uncompressed network's answers, in [0, 1]; as in the
                 configuration when None.
@@ -272,6 +274,7 @@ class CompressionTask:
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
                 anneal_steps=n_steps if anneal else None,
+                warmup_steps=warmup_steps,
                 penalty=penalty,
                 teacher=self.model,
                 distill=config.distill,

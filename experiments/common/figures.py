@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from matplotlib import rcParams
@@ -112,14 +113,24 @@ def _draw_front(axes: Axes, episodes: Sequence[Episode]) -> None:
     front = pareto_front(costs, accuracies)
     ink = rcParams["text.color"]
     axes.step(costs[front], accuracies[front], color=ink, linewidth=1, where="post", zorder=1)
-    style = {"marker": "o", "markersize": 8, "markerfacecolor": "none", "linestyle": "none"}
+    style: dict[str, Any] = {
+        "marker": "o",
+        "markersize": 8,
+        "markerfacecolor": "none",
+        "linestyle": "none",
+    }
     axes.plot(costs[front], accuracies[front], color=ink, label="Pareto front", **style)
 
 
 def _mark(axes: Axes, chosen: Mapping[str, Episode], budget: float, label: str) -> None:
     """Mark chosen networks with stars, and a finite budget with a line."""
     for name, episode in chosen.items():
-        star = {"marker": "*", "markersize": 14, "color": "#f2b01e", "linestyle": "none"}
+        star: dict[str, Any] = {
+            "marker": "*",
+            "markersize": 14,
+            "color": "#f2b01e",
+            "linestyle": "none",
+        }
         star |= {"markeredgecolor": rcParams["text.color"], "markeredgewidth": 0.6}
         axes.plot(*_points([episode]).T, label=f"chosen: {name}", **star)
     if np.isfinite(budget):

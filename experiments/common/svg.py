@@ -6,6 +6,7 @@ import html
 import io
 import re
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -16,7 +17,7 @@ INK = "#0a0b0c"
 """Stands for the colour of the text until the figure is drawn."""
 SIZE = (5.6, 4.2)
 """Inches: so small that letters can be read on a phone."""
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
     "axes.facecolor": "none",
     "axes.labelcolor": INK,

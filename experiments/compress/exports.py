@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -54,7 +54,7 @@ def _test_error(path: Path, task: CompressionTask) -> float:
 
 def time_networks(
     folder: Path, networks: Mapping[str, nn.Module], task: CompressionTask
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """Time each network in PyTorch, on the task's device, and its ONNX file, if all have one.
 
     Args:
@@ -73,7 +73,7 @@ def time_networks(
     if all(path.is_file() for path in paths):
         providers = _onnx_providers(task.device)
         runtimes[""] = [OnnxNetwork(path, providers=providers) for path in paths]
-    columns: dict[str, dict[str, float]] = {name: {} for name in networks}
+    columns: dict[str, dict[str, Any]] = {name: {} for name in networks}
     for prefix, timed in runtimes.items():
         rows = measure_latency(timed, task.example_image().shape[1:], BATCH_SIZES)
         for name, row in zip(networks, rows, strict=True):

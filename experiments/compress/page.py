@@ -64,7 +64,7 @@ def format_page(page: Page) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    source = files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8")
+    source = files("experiments.compress").joinpath("page.html.jinja").read_text(encoding="utf-8")
     rows, chosen = page.rows, _find(page.rows, page.chosen)
     time_headings, times = format_times(rows)
     tables = [

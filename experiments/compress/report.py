@@ -159,7 +159,7 @@ def with_ratios(rows: Sequence[Row]) -> list[Row]:
     """Return rows with their times as fractions of the first row's, where both are known."""
     first = rows[0]
 
-    def ratios(row: Row) -> dict[str, float]:
+    def ratios(row: Row) -> dict[str, Any]:
         both = {name: (getattr(row, f"{name}_ms"), getattr(first, f"{name}_ms")) for name in TIMES}
         return {name: mine / base for name, (mine, base) in both.items() if mine and base}
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 __all__ = ["PatchSampler", "PrunableLayer", "sample_patches", "sample_responses"]
 
 PrunableLayer: TypeAlias = nn.Conv2d | nn.Linear
+"""What patches are sampled of."""
 
 
 class PatchSampler:

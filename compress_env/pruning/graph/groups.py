@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 __all__ = ["ChannelGroup", "Member", "Side", "group_channels"]
 
 Side = Literal["in", "out"]
+"""The channels that a layer reads, or those that it makes."""
 
 
 class Member(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from compress_env.task.finetune import (
     evaluate,
     finetune,
     reestimate_batch_norm,
+    step_share,
     use_channels_last,
 )
 from tests.fakes import BranchedNet, PlainNet, make_data, read_all, seeded
@@ -47,6 +49,21 @@ def test_annealed_steps_move_less() -> None:
         parameters = zip(model.parameters(), start.parameters(), strict=True)
         moved[anneal] = sum(float((a - b).detach().abs().sum()) for a, b in parameters)
     assert moved[6] < 0.8 * moved[None]
+
+
+def test_steps_rise_to_their_full_size_and_fall() -> None:
+    assert [step_share(i, None, 4) for i in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    shares = [step_share(i, 8, 2) for i in range(9)]
+    assert shares[:2] == [0.5, pytest.approx((1 + math.cos(math.pi / 8)) / 2)]
+    assert (shares[4], shares[8]) == (pytest.approx(0.5), 0.0)
+
+
+def test_warm_up_scales_the_first_steps() -> None:
+    model, expected = seeded(PlainNet), seeded(PlainNet)
+    finetune(model, batches(1), learning_rate=0.1, anneal_steps=9, warmup_steps=4)
+    finetune(expected, batches(1), learning_rate=0.025)
+    for got, wanted in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(got, wanted)
 
 
 def test_loss_that_is_not_finite_raises() -> None:

@@ -6,13 +6,14 @@ import copy
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress_env.quantization.activations import (
     Range,
@@ -127,12 +128,12 @@ def test_nothing_to_time_is_refused(repeats: int, batch_sizes: tuple[int, ...]) 
 
 def test_network_in_pytorch_runs_without_quantizers() -> None:
     model = seeded(PlainNet)
-    attach(model.get_submodule("conv2"), 2)
-    attach_input(model.fc1, Range(0.0, 1.0))
+    attach(cast(nn.Conv2d, model.get_submodule("conv2")), 2)
+    attach_input(cast(nn.Linear, model.get_submodule("fc1")), Range(0.0, 1.0))
     images = torch.rand(2, 1, 8, 8)
     plain = copy.deepcopy(model)
     bake(plain)
-    detach_input(plain.fc1)
+    detach_input(plain.get_submodule("fc1"))
     network = TorchNetwork(model)
     torch.testing.assert_close(network.logits(images), plain.eval()(images))
     assert not has_quantizers(network._network) and has_quantizers(model)

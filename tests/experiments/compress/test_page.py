@@ -63,7 +63,7 @@ CHOSEN = Row("ppo", 0.91, 0.092, 0.49, 0.4, 0.5, 0.4, 90, 0.09, 500, True, 12, 3
     ],
     ids=["both", "only pruned", "only quantized, better", "sparse, equal", "nothing"],
 )
-def test_sentence(changes: dict[str, float], macs: str, sentence: str) -> None:
+def test_sentence(changes: dict[str, Any], macs: str, sentence: str) -> None:
     assert format_headline(BASELINE, CHOSEN._replace(**changes), macs) == sentence
 
 
@@ -164,7 +164,8 @@ def test_times_that_tell_little_are_named() -> None:
 
 @pytest.mark.parametrize("stage", ["rates", "bits"])
 def test_run_of_one_stage_shows_what_it_decided(stage: str) -> None:
-    page = replace(PAGE, **{stage: {}}, rows=[BASELINE, CHOSEN], figures=[], snippets={})
+    changes: dict[str, Any] = {stage: {}, "rows": [BASELINE, CHOSEN], "figures": []}
+    page = replace(PAGE, snippets={}, **changes)
     text = Reader(format_page(page)).text
     assert ("bits per weight" in text) == (stage == "rates")
     assert ("removed" in text) == (stage == "bits")
