@@ -77,7 +77,9 @@ def test_a_search_that_goes_on_reckons_with_its_own_time(
 def test_no_line_comes_too_soon_and_none_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.common.heartbeat.WAKE_S", 0.001)
     text, clock = StringIO(), Clock()
-    heartbeat = Heartbeat(Console(file=text), lambda: f"at {heartbeat.seconds:.0f}", clock)
+    heartbeat: Heartbeat = Heartbeat(
+        Console(file=text), lambda: f"at {heartbeat.seconds:.0f}", clock
+    )
     for _ in range(31):
         heartbeat.tick(MOST_S)
         clock.now += 1.0
