@@ -16,20 +16,59 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.importance import GivenRates
-from compress_env.allocation import channel_norms, choose_least, rank_channels, relative_errors
-from compress_env.allocation.saliency import Norm
+from compress_env.allocation import (
+    channel_norms,
+    choose_least,
+    fisher_scores,
+    gate_gradients,
+    rank_channels,
+    rank_per_cost,
+    relative_errors,
+    taylor_scores,
+)
+from compress_env.allocation.saliency import Norm, by_mean
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import SCALES, QuantizationEnv
 from compress_env.names import check_name
+from compress_env.pruning.graph.surgery import Decision
 from compress_env.quantization.fake_quant import MAX_BITS
+from compress_env.seeding import derive_generator
 from compress_env.task.layers import layer_at
 
 __all__ = ["BIT_RULES", "PRUNING_RULES", "RULES", "Rule"]
+
+N_IMAGES = 256
+"""Training images whose gradients rules look at, drawn by the seed of the task."""
 
 
 def _by_norm(norm: Norm, env: PruningEnv) -> list[float]:
     scores = channel_norms(env.task.model, env.plan.decisions, norm)
     return rank_channels(scores, env.plan, env.budgets)
+
+
+def _by_fisher(env: PruningEnv) -> list[float]:
+    return rank_per_cost(fisher_scores(_gradients(env)), env.plan, env.budgets)
+
+
+def _by_taylor(env: PruningEnv) -> list[float]:
+    scores = taylor_scores(_gradients(env))
+    by_group = [
+        np.concatenate([by_mean(part) for part in np.split(each, _group_ends(decision))])
+        for each, decision in zip(scores, env.plan.decisions, strict=True)
+    ]
+    return rank_channels(by_group, env.plan, env.budgets)
+
+
+def _group_ends(decision: Decision) -> NDArray[np.int64]:
+    """Return where one group of a decision ends and the next begins."""
+    ends: NDArray[np.int64] = np.cumsum([group.n_channels for group in decision.groups])[:-1]
+    return ends
+
+
+def _gradients(env: PruningEnv) -> list[NDArray[np.float64]]:
+    n_batches = -(-N_IMAGES // env.task.config.batch_size)
+    batches = env.task.train_batches(n_batches, derive_generator(env.task_seed, 0, 4))
+    return gate_gradients(env.task.model, env.plan.decisions, batches, N_IMAGES)
 
 
 def _by_relative_error(env: QuantizationEnv) -> list[float]:
@@ -50,8 +89,11 @@ PRUNING_RULES: dict[str, Callable[[PruningEnv], list[float]]] = {
     "l2": partial(_by_norm, "l2"),
     "batch_norm": partial(_by_norm, "batch_norm"),
     "lamp": partial(_by_norm, "lamp"),
+    "taylor": _by_taylor,
+    "fisher": _by_fisher,
 }
-"""Rules that choose pruning rates, by name: one threshold over the norms of all channels."""
+"""Rules that choose pruning rates, by name: one threshold over the norms, or the first-order Taylor
+scores, of all channels; or the Fisher information of a channel's gate for what it costs."""
 BIT_RULES: dict[str, Callable[[QuantizationEnv], list[float]]] = {
     "relative_error": _by_relative_error,
 }
@@ -63,8 +105,9 @@ RULES = (*PRUNING_RULES, *BIT_RULES)
 class Rule(GivenRates):
     """The values that a rule gives, each as closely as the layer's interval allows.
 
-    See `compress_env.allocation`: `rank_channels` of `channel_norms`, and `choose_least` of
-    `relative_errors`. Where only channels go, and of bits, they are executed exactly.
+    See `compress_env.allocation`: `rank_channels` of `channel_norms` or `taylor_scores`,
+    `rank_per_cost` of `fisher_scores`, and `choose_least` of `relative_errors`. Where only channels
+    go, and of bits, values are executed exactly.
 
     Args:
         env: a pruning or quantization environment with a budget; its unpruned network is looked at.
@@ -74,6 +117,7 @@ class Rule(GivenRates):
         TypeError: if ``env`` is of another stage than the rule.
         ValueError: if no rule has the name, the environment has no budget, or a weight is not
             finite.
+        FloatingPointError: if a gradient is not finite.
     """
 
     values: NDArray[np.float64]

@@ -13,7 +13,7 @@ from compress_env.allocation.ladder import Ladder, ladder_of
 from compress_env.pruning.cost import Unit
 from compress_env.pruning.plan import PruningPlan
 
-__all__ = ["rank_channels"]
+__all__ = ["Scores", "checked_scores", "rank_channels", "take_back"]
 
 Scores = Sequence[NDArray[np.float64]]
 
@@ -42,7 +42,7 @@ def rank_channels(scores: Scores, plan: PruningPlan, budgets: Mapping[Unit, floa
     Raises:
         ValueError: If the budgets cannot be met, or scores are not finite or of other channels.
     """
-    ordered = _check(scores, plan)
+    ordered = checked_scores(scores, plan)
     ladders = [ladder_of(plan, t) for t in range(len(plan.decisions))]
     prices = [_prices(each, ladder) for each, ladder in zip(ordered, ladders, strict=True)]
 
@@ -51,12 +51,20 @@ def rank_channels(scores: Scores, plan: PruningPlan, budgets: Mapping[Unit, floa
         return plan.meets([float(ladder.rates[level]) for ladder, level in pairs], budgets)
 
     levels = _threshold(ladders, prices, meets)
-    _take_back(levels, prices, meets)
+    take_back(levels, prices, meets)
     return [float(ladder.rates[level]) for ladder, level in zip(ladders, levels, strict=True)]
 
 
-def _check(scores: Scores, plan: PruningPlan) -> list[NDArray[np.float64]]:
-    """Return the scores of each decision, rising."""
+def checked_scores(scores: Scores, plan: PruningPlan) -> list[NDArray[np.float64]]:
+    """Return the scores of each decision, rising.
+
+    Args:
+        scores: (n_t,) for each decision.
+        plan: What they are for.
+
+    Raises:
+        ValueError: If they are not finite, or of other channels.
+    """
     sizes = [decision.n_channels for decision in plan.decisions]
     found = [len(each) for each in scores]
     if found != sizes:
@@ -97,7 +105,7 @@ def _threshold(
     return levels(bisect.bisect_left(steps, True, key=lambda n: meets(levels(n))))
 
 
-def _take_back(
+def take_back(
     levels: list[int],
     prices: Sequence[NDArray[np.float64]],
     meets: Callable[[Sequence[int]], bool],
@@ -105,6 +113,11 @@ def _take_back(
     """Lower the rungs, in place, by single steps that fit, the one of the highest price first.
 
     A step that does not fit will not fit later either, when even more is kept.
+
+    Args:
+        levels: (T,) rungs, which meet the budgets.
+        prices: (K,) for each decision, of the step to each rung.
+        meets: Whether rungs meet the budgets.
     """
     queue = [(-prices[t][level], t) for t, level in enumerate(levels) if level]
     heapq.heapify(queue)

@@ -83,6 +83,8 @@ class PruningEnv(LayerwiseCompressionEnv):
     and validation accuracy is measured. Zeros stay zeros.
 
     - `magnitude`: the channels with the smallest L1 norm of the layer's weights go.
+    - `magnitude+reconstruction`: so do they, and least squares fits the weights of those kept to
+      the unpruned layer's responses, as in AMC (He et al., arXiv 1802.03494).
     - `channel`: LASSO selects channels that explain the unpruned layer's responses, and least
       squares fits the weights of those kept (He et al., arXiv 1707.06168).
     - `variational`: elements go, those first whose outputs keep little information under
@@ -354,7 +356,7 @@ class PruningEnv(LayerwiseCompressionEnv):
             return np.arange(len(columns))
         if self.method == "random":
             keep = select_at_random(len(columns), n_keep, generator)
-        elif statistics is None:
+        elif statistics is None or self.method == "magnitude+reconstruction":
             keep = select_by_magnitude(weight, columns, n_keep)
         else:
             keep = select_by_lasso(statistics, weight, columns, n_keep)

@@ -6,12 +6,20 @@ from typing import Literal, get_args
 
 __all__ = ["CHANNEL_SHARES", "MacsKind", "PruningMethod", "check_arguments"]
 
-PruningMethod = Literal["magnitude", "channel", "variational", "channel+variational", "random"]
+PruningMethod = Literal[
+    "magnitude",
+    "magnitude+reconstruction",
+    "channel",
+    "variational",
+    "channel+variational",
+    "random",
+]
 """How channels and elements are selected."""
 MacsKind = Literal["dense", "sparse"]
 """Multiply-accumulates of tensors as they are, or of non-zeros."""
 CHANNEL_SHARES = {
     "magnitude": 1.0,
+    "magnitude+reconstruction": 1.0,
     "channel": 1.0,
     "variational": 0.0,
     "channel+variational": 0.5,

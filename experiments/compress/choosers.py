@@ -6,6 +6,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
 from agents import AFIE, CMAES, SBPF, Greedy, Rule
+from agents.rules import PRUNING_RULES
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
 from experiments.compress.config import RULE
@@ -16,9 +17,9 @@ from experiments.search.uniform import uniform_policy
 
 __all__ = ["AT_ONCE", "make_agent", "make_policy"]
 
-RULES = {"pruning": "l1", "quantization": "relative_error"}
+RULES = {"pruning": "fisher", "quantization": "relative_error"}
 """Which search-free rule decides, by stage."""
-AT_ONCE = (RULE, *SINGLE)
+AT_ONCE = (RULE, *PRUNING_RULES, *SINGLE)
 """Those that always do the same, so that one episode is all there is."""
 SPREAD = 0.3
 """Standard deviation of the first points of CMA-ES around what the rule does."""
@@ -36,8 +37,8 @@ def make_policy(
         seed: Of those that draw.
     """
     agent: AFIE | SBPF | Greedy | Rule
-    if name == RULE:
-        agent = _rule(env)
+    if name == RULE or name in PRUNING_RULES:
+        agent = _rule(env, name)
     elif name == "greedy":
         agent = Greedy(env)
     elif name == "uniform" or not isinstance(env, PruningEnv):
@@ -66,5 +67,8 @@ def make_agent(
     return make_learner(name, log, n_steps=n_evaluations * log.walk_length, seed=seed)
 
 
-def _rule(env: LayerwiseCompressionEnv) -> Rule:
-    return Rule(env, RULES["pruning" if isinstance(env, PruningEnv) else "quantization"])
+def _rule(env: LayerwiseCompressionEnv, name: str = RULE) -> Rule:
+    """Return the rule of a stage: a named rule of pruning goes with that of bits."""
+    if not isinstance(env, PruningEnv):
+        return Rule(env, RULES["quantization"])
+    return Rule(env, RULES["pruning"] if name == RULE else name)

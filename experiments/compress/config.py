@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from agents.rules import PRUNING_RULES
 from compress_env.data.bundle import DATASETS
 from compress_env.envs.options import FinetuneAt, RewardAt
 from compress_env.envs.pruning import PruningMethod
@@ -27,9 +28,11 @@ RULE = "rule"
 """The search-free rules, as a contender: one of pruning, one of bits."""
 EVALUATIONS = {"quick": 1, "normal": 100, "thorough": 300}
 """Network evaluations of the search in each stage, by effort."""
-COMPARED = ("uniform", RULE, "random", "8bit", "uniform-bits")
+COMPARED = ("uniform", RULE, *PRUNING_RULES, "random", "8bit", "uniform-bits")
 """What a search can be compared with: one value for all layers, the rules, random search with as
 many evaluations, and the searched pruned network with 8 bits, or the most that fit, everywhere."""
+BITS = {"8bit": True, "uniform-bits": False}
+"""Those that are bits of the searched pruned network, and whether they are free of the budget."""
 DEFAULT_TASK = {"model": "lenet5", "data": "digits", "macs": 0.164, "size": 0.03}
 """What is done where the command line names neither a network nor images."""
 LOWEST = {
@@ -77,10 +80,11 @@ class Config:
     """Network evaluations of the search in each stage; by effort when not given."""
     algo: str | None = None
     """Who chooses: cma_es, tpe, q_critic_ppo, ppo, kl_ppo, cim_ppo, a2c, ddpg, td3, sac, random,
-    uniform, greedy or rule; afie or sbpf, which choose pruning rates only and leave the bits to
-    uniform. By effort when not given: rule, or cma_es that starts from it."""
+    uniform, greedy, rule or the name of a rule (fisher, taylor, l1, l2, batch_norm, lamp); afie or
+    sbpf, which choose pruning rates only and leave the bits to uniform. By effort when not given:
+    rule, or cma_es that starts from it."""
     compare: tuple[str, ...] = ("uniform", RULE)
-    """What it is compared with: uniform, rule, random, 8bit, uniform-bits."""
+    """What it is compared with: uniform, rule, the names of rules, random, 8bit, uniform-bits."""
     method: PruningMethod = "magnitude"
     """How channels or elements are selected."""
     channel_round: int = 1
@@ -167,7 +171,7 @@ class Config:
         """Names of the contenders in the order of the table, the search last."""
         if self.policy is not None:
             return ["policy"]
-        others = [name for name in COMPARED[:3] if name in self.compare and name != self.searcher]
+        others = [name for name in self.compare if name not in BITS and name != self.searcher]
         return [*others, *self.uniform_bits, self.searcher]
 
     @property
@@ -175,8 +179,7 @@ class Config:
         """Contenders with the same bits in all layers, and whether they are free of the budget."""
         if self.size is None or not self.prunes or self.policy is not None:
             return {}
-        names = {"8bit": True, "uniform-bits": False}
-        return {f"{self.searcher}-{n}": free for n, free in names.items() if n in self.compare}
+        return {f"{self.searcher}-{n}": free for n, free in BITS.items() if n in self.compare}
 
     def resolved(self) -> Config:
         """Return the settings with `DEFAULT_TASK` where neither network nor images are named.
@@ -202,7 +205,7 @@ class Config:
         """
         if self.model is None or self.data is None:
             return self.resolved().check()
-        if self.algo not in (None, RULE):
+        if self.algo not in (None, RULE, *PRUNING_RULES):
             check_algorithm(self.algo or "")
         if self.model is not None and not _is_object(self.model):
             check_model_name(self.model)

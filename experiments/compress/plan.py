@@ -9,6 +9,7 @@ from typing import NamedTuple
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.seeding import derive_generator
 from compress_env.task.task import CompressionTask
+from experiments.compress.choosers import AT_ONCE
 from experiments.compress.config import Config
 from experiments.search.playing import play_actions
 
@@ -93,7 +94,7 @@ def describe_work(config: Config, timing: Timing, n_final_steps: int) -> str:
     """Say how many episodes and minibatches there will be, and the time that they take."""
     n_stages = config.prunes + (config.size is not None)
     searches = [n for n in (config.searcher, "random") if n in config.contenders]
-    n_long = sum(name not in ("uniform", "rule", "afie", "sbpf") for name in searches)
+    n_long = sum(name not in AT_ONCE for name in searches)
     n_short = len(config.contenders) - n_long
     n_episodes = n_stages * (n_long * config.n_evaluations + n_short)
     n_finals = n_stages * len(config.contenders) - len(config.uniform_bits) * (n_stages - 1)

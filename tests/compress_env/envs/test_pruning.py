@@ -41,7 +41,7 @@ def count_macs(model: nn.Module) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-@pytest.mark.parametrize("method", ["magnitude", "channel"])
+@pytest.mark.parametrize("method", ["magnitude", "magnitude+reconstruction", "channel"])
 @pytest.mark.parametrize("build", [PlainNet, BranchedNet])
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**16), budget=st.floats(0.0, 1.0))
@@ -367,7 +367,7 @@ def test_uniform_value_meets_the_budget_and_no_smaller_rate_does(rate: float) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "magic"}, "unknown method 'magic'; valid: magnitude, channel"),
+        ({"method": "magic"}, r"unknown method 'magic'; valid: magnitude, magnitude\+rec"),
         ({"reward": "profit"}, "unknown reward 'profit'; valid: err, flops"),
         ({"reward_at": "never"}, "unknown reward_at 'never'; valid: layer, episode"),
         ({"flops_budget": 0.001}, r"flops_budget must be in \[0.\d+, 1\].*reaches 0.\d+"),
