@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
-__all__ = ["check_name", "nearest"]
+__all__ = ["check_name", "nearest", "nearest_path"]
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -37,3 +38,19 @@ def check_name(kind: str, name: str, valid: Iterable[str]) -> str:
         return name
     hint = nearest(name, names) or ";"
     raise ValueError(f"unknown {kind} {name!r}{hint} valid: {', '.join(names)}")
+
+
+def nearest_path(path: Path) -> str:
+    """Return ``, did you mean 'y'?`` for the file or folder nearest to one that is not there.
+
+    Args:
+        path: What is not there; looked at are the names beside it, or beside the first of its
+            parents that is not there either.
+    """
+    missing = path
+    while not missing.parent.exists():
+        missing = missing.parent
+    folder = missing.parent
+    there = [each.name for each in folder.iterdir()] if folder.is_dir() else []
+    near = difflib.get_close_matches(missing.name, there, 1)
+    return f", did you mean {str(folder / near[0])!r}?" if near else ""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import pkgutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import experiments
+from compress_env.names import nearest
 
 __all__ = ["commands", "main"]
 
@@ -39,11 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.write(f"compress-env {importlib.import_module('compress_env').__version__}\n")
     elif name.replace("-", "_") in known:
         name = name.replace("-", "_")
-        sys.argv = [f"compress-env {name}", *rest]
+        is_module = Path(sys.argv[0]).name == "__main__.py"
+        called = f"python -m experiments.{name}" if is_module else f"compress-env {name}"
+        sys.argv = [called, *rest]
         importlib.import_module(f"experiments.{name}.{name}").main()
     else:
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
+        hint = nearest(name.replace("-", "_"), known)
         sys.stderr.write(f"error: no command {name!r}{hint} (compress-env --help lists them)\n")
         sys.exit(2)
 

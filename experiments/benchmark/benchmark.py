@@ -41,6 +41,7 @@ from experiments.benchmark.table import (
 from experiments.common.checks import check_choices, check_lowest
 from experiments.common.command import ending_in_one_line
 from experiments.common.outputs import write_outputs
+from experiments.common.parsing import parse_command
 from experiments.common.say import say
 from experiments.search.entrants import ACCEPTED, PRUNING_ONLY
 from experiments.sweep.cells import Cell, make_cell
@@ -224,8 +225,8 @@ def find_best(config: BestConfig, console: Console) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], Sequence[Outcome] | None]] = {
     "verify": benchmark_verify.main,
-    "table": lambda rest: make_table(tyro.cli(TableConfig, args=rest), Console()),
-    "best": lambda rest: find_best(tyro.cli(BestConfig, args=rest), Console()),
+    "table": lambda rest: make_table(parse_command(TableConfig, rest, command="table"), Console()),
+    "best": lambda rest: find_best(parse_command(BestConfig, rest, command="best"), Console()),
 }
 
 
@@ -236,6 +237,6 @@ def main() -> None:
         if name in COMMANDS:
             failed = COMMANDS[name](rest)
         else:
-            failed = run(tyro.cli(Config, description=__doc__), Console())
+            failed = run(parse_command(Config, sys.argv[1:], __doc__), Console())
     if failed:
         sys.exit(1)

@@ -36,6 +36,7 @@ from experiments.benchmark.table import (
     read_runs,
     select,
 )
+from experiments.common.parsing import parse_command
 from experiments.common.say import say
 from experiments.common.stored import parse, read_table
 from experiments.search.entrants import SINGLE
@@ -271,7 +272,7 @@ def _differ(table: pd.DataFrame, path: Path) -> list[str]:
 
 def main(arguments: list[str]) -> None:
     """Run from the command line; exit with 1 and a line for each mismatch, if there is any."""
-    config = tyro.cli(Config, args=arguments, description=__doc__)
+    config = parse_command(Config, arguments, __doc__, "verify")
     mismatches = verify(config, Console())
     if mismatches:
         sys.exit("\n".join([*mismatches, f"{len(mismatches)} mismatches"]))

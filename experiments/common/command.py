@@ -14,11 +14,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
-import tyro
 from rich.console import Console
 
 from experiments.common.given import given_in, giving, to_be_named
+from experiments.common.parsing import UsageError, as_called, parse_command
 from experiments.common.run_folder import RunFolder, resume_run
+from experiments.common.threads import settle_threads
 
 __all__ = [
     "Interrupted",
@@ -62,20 +63,30 @@ def interruptible() -> Iterator[None]:
             signal.signal(each, before)
 
 
-def run_command(config_class: type[C], run: Callable[[C, Console], Any], description: str) -> None:
+def run_command(
+    config_class: type[C],
+    run: Callable[[C, Console], Any],
+    description: str,
+    *,
+    computes: bool = True,
+) -> None:
     """Parse the command line and run an experiment; whatever goes wrong ends it with one line.
 
-    Exit status: 0, 1 for an error, 130 for SIGINT, 143 for SIGTERM.
+    Exit status: 0, 1 for an error, 2 for a wrong command line, 130 for SIGINT, 143 for SIGTERM.
 
     Args:
         config_class: The experiment's dataclass.
         run: Runs it.
         description: What `--help` says.
+        computes: Whether to say first on how many threads.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("compress_env").setLevel(logging.INFO)
     with ending_in_one_line(), giving(given_in(config_class, sys.argv[1:])):
-        run(tyro.cli(config_class, description=description), Console())
+        config, console = parse_command(config_class, sys.argv[1:], description), Console()
+        if computes:
+            console.print(settle_threads(getattr(config, "resume", None)), highlight=False)
+        run(config, console)
 
 
 @contextmanager
@@ -86,7 +97,8 @@ def ending_in_one_line() -> Iterator[None]:
     shown by its code.
 
     Raises:
-        SystemExit: If something goes wrong: status 1 for an error, 130 for SIGINT, 143 for SIGTERM.
+        SystemExit: If something goes wrong: status 1 for an error, 2 for a wrong command line, 130
+            for SIGINT, 143 for SIGTERM.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -97,6 +109,9 @@ def ending_in_one_line() -> Iterator[None]:
     except Interrupted as stop:
         sys.stderr.write(f"{one_line(stop)}\n")
         sys.exit(stop.exit_status)
+    except UsageError as error:
+        sys.stderr.write(f"error: {one_line(error)}\n")
+        sys.exit(2)
     except EXPECTED as error:
         sys.exit(f"error: {one_line(error)}")
 
@@ -158,7 +173,9 @@ def resume_hint(module: str, folder: object, config: object = None) -> str:
     again = "".join(
         f" --{name} {shlex.quote(str(value))}" for name, value in to_be_named(config).items()
     )
-    return f"go on with: python -m {module}{again} --resume {shlex.quote(str(folder))}"
+    return (
+        f"go on with: {as_called('python -m ' + module)}{again} --resume {shlex.quote(str(folder))}"
+    )
 
 
 def one_line(error: BaseException) -> str:

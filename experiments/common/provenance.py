@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["describe_run"]
+__all__ = ["describe_run", "program"]
 
 PACKAGES = ("compress-env", "gymnasium", "stable-baselines3", "torch", "torch-pruning", "numpy")
 
@@ -21,7 +21,7 @@ PACKAGES = ("compress-env", "gymnasium", "stable-baselines3", "torch", "torch-pr
 def describe_run() -> dict[str, Any]:
     """Return command, date, versions, git revision and hardware of this process."""
     return {
-        "command": " ".join([_program(), *sys.argv[1:]]),
+        "command": " ".join([program(), *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | _versions(),
         "git_revision": _git_revision(),
@@ -29,13 +29,13 @@ def describe_run() -> dict[str, Any]:
     }
 
 
-def _program() -> str:
-    """Return what was run: a module, or the console script and the name of its command."""
+def program() -> str:
+    """Return how this process was called: the console script's command, or a module of Python."""
+    name = sys.argv[0]
+    if name.startswith(("compress-env ", "python -m ")):
+        return name
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    program = Path(sys.argv[0]).name
-    if program.startswith("compress-env "):
-        return program
-    return f"python -m {program if spec is None else spec.name.removesuffix('.__main__')}"
+    return f"python -m {Path(name).name if spec is None else spec.name.removesuffix('.__main__')}"
 
 
 def _versions() -> dict[str, str]:

@@ -14,6 +14,16 @@ RENAMED = {
     "agent": "algo",
     "agents": "algo",
     "algos": "algo",
+    "algorithms": "algo",
+    "models": "model",
+    "dataset": "data",
+    "datasets": "data",
+    "checkpoint": "weights",
+    "methods": "method",
+    "flops_budget": "macs",
+    "flops_budgets": "macs",
+    "size_budget": "size",
+    "size_budgets": "size",
 }
 """Names now, by those before."""
 

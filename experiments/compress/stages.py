@@ -320,6 +320,7 @@ class Job:
             1 if is_single else limit,
             self.folder,
             self.console,
+            unit="episodes" if is_single else "evaluations",
             tensorboard=config.tensorboard,
         )
         with (

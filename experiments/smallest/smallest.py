@@ -183,4 +183,4 @@ def run(config: Config, console: Console) -> str:
 
 def main() -> None:
     """Run from the command line."""
-    run_command(Config, run, __doc__ or "")
+    run_command(Config, run, __doc__ or "", computes=False)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tyro
 from rich.console import Console
 
+from compress_env.names import check_name
 from experiments.common.given import given_in
+from experiments.common.parsing import UsageError, parse_command
 from experiments.compress import compress
 from experiments.control import control
 from experiments.trial import trial
@@ -39,16 +37,23 @@ EXPERIMENTS = {
     "compress": Experiment(
         compress.Config,
         compress.run,
-        ("model", "dataset", "algo", "method", "flops_budget", "size_budget", "seed"),
+        ("model", "data", "algo", "method", "macs", "params", "size", "seed"),
     ),
-    "control": Experiment(control.Config, control.run, ("agent", "task", "seed")),
+    "control": Experiment(control.Config, control.run, ("algo", "task", "seed")),
     "trial": Experiment(trial.Config, trial.run, ("algo", "task", "seed")),
 }
 """Experiments whose runs can be cells, by name."""
 
-COLUMNS = {("trial", "algo"): "agent", ("control", "algo"): "agent"}
-"""What the columns of settings are called, by experiment and setting, where it is otherwise."""
-LABELS = {"flops_budget": "flops", "size_budget": "size", "seed": "seed"}
+COLUMNS = {
+    ("compress", "data"): "dataset",
+    ("compress", "macs"): "flops_budget",
+    ("compress", "params"): "params_budget",
+    ("compress", "size"): "size_budget",
+    ("control", "algo"): "agent",
+    ("trial", "algo"): "agent",
+}
+"""What `sweep.csv` calls settings, by experiment and setting, where it is otherwise."""
+LABELS = {"macs": "flops", "params": "params", "size": "size", "seed": "seed"}
 
 
 class Cell(NamedTuple):
@@ -90,7 +95,7 @@ def make_cells(
         _check_varied(name, options, varied)
         for values in itertools.product(*varied.values()):
             settings = dict(zip(varied, values, strict=True))
-            config = dataclasses.replace(base, **settings)
+            config = _resolved(dataclasses.replace(base, **settings))
             config.check()
             cells.append(make_cell(name, config))
     names = [cell.name for cell in cells]
@@ -104,15 +109,11 @@ def make_cells(
 
 def _parse_options(name: str, options: Sequence[str]) -> Any:
     """Make the settings that all cells share; paths become absolute, for workers elsewhere."""
-    if name not in EXPERIMENTS:
-        raise ValueError(f"unknown experiment {name!r}; valid: {', '.join(EXPERIMENTS)}")
-    printed = StringIO()
+    check_name("experiment", name, EXPERIMENTS)
     try:
-        with redirect_stdout(printed), redirect_stderr(printed):
-            config = tyro.cli(EXPERIMENTS[name].config, args=list(options))
-    except SystemExit:
-        text = shlex.join(options)
-        raise ValueError(f"options of {name}: {_reason(printed.getvalue())}: {text}") from None
+        config = parse_command(EXPERIMENTS[name].config, options)
+    except UsageError as error:
+        raise UsageError(f"options of {name}: {error}") from None
     if config.out is not None or config.resume is not None:
         raise ValueError(f"options of {name}: the sweep itself chooses --out and --resume")
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
@@ -120,11 +121,9 @@ def _parse_options(name: str, options: Sequence[str]) -> Any:
     return dataclasses.replace(config, **paths)
 
 
-def _reason(printed: str) -> str:
-    """Find the message in the box that the parser prints: heading, rule, message, rule."""
-    lines = [line.strip(" │╭╮╰╯") for line in printed.splitlines()]
-    parts = re.split(r"[-─]{8,}", " ".join(lines))
-    return " ".join(parts[1].split()) if len(parts) > 2 else "cannot be read"
+def _resolved(config: Any) -> Any:
+    """Return the settings that a cell is named by: the main job's with its task where none is."""
+    return config.resolved() if isinstance(config, compress.Config) else config
 
 
 def _check_varied(name: str, options: Sequence[str], varied: Mapping[str, Sequence[Any]]) -> None:
@@ -139,7 +138,8 @@ def _check_varied(name: str, options: Sequence[str], varied: Mapping[str, Sequen
 def make_cell(experiment: str, config: Any) -> Cell:
     """Name a run of an experiment by the settings of its grid."""
     grid = EXPERIMENTS[experiment].grid
-    parts = [f"{LABELS.get(key, '')}{getattr(config, key)}" for key in grid]
+    values = {key: getattr(config, key) for key in grid}
+    parts = [f"{LABELS.get(key, '')}{value}" for key, value in values.items() if value is not None]
     return Cell(cell_name(experiment, *parts), experiment, config)
 
 

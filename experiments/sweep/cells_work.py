@@ -48,6 +48,9 @@ def work_on(
                 for cell in cells
                 if not folder.finished(cell.name)
             ]
+            each = "1 thread" if threads == 1 else f"{threads} threads"
+            work = f"{len(tasks)} of {len(cells)} cells to work on, {pool.place}, {each} each"
+            console.print(work, highlight=False)
             failed = _follow(pool, cells, folder, tasks, console)
     finally:
         pool.stop()
@@ -65,7 +68,7 @@ def _follow(
     going = {task.cell.name: None for task in tasks}
     display.begin(going, folder.merge(cells))
     pool.submit(tasks)
-    with display.live():
+    with display.live:
         while going:
             outcomes = pool.poll(POLL_S)
             display.follow(going)

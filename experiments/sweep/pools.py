@@ -65,6 +65,9 @@ class Outcome(NamedTuple):
 class Pool(Protocol):
     """What a sweep needs of a pool."""
 
+    place: str
+    """Where cells are worked on, as the first line says it."""
+
     def submit(self, tasks: Sequence[Task]) -> None:
         """Take the tasks, once."""
 
@@ -87,6 +90,7 @@ class LocalPool:
         """
         WORKERS.set_forkserver_preload(PRELOAD)
         self._jobs, self._retries = jobs, retries
+        self.place = f"{jobs} at a time on this machine"
         self._waiting: deque[Task] = deque()
         self._running: dict[ForkServerProcess, Task] = {}
         self._kills: Counter[str] = Counter()
@@ -204,6 +208,7 @@ class RayPool:
             ValueError: If Ray is not installed or the cluster cannot be reached.
         """
         self._ray = _import_ray()
+        self.place = f"on Ray at {address!r}"
         self._refs: dict[Any, str] = {}
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": retries}
         self._options = options | {"max_calls": 1}  # a fresh process for every cell

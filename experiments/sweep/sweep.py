@@ -1,7 +1,7 @@
 """Run any grid of cells: experiments, algorithms, seeds, budgets, networks.
 
-`python -m experiments.sweep --algos q_critic_ppo ppo --seeds 0 1 2 -- --episodes 50` runs the cells
-in processes of this machine, or with `--ray ADDRESS` on a Ray cluster. What follows a bare `--` are
+`compress-env sweep --algo cma_es ppo --seeds 0 1 2 -- --effort thorough` runs the cells in
+processes of this machine, or with `--ray ADDRESS` on a Ray cluster. What follows a bare `--` are
 options of the experiment for every cell. A cell whose process or node dies goes on from its last
 saved state; `--resume SWEEP`, or the same command with the same `--out`, goes on with the sweep and
 leaves finished cells alone. The tables of all cells are merged into `sweep.csv`.
@@ -22,6 +22,7 @@ from rich.console import Console
 from compress_env.envs.pruning import PruningMethod
 from experiments.common.command import Interrupted, ending_in_one_line, resume_hint
 from experiments.common.given import given_in, giving, is_given
+from experiments.common.parsing import parse_command
 from experiments.sweep.cells import Cell, make_cells
 from experiments.sweep.cells_work import work_on
 from experiments.sweep.folder import SweepFolder
@@ -29,16 +30,7 @@ from experiments.sweep.pools import LocalPool, Outcome, Pool, RayPool
 
 __all__ = ["Config", "main", "run"]
 
-GRID_FIELDS = {
-    "models": "model",
-    "datasets": "dataset",
-    "algos": "algo",
-    "methods": "method",
-    "flops_budgets": "flops_budget",
-    "size_budgets": "size_budget",
-    "seeds": "seed",
-}
-"""What a setting of the experiment is called in the grid."""
+GRID_FIELDS = ("model", "data", "algo", "task", "method", "macs", "params", "size", "seeds")
 
 
 @dataclass(frozen=True)
@@ -47,18 +39,22 @@ class Config:
 
     experiments: tuple[str, ...] = ("compress",)
     """Named experiments."""
-    models: tuple[str, ...] = ()
-    """Named networks."""
-    datasets: tuple[str, ...] = ()
-    """Named data sets."""
-    algos: tuple[str, ...] = ()
+    model: tuple[str, ...] = ()
+    """Networks, as the main job names them."""
+    data: tuple[str, ...] = ()
+    """Images, as the main job names them."""
+    algo: tuple[str, ...] = ()
     """Agents."""
-    methods: tuple[PruningMethod, ...] = ()
+    task: tuple[str, ...] = ()
+    """Tasks of `trial` or `control`."""
+    method: tuple[PruningMethod, ...] = ()
     """How channels are selected."""
-    flops_budgets: tuple[float, ...] = ()
+    macs: tuple[float, ...] = ()
     """Budgets of multiply-accumulates, fractions."""
-    size_budgets: tuple[float, ...] = ()
-    """Budgets of size, fractions."""
+    params: tuple[float, ...] = ()
+    """Budgets of parameters, fractions."""
+    size: tuple[float, ...] = ()
+    """Budgets of bytes, fractions."""
     seeds: tuple[int, ...] = ()
     """Seeds."""
     options: tyro.conf.Suppress[tuple[str, ...]] = ()
@@ -106,7 +102,7 @@ class Config:
         Raises:
             ValueError: If a setting of any of them is wrong.
         """
-        grid = {setting: getattr(self, field) for field, setting in GRID_FIELDS.items()}
+        grid = {field: getattr(self, field) for field in GRID_FIELDS[:-1]} | {"seed": self.seeds}
         return make_cells(self.experiments, grid, self.options)
 
 
@@ -155,7 +151,7 @@ def main() -> None:
     """Run from the command line; exit with 1 if a cell has failed."""
     arguments, options = _split(sys.argv[1:])
     with ending_in_one_line(), giving(given_in(Config, arguments)):
-        config = tyro.cli(Config, args=arguments, description=__doc__)
+        config = parse_command(Config, arguments, __doc__)
         failed = run(dataclasses.replace(config, options=options), Console())
     sys.exit(1 if failed else 0)
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -49,8 +49,6 @@ from experiments.throughput.timing import (
 
 __all__ = ["Config", "main", "run"]
 
-LASSO_TIMES = ("reduction_ms", "path_ms", "gram_ms", "rows_ms")
-T = TypeVar("T")
 Part = Literal["step", "store", "episodes", "actors", "lasso"]
 EPISODES = {"all-new": new_episodes, "with-common-beginnings": branching_episodes}
 TITLES = {
@@ -60,6 +58,39 @@ TITLES = {
     "actors": "QCriticPPO with worker processes, without a store",
     "lasso": "Selection of channels by the path and by bisection, medians in milliseconds",
 }
+COLUMNS: dict[str, dict[str, str]] = {
+    "step": {"phase": "{phase}"},
+    "store": {
+        "agent, store": "{algorithm}, {store}",
+        "steps/s": "{steps_per_s:.1f}",
+        "times none": "{speedup:.2f}",
+        "hits %": "{hits:.0f}",
+    },
+    "episodes": {
+        "episodes, store": "{episodes}, {store}",
+        "ms a step": "{step_ms:.1f}",
+        "ratio": "{ratio:.2f}",
+        "median": "{median_ratio:.2f}",
+        "hits %": "{hits:.0f}",
+    },
+    "actors": {
+        "workers x threads": "{workers} x {threads}",
+        "steps/s": "{steps_per_s:.1f}",
+        "times one": "{speedup:.2f}",
+    },
+    "lasso": {
+        "C, tolerance": "{channels}, {tolerance:.0e}",
+        "reduction": "{reduction_ms:.0f}",
+        "path": "{path_ms:.0f}",
+        "Gram": "{gram_ms:.0f}",
+        "rows": "{rows_ms:.0f}",
+        "Gram / path": "{gram_ratio:.2f}",
+        "rows / path": "{rows_ratio:.0f}",
+        "same support": "{same_support}",
+        "peak MiB": "{peak_mib:.0f}",
+    },
+}
+"""What the columns of each part's table hold, of the rows that `_summary` gives."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +123,7 @@ class Config:
     """Episodes of each kind in the part `episodes`, the first of which is not counted."""
     actor_steps: int = 160
     """Environment steps of each search in the part `actors`."""
-    algorithms: tuple[str, ...] = ("ppo", "q_critic_ppo")
+    algo: tuple[str, ...] = ("ppo", "q_critic_ppo")
     """Agents of the part `store`."""
     lasso_channels: tuple[int, ...] = (64, 256, 512)
     """Input and output channels of the convolutions of the part `lasso`."""
@@ -190,19 +221,15 @@ class Measurement:
     def measure(self, part: Part) -> Rows:
         """Run all timings of a part, but for those that a stopped measurement has left."""
         config = self.config
-        if part == "step":
-            return self._each("step", config.methods, self._time_steps)
-        if part == "store":
-            return self._each("store", config.algorithms, self._time_stores)
-        if part == "episodes":
-            return self._each("episodes", list(EPISODES), self._time_episodes)
-        if part == "lasso":
-            return self._each("lasso", config.lasso_channels, self._time_lasso)
-        return self._once("actors", self._time_actors)
-
-    def _each(self, name: str, cases: Sequence[T], measure: Callable[[T], Rows]) -> Rows:
-        """Measure each of several cases once."""
-        timed = [self._once(f"{name}-{case}", partial(measure, case)) for case in cases]
+        cases: dict[Part, tuple[Callable[[Any], Rows], Sequence[Any]]] = {
+            "step": (self._time_steps, config.methods),
+            "store": (self._time_stores, config.algo),
+            "episodes": (self._time_episodes, list(EPISODES)),
+            "actors": (self._time_actors, ["all"]),
+            "lasso": (self._time_lasso, config.lasso_channels),
+        }
+        measure, mine = cases[part]
+        timed = [self._once(f"{part}-{case}", partial(measure, case)) for case in mine]
         return [row for rows in timed for row in rows]
 
     def _once(self, name: str, measure: Callable[[], Rows]) -> Rows:
@@ -244,7 +271,7 @@ class Measurement:
             env.close()
         return [{"episodes": kind} | row for row in rows]
 
-    def _time_actors(self) -> Rows:
+    def _time_actors(self, _: str) -> Rows:
         # One worker gets one core, as each of two does; and then both.
         settings = ((1, 1), (1, 2), (2, 1))
         env = self._env(self.config.methods[-1], None)
@@ -265,84 +292,46 @@ def summarize_steps(rows: Rows) -> pd.DataFrame:
     return medians.rename(columns=lambda name: name.removesuffix("_s"))
 
 
-def _step_table(rows: Rows) -> str:
-    medians = summarize_steps(rows)
+def _summary(part: Part, rows: Rows) -> pd.DataFrame:
+    """Return what a part's table tells, line by line."""
+    table = pd.DataFrame(rows)
+    if part == "step":
+        medians = summarize_steps(rows).map("{:.2f}".format)
+        return medians.T.rename_axis("phase").reset_index()
+    if part == "lasso":
+        return _summarize_lasso(table)
+    if part == "episodes":
+        table["step_ms"] = 1e3 * table["seconds"] / table["steps"]
+    elif part == "store":
+        none = table[table["store"] == "none"].set_index("algorithm")["seconds"]
+        table["speedup"] = table["algorithm"].map(none) / table["seconds"]
+    else:
+        table["speedup"] = table["steps_per_s"] / table["steps_per_s"].iloc[0]
+    return table.assign(hits=100 * table.get("hit_rate", 0.0))
+
+
+def _summarize_lasso(table: pd.DataFrame) -> pd.DataFrame:
+    groups = table.groupby(["channels", "tolerance"], sort=False)
+    medians = groups[["reduction_ms", "path_ms", "gram_ms", "rows_ms"]].median()
+    return medians.assign(
+        gram_ratio=medians["gram_ms"] / medians["path_ms"],
+        rows_ratio=medians["rows_ms"] / medians["path_ms"],
+        same_support=groups["same"].all().map({True: "yes", False: "no"}),
+        peak_mib=groups["peak_bytes"].first() / 2**20,
+    ).reset_index()
+
+
+def format_table(part: Part, rows: Rows) -> str:
+    """Format what a part has measured as a Markdown table."""
+    summary = _summary(part, rows)
+    columns = COLUMNS[part]
+    if part == "step":
+        columns = columns | {name: f"{{{name}}}" for name in summary.columns[1:]}
     lines = [
-        (str(phase), *(f"{value:.2f}" for value in values))
-        for phase, values in zip(medians.columns, np.asarray(medians).T, strict=True)
+        tuple(text.format_map(row).replace("nan", "-") for text in columns.values())
+        for row in summary.to_dict("records")
     ]
-    return format_markdown(("phase", *map(str, medians.index)), lines)
-
-
-def _store_table(rows: Rows) -> str:
-    none = {row["algorithm"]: row["seconds"] for row in rows if row["store"] == "none"}
-    lines = [
-        (
-            f"{row['algorithm']}, {row['store']}",
-            f"{row['steps_per_s']:.1f}",
-            f"{none[row['algorithm']] / row['seconds']:.2f}",
-            f"{100 * row['hit_rate']:.0f}",
-        )
-        for row in rows
-    ]
-    return format_markdown(("agent, store", "steps/s", "times none", "hits %"), lines)
-
-
-def _episode_table(rows: Rows) -> str:
-    lines = [
-        (
-            f"{row['episodes']}, {row['store']}",
-            f"{1e3 * row['seconds'] / row['steps']:.1f}",
-            f"{row['ratio']:.2f}",
-            f"{row['median_ratio']:.2f}",
-            f"{100 * row['hit_rate']:.0f}",
-        )
-        for row in rows
-    ]
-    return format_markdown(("episodes, store", "ms a step", "ratio", "median", "hits %"), lines)
-
-
-def _actor_table(rows: Rows) -> str:
-    lines = [
-        (
-            f"{row['workers']} x {row['threads']}",
-            f"{row['steps_per_s']:.1f}",
-            f"{row['steps_per_s'] / rows[0]['steps_per_s']:.2f}",
-        )
-        for row in rows
-    ]
-    return format_markdown(("workers x threads", "steps/s", "times one"), lines)
-
-
-def _lasso_table(rows: Rows) -> str:
-    lines = []
-    for _, group in pd.DataFrame(rows).groupby(["channels", "tolerance"], sort=False):
-        first = group.iloc[0]
-        times = {name: float(group[name].median()) for name in LASSO_TIMES}
-        lines.append(
-            (
-                f"{first['channels']}, {first['tolerance']:.0e}",
-                *(f"{milliseconds:.0f}" for milliseconds in times.values()),
-                f"{times['gram_ms'] / times['path_ms']:.2f}",
-                f"{times['rows_ms'] / times['path_ms']:.0f}",
-                "yes" if group["same"].all() else "no",
-                f"{first['peak_bytes'] / 2**20:.0f}",
-            )
-        )
-    ratios = ("Gram / path", "rows / path", "same support", "peak MiB")
-    return format_markdown(
-        ("C, tolerance", "reduction", "path", "Gram", "rows", *ratios),
-        [tuple(cell.replace("nan", "-") for cell in line) for line in lines],
-    )
-
-
-TABLES: dict[Part, Callable[[Rows], str]] = {
-    "step": _step_table,
-    "store": _store_table,
-    "episodes": _episode_table,
-    "actors": _actor_table,
-    "lasso": _lasso_table,
-}
+    return format_markdown(tuple(columns), lines)
 
 
 def run(config: Config, console: Console) -> dict[Part, Rows]:
@@ -365,8 +354,8 @@ def _measure(measurement: Measurement, console: Console) -> dict[Part, Rows]:
     for part in parts:
         results[part] = measurement.measure(part)
         folder.write_rows(f"{part}.csv", results[part])
-        texts.append(f"{TITLES[part]}:\n\n{TABLES[part](results[part])}\n")
-        console.print(texts[-1], soft_wrap=True)
+        texts.append(f"{TITLES[part]}:\n\n{format_table(part, results[part])}\n")
+        console.print(texts[-1], soft_wrap=True, markup=False, highlight=False)
     folder.write_text("throughput.md", "\n".join(texts))
     folder.finish([{"part": part} | row for part in parts for row in results[part]])
     return results

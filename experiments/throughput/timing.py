@@ -163,15 +163,20 @@ def time_stores(
     for name, env in envs.items():
         agent = make_learner(algorithm, DummyVecEnv([_returning(env)]), n_steps=n_steps, seed=seed)
         searches[name] = _Search(agent)
-    while any(search.agent.num_timesteps < n_steps for search in searches.values()):
-        for search in searches.values():
-            search.learn(min(chunk, n_steps - search.agent.num_timesteps))
+    _take_turns(list(searches.values()), n_steps, chunk)
     return [
         {"algorithm": algorithm, "store": name}
         | search.row()
         | {"hit_rate": envs[name].n_hits / max(1, envs[name].n_lookups)}
         for name, search in searches.items()
     ]
+
+
+def _take_turns(searches: list[_Search], n_steps: int, chunk: int) -> None:
+    """Let each search take so many steps, a chunk at a time."""
+    while any(search.agent.num_timesteps < n_steps for search in searches):
+        for search in searches:
+            search.learn(min(chunk, n_steps - search.agent.num_timesteps))
 
 
 def _returning(env: PruningEnv) -> Any:
@@ -257,9 +262,7 @@ def time_actors(
             agent.learn(n_workers * len(env.walk))  # the first episode warms up
             agent.num_timesteps = 0
             searches[n_workers, n_threads] = _Search(agent)
-        while any(search.agent.num_timesteps < n_steps for search in searches.values()):
-            for search in searches.values():
-                search.learn(min(16, n_steps - search.agent.num_timesteps))
+        _take_turns(list(searches.values()), n_steps, 16)
     return [
         {"workers": n_workers, "threads": n_threads} | search.row()
         for (n_workers, n_threads), search in searches.items()

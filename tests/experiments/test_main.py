@@ -32,11 +32,26 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("name", commands())
-def test_every_command_tells_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("called", "program"),
+    [("bin/compress-env", "compress-env "), ("experiments/__main__.py", "python -m experiments.")],
+    ids=["console script", "module"],
+)
+def test_every_command_tells_its_options(
+    name: str,
+    called: str,
+    program: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", [called])
     with pytest.raises(SystemExit) as stop:
         main([name.replace("_", "-"), "--help"])
     assert stop.value.code == 0
-    assert f"usage: compress-env {name}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"usage: {program}{name} " in shown
+    other = {"compress-env ", "python -m experiments."} - {program}
+    assert not any(each in shown for each in other)
 
 
 def test_a_mistyped_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

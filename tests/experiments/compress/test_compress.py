@@ -200,7 +200,7 @@ NAMED = ["--model", "lenet5", "--data", "digits", "--macs", "0.2"]
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--activation-bits", "4"], "activation_bits must be 8, got 4"),
         (["--train-epochs", "0"], "train_epochs must be at least 1, got 0"),
-        (["--train-epochs", "1", "--weights", "x"], "train_epochs or weights, not both"),
+        (["--train-epochs", "1", "--weights", "."], "train_epochs or weights, not both"),
         ([*NAMED, "--model", "cnn4"], r"no recipe for cnn4 on digits.*--train-epochs"),
         ([*NAMED, "--data", "mnist", "--data-root", "nowhere"], "nowhere.*--download"),
     ],

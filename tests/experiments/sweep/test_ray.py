@@ -18,13 +18,13 @@ from experiments.sweep.folder import SweepFolder
 
 Cluster: Any = pytest.importorskip("ray.cluster_utils").Cluster
 
-GRID = ("--algos", "ppo", "--seeds", "0", "1", "2")
+GRID = ("--algo", "ppo", "--seeds", "0", "1", "2")
 OPTIONS = (
-    "--episodes=12",
+    "--evaluations=12",
     "--finetune-steps=1",
     "--final-finetune-steps=2",
     "--no-onnx",
-    "--no-baselines",
+    "--compare",
 )
 
 
@@ -42,20 +42,20 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         started.shutdown()
 
 
-def wait_for_state_on(node_id: str, folder: SweepFolder) -> str:
+def wait_for_state_on(node_id: str, folder: SweepFolder, driver: subprocess.Popen[str]) -> str:
     """Wait until the node works on a cell that has saved some state; return the cell's name."""
-    deadline = time.monotonic() + 90.0
-    while time.monotonic() < deadline:
+    while driver.poll() is None:
         for path in folder.path.glob("attempts/*.jsonl"):
             last = folder.records(path.stem)[-1]
             here = last["node"].endswith(f"/{node_id[:12]}")
             if here and last["event"] == "started" and any(folder.cell(path.stem).glob("state/*")):
                 return path.stem
         time.sleep(0.05)
-    raise AssertionError("the node has not come so far")
+    raise AssertionError("the sweep has ended before")
 
 
-@pytest.mark.timeout(300)  # it may be the first to train the baseline
+@pytest.mark.slow  # three processes of Ray, and two jobs one after another
+@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # processes that Ray's Cluster leaves open
 def test_cells_of_a_killed_node_go_on_elsewhere_and_finish_once(
     cluster: Any, tmp_path: Path
@@ -66,9 +66,9 @@ def test_cells_of_a_killed_node_go_on_elsewhere_and_finish_once(
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
         try:
             (node,) = cluster.worker_nodes
-            hit = wait_for_state_on(node.node_id, folder)
+            hit = wait_for_state_on(node.node_id, folder, driver)
             cluster.remove_node(node, allow_graceful=False)
-            shown = driver.communicate(timeout=150)[0]
+            shown = driver.communicate()[0]
         finally:
             driver.kill()
     assert driver.returncode == 0, shown
@@ -88,7 +88,7 @@ def test_cells_of_a_killed_node_go_on_elsewhere_and_finish_once(
     assert list(table["seed"]) == [seed for seed in range(3) for _ in range(2)]
     assert list(table["network"]) == ["baseline", "ppo"] * 3
     config = json.loads((folder.cell(hit) / "config.json").read_text())
-    assert (config["episodes"], config["hardware"]["torch_threads"]) == (12, 1)
+    assert (config["evaluations"], config["hardware"]["torch_threads"]) == (12, 1)
 
 
 def test_cluster_that_is_not_there_ends_with_one_line(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -22,14 +22,13 @@ from rich.console import Console
 from experiments.common.run_folder import replacing
 from experiments.sweep import pools, sweep
 from experiments.sweep.cells import EXPERIMENTS, Cell, Experiment, make_cell, make_cells
-from experiments.sweep.display import Display
+from experiments.sweep.display import Display, _n_common
 from experiments.sweep.folder import SweepFolder, Task, work
 from experiments.sweep.pools import LocalPool, Outcome
 from experiments.sweep.sweep import Config, run
 from experiments.trial import trial
 
-ROOT = Path(__file__).parents[3]
-SMALL = ("--episodes=1", "--finetune-steps=0", "--final-finetune-steps=1", "--no-onnx")
+SMALL = ("--evaluations=1", "--finetune-steps=0", "--final-finetune-steps=1", "--no-onnx")
 
 
 @dataclass(frozen=True)
@@ -112,10 +111,10 @@ def steps(folder: SweepFolder, name: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, list[Outcome], str]:
-    """A sweep on two processes in which every kind of thing happens."""
+    """A sweep on two processes, in which every kind of thing happens."""
     out = tmp_path_factory.mktemp("sweep") / "out"
     algos = ("killed always", "fails", "killed once")
-    config = Config(experiments=("fake",), algos=algos, out=out, jobs=2, retries=1)
+    config = Config(experiments=("fake",), algo=algos, out=out, jobs=2, retries=1)
     text = StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(EXPERIMENTS, "fake", FAKE)
@@ -128,7 +127,7 @@ def folder_of(config: Config) -> SweepFolder:
     return SweepFolder(config.out.absolute())
 
 
-@pytest.mark.timeout(240)  # five processes, each of which imports everything
+@pytest.mark.timeout(240)  # it may be the first to start processes
 def test_cells_that_fail_do_not_stop_the_others(
     swept: tuple[Config, list[Outcome], str],
 ) -> None:
@@ -412,7 +411,7 @@ def test_terminal_shows_a_line_for_each_running_cell(tmp_path: Path) -> None:
     console = Console(file=text, width=150, height=20, force_terminal=True)
     display = Display(console, folder, 2)
     display.begin([name], 1)
-    with display.live():
+    with display.live:
         with folder.lock(name):
             folder.record(name, "started", "here", attempt=2, source="state")
         folder.cell(name).mkdir()
@@ -424,18 +423,47 @@ def test_terminal_shows_a_line_for_each_running_cell(tmp_path: Path) -> None:
     assert "walking" in shown and "2/3" in shown and "best accuracy 0.5000" in shown
 
 
+def test_names_on_a_terminal_are_spared_what_they_share() -> None:
+    names = ["compress-lenet5-ppo-seed1", "compress-lenet5-ppo-seed2"]
+    assert [name[_n_common(names) :] for name in names] == ["seed1", "seed2"]
+    assert _n_common(names[:1]) == 0 and _n_common(["a-b", "c-b"]) == 0
+
+
+def test_pipe_is_told_now_and_then_how_far_all_cells_are(tmp_path: Path) -> None:
+    folder, now = SweepFolder(tmp_path), iter(range(0, 1000, 8))
+    name, text = make_task(folder).cell.name, StringIO()
+    display = Display(Console(file=text, width=150), folder, 3, clock=lambda: float(next(now)))
+    display.begin([name, "other"], 1)
+    with folder.lock(name):
+        folder.record(name, "started", "here", attempt=1, source="scratch")
+    display.follow([name])
+    display.follow([name])
+    display.end(Outcome("other", None), 2)
+    display.follow([name])
+    display.follow([name])
+    assert text.getvalue().splitlines() == [
+        "1 of 3 cells were finished before",
+        f"{name}: started on here",
+        "1 of 3 cells finished, 1 running",
+        "other: finished, 2 of 3",
+        "2 of 3 cells finished, 1 running, about 72 s left",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--experiments", "magic"], "unknown experiment 'magic'; valid: compress"),
-        (["--algos", "ppo", "magic"], "unknown algorithm 'magic'; valid: q_critic_ppo"),
+        (["--algo", "ppo", "magic"], "unknown algorithm 'magic'; valid: q_critic_ppo"),
         (["--seeds", "1", "--", "--seed", "0"], "'seed' is given twice"),
         (["--seeds", "0", "0"], "the grid holds a cell twice: compress-lenet5-digits"),
-        (["--experiments", "fake", "--models", "lenet5"], "'fake' has no setting 'model'"),
+        (["--experiments", "fake", "--model", "lenet5"], "'fake' has no setting 'model'"),
         (["--seeds", "0", "--", "--seed", "3"], "'seed' is given twice"),
-        (["--", "--episodes", "0"], "episodes must be at least 1, got 0"),
-        (["--", "--epochs", "5"], "options of compress: Unrecognized options: --epochs, 5"),
-        (["--", "--episodes", "x"], "options of compress: Error parsing --episodes"),
+        (["--", "--evaluations", "0"], "evaluations must be at least 1, got 0"),
+        (["--", "--epochs", "5"], "options of compress: there is no option --epochs"),
+        (["--", "--n-evaluations", "5"], "--n-evaluations is called --evaluations now"),
+        (["--", "--train-epochs", "x"], "options of compress: "),
+        (["--algos", "ppo"], "--algos is called --algo now"),
         (["--", "--out", "here"], "the sweep itself chooses --out and --resume"),
         (["--jobs", "0"], "jobs must be at least 1, got 0"),
         (["--retries", "-1"], "retries must be 0 or more, got -1"),
@@ -447,15 +475,20 @@ def test_terminal_shows_a_line_for_each_running_cell(tmp_path: Path) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_ends_with_one_line_and_no_folder(
-    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setattr("sys.argv", ["sweep", "--out", "out", *arguments])
-    with pytest.raises(SystemExit, match=message) as caught:
+    with pytest.raises(SystemExit) as caught:
         sweep.main()
-    assert str(caught.value).startswith("error: ")
-    assert "\n" not in str(caught.value)
+    shown = capsys.readouterr().err.strip() if caught.value.code == 2 else str(caught.value)
+    assert shown.startswith("error: ") and "\n" not in shown
+    assert re.search(message, shown)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -475,10 +508,10 @@ def test_paths_among_the_options_hold_everywhere(monkeypatch: pytest.MonkeyPatch
     assert cells == [Cell("fake-well-seed3", "fake", FakeConfig("well", 3, 2.0, Path("/data")))]
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
+def wait_for(path: Path, goes_on: Callable[[], bool]) -> None:
+    """Wait for a file that somebody is to write while he goes on."""
+    while not path.exists():
+        assert goes_on()
         time.sleep(0.05)
 
 
@@ -496,7 +529,7 @@ def test_stopped_sweep_stops_its_cells_and_says_how_to_go_on(
     name = "fake-well-seed0"
 
     def stop() -> None:
-        wait_for((folder.cell(name) / "state" / "step").exists)
+        wait_for(folder.cell(name) / "state" / "step", lambda: True)
         os.kill(os.getpid(), number)
 
     threading.Thread(target=stop, daemon=True).start()
@@ -513,21 +546,23 @@ def test_stopped_sweep_stops_its_cells_and_says_how_to_go_on(
         assert not folder.finished(name)
 
 
+def sweep_slowly(out: Path) -> None:
+    """Run a sweep whose only cell takes long."""
+    EXPERIMENTS["fake"] = FAKE
+    run(Config(experiments=("fake",), out=out, options=("--pause-s", "100")), quiet())
+
+
+@pytest.mark.timeout(240)  # it may be the first to start processes
 def test_cells_die_with_a_sweep_that_is_killed(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "out")
     name = "fake-well-seed0"
-    code = (
-        "from experiments.sweep import sweep\n"
-        "from tests.experiments.sweep.test_sweep import EXPERIMENTS, FAKE\n"
-        "EXPERIMENTS['fake'] = FAKE\n"
-        "sweep.main()\n"
-    )
-    arguments = ["--experiments", "fake", "--out", str(folder.path), "--", "--pause-s", "100"]
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT)
-    wait_for((folder.cell(name) / "state" / "step").exists)
+    pools.WORKERS.set_forkserver_preload(pools.PRELOAD)
+    process = pools.WORKERS.Process(target=sweep_slowly, args=(folder.path,))
+    process.start()
+    wait_for(folder.cell(name) / "state" / "step", process.is_alive)
     process.kill()
-    process.wait()
-    with folder.lock(name).acquire(timeout=20):
+    process.join()
+    with folder.lock(name):  # which its cell lets go of at its end
         assert events(folder, name) == ["started", "interrupted"]
 
 
@@ -536,7 +571,7 @@ def test_main_job_is_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    arguments = ["--algos", "random", "--seeds", "1", "--out", str(out), "--", *SMALL]
+    arguments = ["--algo", "random", "--seeds", "1", "--out", str(out), "--", *SMALL]
     monkeypatch.setattr("sys.argv", ["sweep", *arguments])
     with pytest.raises(SystemExit) as caught:
         sweep.main()
@@ -545,7 +580,7 @@ def test_main_job_is_swept(
     table = pd.read_csv(out / "sweep.csv")
     assert list(table["network"])[:2] == ["baseline", "uniform"]
     assert list(table["network"])[-1] == "random"
-    assert list(table["seed"]) == [1] * 5
+    assert set(table["seed"]) == {1}
     assert {"model", "dataset", "flops_budget", "size_budget", "test_error"} <= set(table)
     config = json.loads((out / table["cell"][0] / "config.json").read_text())
     assert (config["algo"], config["hardware"]["torch_threads"]) == ("random", 1)

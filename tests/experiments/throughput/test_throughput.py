@@ -11,8 +11,10 @@ import pytest
 from rich.console import Console
 
 from experiments.common.run_folder import RunFolder
-from experiments.throughput.throughput import Config, run, summarize_steps
+from experiments.throughput.throughput import Config, Part, format_table, run, summarize_steps
 from experiments.throughput.timing import branching_episodes, new_episodes
+
+ROOT = Path(__file__).parents[3]
 
 
 def quiet() -> Console:
@@ -145,3 +147,12 @@ def test_no_steps_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lasso_repetitions must be at least 1"):
         run(Config(parts=("lasso",), lasso_repetitions=0, out=tmp_path / "out"), quiet())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("part", ["step", "store", "episodes", "actors", "lasso"])
+def test_published_tables_come_of_published_rows(part: Part) -> None:
+    files = list((ROOT / "results").glob(f"throughput*/{part}.csv"))
+    assert files
+    for path in files:
+        table = format_table(part, pd.read_csv(path).to_dict("records"))
+        assert table in (path.parent / "throughput.md").read_text(encoding="utf-8")

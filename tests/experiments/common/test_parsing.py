@@ -1,0 +1,98 @@
+"""A command line becomes settings, or one line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import tyro
+
+from experiments.common.command import ending_in_one_line, resume_hint
+from experiments.common.parsing import UsageError, as_called, parse_command
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of nothing."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    method: Literal["magnitude", "channel"] = "channel"
+    parts: tuple[Literal["step", "store"], ...] = ("step",)
+    algo: str = "ppo"
+    episodes: int = 5
+    n_envs: int | None = None
+    onnx: bool = True
+    resume: Path | None = None
+
+
+@dataclass(frozen=True)
+class Needy:
+    """Settings of which one must be given."""
+
+    out: Path
+
+
+def test_settings_are_read_however_they_are_written() -> None:
+    line = ["--n_envs=2", "--no-onnx", "--parts", "store", "step", "--algo=--x"]
+    expected = Settings(n_envs=2, onnx=False, parts=("store", "step"), algo="--x")
+    assert parse_command(Settings, line) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--n-episodes 5", "--n-episodes is called --episodes now"),
+        ("--agent=ppo", "--agent is called --algo now"),
+        ("--epsodes 5", "there is no option --epsodes, did you mean '--episodes'?"),
+        ("--no-onx", "there is no option --no-onx, did you mean '--no-onnx'?"),
+        ("--zzz", "there is no option --zzz; --help lists them"),
+        ("--runs a", "there is no option --runs, did you mean '--parts'?"),
+        ("--method chanel", "--method cannot be 'chanel', did you mean 'channel'? valid: "),
+        ("--parts step x", "--parts cannot be 'x'; valid: step, store"),
+        ("--episodes x", "--episodes: invalid literal for int() with base 10: 'x'"),
+        ("--episodes", "Missing value for argument '--episodes'. Expected 1 values."),
+    ],
+)
+def test_a_wrong_line_is_told_in_one(
+    line: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_command(Settings, line.split())
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_missing_setting_is_named() -> None:
+    with pytest.raises(UsageError, match=r"^--out is missing; --help tells more$"):
+        parse_command(Needy, [])
+
+
+@pytest.mark.parametrize("line", ["--resume {}", "{}"])
+def test_the_nearest_file_is_named_for_one_that_is_not_there(line: str, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "misspelled").mkdir(parents=True)
+    for wrong, right in (("runs/misspeled", "runs/misspelled"), ("run/x/y", "runs")):
+        with pytest.raises(
+            FileNotFoundError, match=f"there is no .*{wrong}', did you mean .*{right}'"
+        ):
+            parse_command(Settings, line.format(tmp_path / wrong).split())
+    found = parse_command(Settings, line.format(tmp_path / "runs").split())
+    assert tmp_path / "runs" in (found.resume, *found.runs)
+
+
+def test_a_wrong_line_ends_a_process_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop, ending_in_one_line():
+        parse_command(Settings, ["--episode", "3"])
+    assert stop.value.code == 2
+    expected = "error: there is no option --episode, did you mean '--episodes'?\n"
+    assert capsys.readouterr() == ("", expected)
+
+
+def test_commands_are_named_as_the_user_has_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "`python -m experiments.compress --seed 1` does it"
+    monkeypatch.setattr("sys.argv", ["compress-env trial"])
+    assert as_called(text) == "`compress-env compress --seed 1` does it"
+    assert resume_hint("experiments.trial", "x") == "go on with: compress-env trial --resume x"
+    monkeypatch.setattr("sys.argv", ["python -m experiments.trial"])
+    assert as_called(text) == text
