@@ -1,20 +1,27 @@
-"""Figures of a search."""
+"""What figures share, and the figures of a search."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from experiments.search.episodes import Episode
+from experiments.tables.tables import mean_interval
 
 __all__ = [
+    "beside",
     "draw_layers",
+    "draw_means",
     "draw_pareto",
     "draw_rewards",
     "draw_tradeoff",
+    "make_panels",
+    "name_lines",
     "non_dominated",
     "pareto_front",
 ]
@@ -22,10 +29,53 @@ __all__ = [
 WINDOW = 10
 
 
+def make_panels(
+    n_rows: int, n_columns: int, size: tuple[float, float], **sharing: Any
+) -> tuple[Figure, NDArray[Any]]:
+    """Return a figure and its axes, (n_rows, n_columns).
+
+    Args:
+        n_rows: Panels above each other.
+        n_columns: Panels side by side.
+        size: Width and height in inches.
+        sharing: `sharex` and `sharey`, as in `Figure.subplots`.
+    """
+    figure = Figure(figsize=size, layout="constrained")
+    panels: NDArray[Any] = figure.subplots(n_rows, n_columns, squeeze=False, **sharing)
+    for axes in panels.flat:
+        axes.grid(alpha=0.3)
+    return figure, panels
+
+
+def name_lines(figure: Figure, title: str, ncols: int = 6) -> None:
+    """Put a title above a figure, and below it the names of the lines in its first panel."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(ncols, len(labels)))
+    figure.suptitle(title)
+
+
+def draw_means(axes: Axes, places: ArrayLike, samples: Iterable[ArrayLike], **style: Any) -> None:
+    """Draw a line through means over seeds, with their 95 % intervals as error bars.
+
+    Args:
+        axes: Where to draw.
+        places: (n,) on the x axis.
+        samples: One number per seed for each place.
+        style: As in `Axes.errorbar`.
+    """
+    intervals = np.array([mean_interval(sample) for sample in samples], np.float64)
+    means, halves = intervals.reshape(-1, 2).T
+    axes.errorbar(places, means, halves, marker=".", capsize=2, **style)
+
+
+def beside(number: int, n: int, step: float) -> float:
+    """Return by how much the `number`-th of `n` lines or bars is moved, as they would overlap."""
+    return step * (number - (n - 1) / 2)
+
+
 def draw_rewards(rewards: Mapping[str, Sequence[float]], title: str) -> Figure:
     """Draw the reward of every episode and its running mean over 10 episodes, by search."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _one_panel()
     for number, (name, values) in enumerate(rewards.items()):
         color = f"C{number}"
         if len(values) == 1:
@@ -38,6 +88,11 @@ def draw_rewards(rewards: Mapping[str, Sequence[float]], title: str) -> Figure:
     return figure
 
 
+def _one_panel() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    return figure, figure.subplots()
+
+
 def _running_mean(values: Sequence[float]) -> NDArray[np.float64]:
     sums = np.cumsum([0.0, *values])
     ends = np.arange(1, len(values) + 1)
@@ -48,12 +103,11 @@ def _running_mean(values: Sequence[float]) -> NDArray[np.float64]:
 
 def draw_layers(chosen: dict[str, Episode], ylabel: str, title: str) -> Figure:
     """Draw the executed value of every layer as bars, one colour per search."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _one_panel()
     layers = next(iter(chosen.values())).layers
     width = 0.8 / len(chosen)
     for number, (name, episode) in enumerate(chosen.items()):
-        places = np.arange(len(layers)) + (number - (len(chosen) - 1) / 2) * width
+        places = np.arange(len(layers)) + beside(number, len(chosen), width)
         axes.bar(places, episode.values, width, label=name)
     axes.set_xticks(range(len(layers)), layers)
     axes.set(xlabel="layer", ylabel=ylabel, title=title)
@@ -63,8 +117,7 @@ def draw_layers(chosen: dict[str, Episode], ylabel: str, title: str) -> Figure:
 
 def draw_tradeoff(episodes: Mapping[str, Sequence[Episode]], xlabel: str, title: str) -> Figure:
     """Draw accuracy against cost of every finished episode, with the Pareto front marked."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _one_panel()
     finished = [e for search in episodes.values() for e in search if e.accuracy is not None]
     for name, search in episodes.items():
         points = [(e.cost, e.accuracy) for e in search if e.accuracy is not None]
@@ -119,8 +172,7 @@ def _is_beaten(point: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
 
 def draw_pareto(episodes: Sequence[Episode], front: Sequence[Episode]) -> Figure:
     """Draw accuracy against dense MACs, coloured by non-zero parameters; the front is ringed."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _one_panel()
     points = axes.scatter(
         [e.dense_macs for e in episodes],
         [e.accuracy or 0.0 for e in episodes],

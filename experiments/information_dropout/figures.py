@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
 
+from experiments.common.figures import make_panels
+
 __all__ = ["LogNormal", "draw_information", "draw_noise", "draw_weights"]
 
 Array = NDArray[np.float64]
@@ -26,8 +28,7 @@ def draw_information(images: Array, information: Array, title: str) -> Figure:
         information: (b, H, W), nats.
         title: Of the figure.
     """
-    figure = Figure(figsize=(1.0 + 1.5 * len(images), 3.6), layout="constrained")
-    axes = figure.subplots(2, len(images), squeeze=False)
+    figure, axes = make_panels(2, len(images), (1.0 + 1.5 * len(images), 3.6))
     low, high = float(information.min()), float(information.max())
     for column, (image, nats) in enumerate(zip(images, information, strict=True)):
         axes[0, column].imshow(image, cmap="gray")
@@ -50,8 +51,8 @@ def draw_weights(weights: Array, information: Array, title: str) -> Figure:
     """
     n_columns = min(8, len(weights))
     n_rows = math.ceil(len(weights) / n_columns)
-    figure = Figure(figsize=(0.8 + 1.3 * n_columns, 0.9 + 1.5 * n_rows), layout="constrained")
-    axes = figure.subplots(n_rows, n_columns, squeeze=False)
+    size = (0.8 + 1.3 * n_columns, 0.9 + 1.5 * n_rows)
+    figure, axes = make_panels(n_rows, n_columns, size)
     bound = float(np.abs(weights).max())
     _without_ticks(axes)
     for panel in axes.flat[len(weights) :]:
@@ -77,19 +78,11 @@ def draw_noise(panels: list[tuple[str, Array, LogNormal, LogNormal | None]], tit
         panels: Heading, samples (n,), fitted log-normal, and the true one if there is one.
         title: Of the figure.
     """
-    figure = Figure(figsize=(1.0 + 3.6 * len(panels), 3.6), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)
+    figure, axes = make_panels(1, len(panels), (1.0 + 3.6 * len(panels), 3.6))
     for panel, (heading, samples, fitted, true) in zip(axes.flat, panels, strict=True):
         highest = float(np.quantile(samples, 0.999))
-        panel.hist(
-            samples,
-            bins=80,
-            range=(0.0, highest),
-            density=True,
-            color="C0",
-            alpha=0.4,
-            label="noise",
-        )
+        style = {"color": "C0", "alpha": 0.4, "label": "noise"}
+        panel.hist(samples, bins=80, range=(0.0, highest), density=True, **style)
         _draw_density(panel, highest, fitted, "C1", "fitted log-normal", "-")
         if true is not None:
             _draw_density(panel, highest, true, "k", "true log-normal", ":")
