@@ -15,6 +15,7 @@ from experiments.tables.tables import mean_interval
 
 __all__ = [
     "Interval",
+    "bootstrap_interval",
     "count_outcomes",
     "format_interval",
     "format_mean",
@@ -47,6 +48,9 @@ class Interval(NamedTuple):
         if self.high < 0.0:
             return "below"
         return "above" if self.low > 0.0 else "undecided"
+
+
+NOTHING = Interval(math.nan, math.nan, math.nan)
 
 
 def student_interval(values: ArrayLike) -> Interval:
@@ -122,9 +126,8 @@ def iqm_interval(*samples: ArrayLike) -> Interval:
     """
     arrays = [np.asarray(sample, np.float64) for sample in samples]
     if not arrays:
-        return Interval(math.nan, math.nan, math.nan)
-    center = float(_iqm(*arrays))
-    return _bootstrap(arrays, _iqm, center)
+        return NOTHING
+    return bootstrap_interval(arrays, _iqm)
 
 
 def improvement_interval(samples: Sequence[ArrayLike], others: Sequence[ArrayLike]) -> Interval:
@@ -141,19 +144,33 @@ def improvement_interval(samples: Sequence[ArrayLike], others: Sequence[ArrayLik
     """
     arrays = [np.asarray(sample, np.float64) for sample in (*samples, *others)]
     if not arrays:
-        return Interval(math.nan, math.nan, math.nan)
-    return _bootstrap(arrays, _improvement, float(_improvement(*arrays)))
+        return NOTHING
+    return bootstrap_interval(arrays, _improvement)
 
 
-def _bootstrap(
-    arrays: list[NDArray[np.float64]], statistic: Callable[..., Any], center: float
+def bootstrap_interval(
+    samples: Sequence[NDArray[Any]],
+    statistic: Callable[..., Any],
+    *,
+    n_resamples: int = N_RESAMPLES,
+    batch: int | None = None,
 ) -> Interval:
-    if min(len(array) for array in arrays) < 2:
+    """Return a statistic of samples and its 95 % percentile-bootstrap interval, the same each time.
+
+    Args:
+        samples: (n,) each, resampled by itself; NaN for the ends where one has a single number.
+        statistic: Maps samples (..., n), along `axis`, to numbers (...).
+        n_resamples: Resamples of the bootstrap.
+        batch: Resamples in memory at a time; all of them when None.
+    """
+    center = float(statistic(*samples))
+    if min(map(len, samples)) < 2:
         return Interval(center, math.nan, math.nan)
     low, high = stats.bootstrap(
-        arrays,
+        samples,
         statistic,
-        n_resamples=N_RESAMPLES,
+        n_resamples=n_resamples,
+        batch=batch,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval

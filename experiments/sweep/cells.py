@@ -41,7 +41,7 @@ EXPERIMENTS = {
         compress.run,
         ("model", "dataset", "algo", "method", "flops_budget", "size_budget", "seed"),
     ),
-    "control": Experiment(control.Config, control.run, ("agent", "task", "seed")),
+    "control": Experiment(control.Config, control.run, ("algo", "task", "seed")),
     "trial": Experiment(trial.Config, trial.run, ("agent", "task", "seed")),
 }
 """Experiments whose runs can be cells, by name."""

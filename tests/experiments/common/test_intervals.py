@@ -18,10 +18,15 @@ from experiments.common.intervals import (
 )
 
 
-def test_a_difference_is_that_of_seeds() -> None:
-    found = paired_interval([1.0, 3.0], [2.0, 5.0])
-    half = 12.706204736 * 0.5  # t(0.975, 1) sd / sqrt(2)
-    assert found == pytest.approx((-1.5, -1.5 - half, -1.5 + half))
+def test_paired_difference_by_hand() -> None:
+    # Differences 1, 2 and 3: mean 2, deviation 1, t = 4.3027 with two degrees of freedom.
+    found = paired_interval([2, 4, 6], [1, 2, 3])
+    half = 4.302653 / np.sqrt(3)
+    assert found == pytest.approx((2.0, 2.0 - half, 2.0 + half), rel=1e-6)
+    assert found.side == "undecided"
+    assert paired_interval([1, 2, 3.1], [2, 3, 4]).side == "below"
+    assert paired_interval([2, 3, 4], [1, 2, 3.1]).side == "above"
+    assert paired_interval([2], [1]).side == "undecided"
 
 
 def test_a_single_seed_has_no_interval() -> None:
