@@ -35,10 +35,14 @@ from experiments.benchmark.table import (
 )
 from experiments.common.intervals import format_mean, paired_interval
 from experiments.common.latency import OnnxNetwork
+from experiments.common.stored import find_stored
 from experiments.compress.report import FILE_HEADINGS, HEADINGS, format_markdown, read_rows
+from experiments.importance_benefit.report import format_report as benefit_report
+from experiments.importance_stability.report import format_report as stability_report
 from experiments.ppo_penalties.ppo_penalties import TABLES
 from experiments.ppo_penalties.report import Results, format_report
 from experiments.search.hyperparameters import HYPERPARAMETERS
+from experiments.single_layer.report import format_report as single_layer_report
 from experiments.tables.tables import read_runs, summarize
 from experiments.trial.trials import read_trials
 from experiments.volatility import report as volatility_report
@@ -216,6 +220,37 @@ def test_importance_is_reported_as_it_was_measured() -> None:
             assert " ".join(lines.split()) in told
 
 
+def stored(folder: Path, name: str) -> pd.DataFrame:
+    """Read a table of a results folder, compressed or not."""
+    path = find_stored(folder / name)
+    assert path is not None
+    return pd.read_csv(path)
+
+
+STUDIES = [
+    path.parent
+    for pattern in ("single-layer-*/single_layer.md", "importance-*/importance_*.md")
+    for path in sorted((ROOT / "results").glob(pattern))
+]
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_reports_of_studies_follow_from_their_rows(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    rows, label = stored(folder, "table.csv"), config["label"] or config["dataset"]
+    if folder.name.startswith("importance-stability"):
+        name, text = "importance_stability", stability_report(rows, label, config["target"])
+    elif folder.name.startswith("importance-benefit"):
+        unit, steps = config.get("unit", "filters"), config["final_finetune_steps"]
+        title, name = f"{config['model']} on {label}", "importance_benefit"
+        text = benefit_report(rows, title, unit, config["selection"], steps)
+    else:
+        title, name = f"{config['model']} on {label}", "single_layer"
+        steps = (config["finetune_steps"], config["variational_steps"])
+        text = single_layer_report(rows, title, *steps)
+    assert text == (folder / f"{name}.md").read_text(encoding="utf-8")
+
+
 def test_table_of_pendulum_is_that_of_the_stored_runs() -> None:
     report = (ROOT / "results" / "pendulum" / "ppo_penalties.md").read_text(encoding="utf-8")
     table = re.search(r"^\| task, agent \| steps.*?\n\n", report, re.MULTILINE | re.DOTALL)
@@ -227,7 +262,7 @@ def test_table_of_pendulum_is_that_of_the_stored_runs() -> None:
 def test_penalties_are_reported_as_they_were_measured(runs: str) -> None:
     folder = ROOT / "results" / runs
     report = (folder / "ppo_penalties.md").read_text(encoding="utf-8")
-    results = Results(*(pd.read_csv(folder / name) for name in TABLES))
+    results = Results(*(stored(folder, name) for name in TABLES))
     assert format_report(results) == report
     shown = [block for block in report.split("\n\n") if block.startswith(("|", "- "))]
     assert len(shown) == 5
