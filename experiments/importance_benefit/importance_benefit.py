@@ -14,9 +14,9 @@ that it evaluates for that, stand beside the errors.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from time import perf_counter
 from typing import Any, Literal
 
@@ -107,23 +107,16 @@ class Measurement(Study[Config]):
         """Measure the unpruned network and every method at every target, from every start."""
         rows: Rows = []
         for epochs, network in self._networks(model, seed).items():
-            rows.append(self._cell(seed, epochs, 0.0, "none", partial(self._unpruned, network)))
-            for target in self.config.targets:
-                for method in self.config.algo:
-                    prune = partial(self._pruned, network, target=target, method=method)
-                    rows.append(self._cell(seed, epochs, target, method, prune))
+            cells = {(0.0, "none"): partial(self._unpruned, network, seed)}
+            cells |= {
+                (target, method): partial(self._pruned, network, seed, target, method)
+                for target, method in product(self.config.targets, self.config.algo)
+            }
+            for (target, method), measure in cells.items():
+                row = self.once(f"seed{seed}-epochs{epochs}-{target}-{method}", measure)
+                cell = {"seed": seed, "epochs": epochs, "target": target, "method": method}
+                rows.append(cell | row)
         return rows
-
-    def _cell(
-        self,
-        seed: int,
-        epochs: int,
-        target: float,
-        method: str,
-        measure: Callable[[int], dict[str, Any]],
-    ) -> dict[str, Any]:
-        row = self.once(f"seed{seed}-epochs{epochs}-{target}-{method}", partial(measure, seed))
-        return {"seed": seed, "epochs": epochs, "target": target, "method": method} | row
 
     def _networks(self, model: str, seed: int) -> dict[int, nn.Module]:
         """Return the networks of a seed by epochs of training."""
@@ -148,9 +141,7 @@ class Measurement(Study[Config]):
         search = {"rates": "", "n_evaluations": 0, "search_seconds": 0.0}
         return costs | search | self._finetuned(task, finetuned, seed)
 
-    def _pruned(
-        self, network: nn.Module, seed: int, *, target: float, method: str
-    ) -> dict[str, Any]:
+    def _pruned(self, network: nn.Module, seed: int, target: float, method: str) -> dict[str, Any]:
         """Search rates, apply the best and fine-tune."""
         config = self.config
         env = PruningEnv(
