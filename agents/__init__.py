@@ -7,6 +7,7 @@ from agents.importance import AFIE, SBPF
 from agents.overestimation import OverestimationCallback
 from agents.penalty_ppo import CIMPPO, KLPPO
 from agents.q_critic_ppo import QCriticPPO
+from agents.rules import Rule
 
 __all__ = [
     "AFIE",
@@ -20,5 +21,6 @@ __all__ = [
     "OverestimationCallback",
     "QCriticPPO",
     "Random",
+    "Rule",
     "Uniform",
 ]

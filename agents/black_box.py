@@ -7,7 +7,7 @@ value is the episode's return. Shape legend: T decisions in an episode, n enviro
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -318,13 +318,12 @@ class CMAES(EpisodeSearch):
     whole numbers of bits, one search soon comes upon nothing but sequences that it knows.
 
     Args:
-        policy: see `EpisodeSearch`.
-        env: see `EpisodeSearch`.
+        policy, env, others: see `EpisodeSearch`.
         sigma0: standard deviation of the first points in every coordinate, above 0; 0.5 is a
             quarter of the width of [-1, 1], as ``cma`` recommends.
         population_size: episodes in a generation of the first search, at least 3; ``4 + floor(3 ln
             T)`` when None.
-        others: see `EpisodeSearch`.
+        start: (T,) in [-1, 1], where the search starts and its first episode; 0 when None.
 
     Raises:
         ValueError: as `EpisodeSearch`, or if an argument is out of range, or T is 1.
@@ -343,15 +342,18 @@ class CMAES(EpisodeSearch):
         *,
         sigma0: float = 0.5,
         population_size: int | None = None,
+        start: Sequence[float] | None = None,
         **others: Any,
     ) -> None:
         """Build the search; the class's docstring lists the arguments."""
+        self.start = None if start is None else np.array(start, np.float64)
         self.sigma0 = sigma0
         self.population_size = population_size
         super().__init__(policy, env, **others)
 
     def _make_optimizer(self, n_dimensions: int, seed: int) -> Optimizer:
-        return CovarianceAdaptation(n_dimensions, seed, self.sigma0, self.population_size)
+        given = self.sigma0, self.population_size, self.start
+        return CovarianceAdaptation(n_dimensions, seed, *given)
 
 
 class TPE(EpisodeSearch):
@@ -361,10 +363,8 @@ class TPE(EpisodeSearch):
     may keep depends on what the layers before it have used up. The first points are random.
 
     Args:
-        policy: see `EpisodeSearch`.
-        env: see `EpisodeSearch`.
+        policy, env, others: see `EpisodeSearch`.
         n_startup_episodes: random sequences before the first model, at least 1.
-        others: see `EpisodeSearch`.
 
     Raises:
         ValueError: as `EpisodeSearch`, or if an argument is out of range.

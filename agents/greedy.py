@@ -109,9 +109,11 @@ def _stage_of(
 ) -> tuple[NDArray[np.float64], Callable[[NDArray[np.float64]], float], float]:
     """Return the levels of a stage, what values cost in it, and its budget."""
     if isinstance(env, PruningEnv):
-        plan, unit = env.plan, env.budget_unit
+        plan, budgets = env.plan, env.budgets
         rates = np.linspace(0.0, plan.max_pruning_rate, n_levels)
-        return rates, lambda values: plan.count(values.tolist(), unit), env.budget
+        if len(budgets) > 1:  # the one that is exceeded most is to be met first
+            return rates, lambda values: plan.worst(values.tolist(), budgets), 1.0
+        return rates, lambda values: plan.count(values.tolist(), env.budget_unit), env.budget
     if isinstance(env, QuantizationEnv):
         most_bytes = env.most_bytes
         bits = np.arange(MAX_BITS, env.min_bits - 1, -1, dtype=np.float64)

@@ -82,7 +82,7 @@ class AFIE(GivenRates):
 
     Args:
         env: a pruning environment; its unpruned network is scored.
-        target: fraction to be removed; when None, what the environment's budget asks for.
+        target: fraction to be removed; when None, what the environment's budgets ask for.
         unit: what the target counts; that of the environment's budget when None.
 
     Raises:
@@ -105,9 +105,9 @@ class AFIE(GivenRates):
         """Score the layers and allocate the rates."""
         start = perf_counter()
         pruning = _pruning_env(env)
-        target, unit = _target_of(pruning, target, unit)
+        targets = _targets_of(pruning, target, unit)
         self.scores = afie(pruning.task.model)
-        self.table = allocate(self.scores["afie"], target, unit, plan=pruning.plan)
+        self.table = allocate(self.scores["afie"], targets, plan=pruning.plan)
         super().__init__(self.table["pruning_rate"].to_numpy())
         self.seconds = perf_counter() - start
 
@@ -122,7 +122,7 @@ class SBPF(GivenRates):
 
     Args:
         env: a pruning environment.
-        target: fraction to be removed; when None, what the environment's budget asks for.
+        target: fraction to be removed; when None, what the environment's budgets ask for.
         unit: what the target counts; that of the environment's budget when None.
         damage: standard deviation of the noise in those of a layer's weights.
         n_trials: trials for each layer and round.
@@ -161,7 +161,7 @@ class SBPF(GivenRates):
         start = perf_counter()
         seed = checked("seed", seed, replace(SEED, may_be_none=False))
         pruning = _pruning_env(env)
-        target, unit = _target_of(pruning, target, unit)
+        targets = _targets_of(pruning, target, unit)
         layers = list(dict.fromkeys(name for each in pruning.plan.producers for name in each))
         self.n_evaluations = 0
 
@@ -183,8 +183,7 @@ class SBPF(GivenRates):
             pruning.task.model,
             measure,
             prune,
-            target,
-            unit,
+            targets,
             plan=pruning.plan,
             n_rounds=n_rounds,
         )
@@ -199,15 +198,16 @@ def _pruning_env(env: gym.Env[Any, Any]) -> PruningEnv:
     return pruning
 
 
-def _target_of(env: PruningEnv, target: float | None, unit: Unit | None) -> tuple[float, Unit]:
+def _targets_of(env: PruningEnv, target: float | None, unit: Unit | None) -> dict[Unit, float]:
     if target is not None:
-        return target, unit or env.budget_unit
-    full = env.plan.full(env.budget_unit)
-    if env.budget > full:
+        return {unit or env.budget_unit: target}
+    if not env.budgets:
         raise ValueError("expected a target, as the environment has no budget, got none")
-    if unit not in (None, env.budget_unit):
-        raise ValueError(f"the environment's budget counts {env.budget_unit}, got unit={unit!r}")
-    return 1.0 - env.budget / full, env.budget_unit
+    if unit is not None and unit not in env.budgets:
+        raise ValueError(
+            f"the environment's budget counts {', '.join(env.budgets)}, got unit={unit!r}"
+        )
+    return {each: 1.0 - limit / env.plan.full(each) for each, limit in env.budgets.items()}
 
 
 def _play(env: PruningEnv, rates: list[float]) -> tuple[nn.Module, int]:

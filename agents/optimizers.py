@@ -36,8 +36,15 @@ class CovarianceAdaptation:
     generations of twice the size.
     """
 
-    def __init__(self, n_dimensions: int, seed: int, sigma0: float, popsize: int | None) -> None:
-        """Start around 0.
+    def __init__(
+        self,
+        n_dimensions: int,
+        seed: int,
+        sigma0: float,
+        popsize: int | None,
+        start: Point | None = None,
+    ) -> None:
+        """Start around a point, or around 0.
 
         Args:
             n_dimensions: D, at least 2.
@@ -45,16 +52,21 @@ class CovarianceAdaptation:
             sigma0: Standard deviation of the first points.
             popsize: Points of a generation before the first restart; the default of `cma` when
                 None.
+            start: (D,) in [-1, 1]: the first point that is asked for, and the mean of the others.
 
         Raises:
-            ValueError: If D is 1.
+            ValueError: If D is 1, or `start` is no such point.
         """
         if n_dimensions < 2:
             raise ValueError(f"CMA-ES takes at least 2 dimensions, got {n_dimensions}")
+        if start is not None and (start.shape != (n_dimensions,) or not np.all(abs(start) <= 1.0)):
+            raise ValueError(f"expected start to be {n_dimensions} actions in [-1, 1], got {start}")
         self._generator = np.random.default_rng(seed)
         self._sigma0 = sigma0
         self.n_restarts = 0
-        self._strategy = self._make_strategy(np.zeros(n_dimensions), popsize)
+        mean = np.zeros(n_dimensions) if start is None else start
+        self._strategy = self._make_strategy(mean, popsize)
+        self._start = start
         self._asked: list[tuple[int, Point]] = []
         self._told: list[tuple[Point, float]] = []
 
@@ -72,6 +84,8 @@ class CovarianceAdaptation:
     def ask(self) -> Point:
         """Return the next point, (D,) in [-1, 1]."""
         (point,) = self._strategy.ask(number=1)
+        if self._start is not None and not self._asked:
+            point = self._start.copy()
         self._asked.append((self.n_restarts, point))
         return np.array(point, np.float64)
 

@@ -1,7 +1,7 @@
 """Gymnasium environments in which an agent compresses a convolutional network layer by layer."""
 
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gymnasium import register
 
@@ -14,7 +14,11 @@ from compress_env.quantization.packing import load, save
 from compress_env.store.store import TransitionStore
 from compress_env.task.rewards import RewardInput
 
+if TYPE_CHECKING:
+    from experiments.compress.call import CompressionResult, compress
+
 __all__ = [
+    "CompressionResult",
     "DataBundle",
     "LayerState",
     "PruningEnv",
@@ -22,6 +26,7 @@ __all__ = [
     "RewardInput",
     "TransitionStore",
     "bake",
+    "compress",
     "export_onnx",
     "load",
     "load_data",
@@ -31,6 +36,16 @@ __all__ = [
 ]
 
 __version__ = version("compress-env")
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs agents and experiments only where it is used (PEP 562)."""
+    if name in ("CompressionResult", "compress"):
+        from experiments.compress import call
+
+        return getattr(call, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 register(
     id="compress_env/Pruning-v0",

@@ -7,7 +7,7 @@ about the channels that a layer reads. `PruningPlan.producers` says whose filter
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import get_args
 
 import numpy as np
@@ -56,7 +56,7 @@ def decision_scores(scores: pd.Series, plan: PruningPlan) -> pd.Series:
 
 def allocate(
     scores: pd.Series,
-    target: float,
+    target: float | Mapping[Unit, float],
     unit: Unit = "filters",
     *,
     plan: PruningPlan,
@@ -77,8 +77,8 @@ def allocate(
     Args:
         scores: By layer (`afie(model)["afie"]`, `sensitivity(...)["sensitivity"]`).
         target: Fraction to be removed, in [0, 1): of the filters that can go, of the unpruned MACs
-            or of the stored parameters.
-        unit: What is counted.
+            or of the unpruned parameters; or several such by unit, all of which are met.
+        unit: What is counted, where the target is a number.
         plan: Of the network's pruning environment, `PruningEnv.plan`.
         start: (T,) rates to go on from; 0 when None.
 
@@ -91,7 +91,8 @@ def allocate(
     """
     by_decision = decision_scores(scores, plan)
     cap = min(MAX_RATE, plan.max_pruning_rate)
-    limit = _limit(plan, target, unit, cap)
+    targets = target if isinstance(target, Mapping) else {unit: target}
+    limits = {unit: _limit(plan, each, unit, cap) for unit, each in targets.items()}
     first = np.zeros(len(by_decision)) if start is None else np.asarray(start, np.float64)
     slopes = _slopes(by_decision.to_numpy())
 
@@ -99,7 +100,7 @@ def allocate(
         return np.minimum(cap, first + kappa * slopes)
 
     def meets(rates: Rates) -> bool:
-        return plan.count(rates.tolist(), unit) <= limit
+        return plan.meets(rates.tolist(), limits)
 
     low, high = 0.0, 1.0  # every slope is at least 1: at kappa = 1 every rate is at its cap
     if meets(rates_at(low)):
@@ -119,7 +120,7 @@ def allocate_in_rounds(
     model: nn.Module,
     measure: Callable[[nn.Module], pd.Series],
     prune: Callable[[list[float]], nn.Module],
-    target: float,
+    target: float | Mapping[Unit, float],
     unit: Unit = "filters",
     *,
     plan: PruningPlan,
@@ -148,14 +149,18 @@ def allocate_in_rounds(
     """
     if n_rounds < 1:
         raise ValueError(f"n_rounds must be at least 1, got {n_rounds}")
-    table = allocate(measure(model), target / n_rounds, unit, plan=plan)
+    targets = target if isinstance(target, Mapping) else {unit: target}
+
+    def after(number: int) -> dict[Unit, float]:
+        return {unit: each * number / n_rounds for unit, each in targets.items()}
+
+    table = allocate(measure(model), after(1), plan=plan)
     earlier: dict[str, pd.Series] = {}
     for number in range(2, n_rounds + 1):
         rates = table["pruning_rate"]
         earlier[f"rate_{number - 1}"] = rates
         scores = measure(prune(rates.tolist()))
-        share = target * number / n_rounds
-        table = allocate(scores, share, unit, plan=plan, start=rates.tolist())
+        table = allocate(scores, after(number), plan=plan, start=rates.tolist())
     return table.assign(**earlier)
 
 

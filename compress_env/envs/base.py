@@ -25,7 +25,7 @@ from compress_env.envs.options import (
     TaskOptions,
     check_options,
     config_of,
-    fingerprint_of,
+    fingerprints_of,
     open_store,
 )
 from compress_env.envs.rendering import draw_bars, format_table
@@ -48,7 +48,7 @@ from compress_env.store.store import Prefix, TransitionStore
 from compress_env.task.counting import total_macs
 from compress_env.task.layers import Layer, layer_table
 from compress_env.task.rewards import Reward, RewardInput, get_reward, lower_bound
-from compress_env.task.task import CompressionTask, FinetuneConfig, Scorer
+from compress_env.task.task import CompressionTask, FinetuneConfig, Finetuner, Scorer
 
 __all__ = ["LayerState", "LayerwiseCompressionEnv", "RewardAt", "TaskOptions"]
 
@@ -73,6 +73,9 @@ class LayerwiseCompressionEnv(EpisodePlace):
             process) or any PyTorch device.
         scorer: Called with the network instead of measuring validation accuracy. Results are
             stored only if it has an attribute `fingerprint`, a string that names what it does.
+        finetuner: Called with the network and `finetune_steps` instead of fine-tuning it, under
+            seeded global random states: it trains the network in place, or returns a trained copy
+            (`run_finetuner`). As for a scorer, results are stored only with a `fingerprint`.
         finetune_steps: Minibatches of fine-tuning, 0 or more.
         finetune_at: `"layer"` fine-tunes for so many after every layer; `"episode"` after the last
             one only.
@@ -105,6 +108,7 @@ class LayerwiseCompressionEnv(EpisodePlace):
         download: bool = False,
         device: str | torch.device = "auto",
         scorer: Scorer | None = None,
+        finetuner: Finetuner | None = None,
         finetune_steps: int = 20,
         finetune_at: FinetuneAt = "layer",
         finetune_config: FinetuneConfig | Mapping[str, Any] | None = None,
@@ -138,13 +142,15 @@ class LayerwiseCompressionEnv(EpisodePlace):
             device=device,
             config=config_of(FinetuneConfig, finetune_config, "finetune_config"),
             scorer=scorer,
+            finetuner=finetuner,
         )
         self.finetune_at = finetune_at
         self.reward_at = reward_at
         self.render_mode = render_mode
         self.transition_noise = transition_noise
-        self._scorer_fingerprint = fingerprint_of(scorer)
-        self.store = open_store(store, scorer)
+        functions = {"scorer": scorer, "finetuner": finetuner}
+        self._fingerprints = fingerprints_of(functions)
+        self.store = open_store(store, functions)
         self._own_store = None if isinstance(store, TransitionStore) else self.store
         # Nobody else reads an own store in memory.
         self._described = "" if store == "memory" else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar
@@ -11,7 +11,7 @@ import torch
 
 from compress_env.store.store import TransitionStore
 from compress_env.task.rewards import Reward
-from compress_env.task.task import FinetuneConfig, Scorer
+from compress_env.task.task import FinetuneConfig, Finetuner, Scorer
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -24,13 +24,14 @@ __all__ = [
     "TaskOptions",
     "check_options",
     "config_of",
-    "fingerprint_of",
+    "fingerprints_of",
     "open_store",
 ]
 
 RewardAt = Literal["layer", "episode"]
 FinetuneAt = Literal["layer", "episode"]
 StoreOption: TypeAlias = TransitionStore | Path | str | None
+Functions: TypeAlias = Mapping[str, Callable[..., Any] | None]
 Config = TypeVar("Config", bound="DataclassInstance")
 SNAPSHOT_BYTES = 2**28
 
@@ -43,6 +44,7 @@ class TaskOptions(TypedDict, total=False):
     download: bool
     device: str | torch.device
     scorer: Scorer | None
+    finetuner: Finetuner | None
     finetune_steps: int
     finetune_at: FinetuneAt
     finetune_config: FinetuneConfig | Mapping[str, Any] | None
@@ -94,25 +96,36 @@ def config_of(kind: type[Config], option: Config | Mapping[str, Any] | None, nam
     return kind(**given)
 
 
-def fingerprint_of(scorer: Scorer | None) -> str | None:
-    """Return the name of what a scorer does, None if it has none.
+def fingerprints_of(functions: Functions) -> dict[str, str | None]:
+    """Return the names of what a caller's functions do, None for those that have none.
+
+    Args:
+        functions: What is called with a network, by the name of the option; None if not given.
 
     Raises:
-        TypeError: If the scorer cannot be called, or the name is not a string.
+        TypeError: If one cannot be called, or its fingerprint is not a string.
     """
-    if not (scorer is None or callable(scorer)):
-        raise TypeError(f"scorer must be a function of a network, got {scorer!r}")
-    fingerprint = getattr(scorer, "fingerprint", None)
+    return {name: _fingerprint(name, function) for name, function in functions.items()}
+
+
+def _fingerprint(name: str, function: Callable[..., Any] | None) -> str | None:
+    if not (function is None or callable(function)):
+        raise TypeError(f"{name} must be a function of a network, got {function!r}")
+    fingerprint = getattr(function, "fingerprint", None)
     if not isinstance(fingerprint, str | None):
-        raise TypeError(f"the scorer's fingerprint must be a string, got {fingerprint!r}")
+        raise TypeError(f"the {name}'s fingerprint must be a string, got {fingerprint!r}")
     return fingerprint
 
 
-def open_store(option: StoreOption, scorer: Scorer | None) -> TransitionStore | None:
+def open_store(option: StoreOption, functions: Functions) -> TransitionStore | None:
     """Return the store that an option stands for.
 
-    A scorer may say something else each time it is asked, so with one there is a store only if it
-    has an attribute `fingerprint`.
+    A caller's function may do something else each time it is called, so with one there is a store
+    only if it has an attribute `fingerprint`.
+
+    Args:
+        option: The option.
+        functions: As in `fingerprints_of`.
 
     Raises:
         TypeError: If the option is something else.
@@ -121,7 +134,10 @@ def open_store(option: StoreOption, scorer: Scorer | None) -> TransitionStore | 
         raise TypeError(
             f"store must be 'memory', a path, a TransitionStore or None, got {option!r}"
         )
-    if option is None or (scorer is not None and fingerprint_of(scorer) is None):
+    named = fingerprints_of(functions)
+    if option is None or any(
+        f is not None and named[name] is None for name, f in functions.items()
+    ):
         return None
     if isinstance(option, TransitionStore):
         return option

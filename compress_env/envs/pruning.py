@@ -16,6 +16,7 @@ from compress_env.counts import check_count
 from compress_env.data.bundle import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.options import config_of
+from compress_env.pruning.budgets import budgets_of
 from compress_env.pruning.channels.calibration import Calibration
 from compress_env.pruning.channels.reconstruction import reconstruct
 from compress_env.pruning.channels.selection import (
@@ -39,7 +40,7 @@ from compress_env.quantization.activations import has_quantizers
 from compress_env.seeding import derive_generator
 from compress_env.store.snapshots import Network
 from compress_env.store.store import Executed, Prefix, Transition
-from compress_env.task.layers import Layer, format_minimum, layer_at
+from compress_env.task.layers import Layer, layer_at
 from compress_env.task.rehearsal import check_training_only
 
 __all__ = ["MacsKind", "PruningEnv", "PruningMethod"]
@@ -112,15 +113,18 @@ class PruningEnv(LayerwiseCompressionEnv):
     | `data` | `"digits"` | a name or a `DataBundle` |
     | `method` | `"channel"` | how channels are selected |
     | `flops_budget` | None | highest MACs allowed, a fraction of the unpruned MACs |
-    | `filters_budget` | None | instead: most filters that stay, a fraction of those that can go |
+    | `params_budget` | None | most parameters allowed, a fraction of the unpruned network's |
+    | `filters_budget` | None | most filters that stay, a fraction of those that can go |
     | `max_pruning_rate` | 0.95 | highest pruning rate of any layer |
     | `channel_round` | 1 | kept channels are a multiple of this |
     | `channel_share` | by method | s: 1 removes channels only, 0 elements only |
-    | `macs` | by method | what budget and cost count: `"dense"` or `"sparse"` |
+    | `macs` | by method | what budgets and cost count: `"dense"` or `"sparse"` |
     | `variational` | None | a `VariationalConfig`, or some of its fields by name |
     | others | | see `LayerwiseCompressionEnv` |
 
-    Without a budget the reward `err` is best served by pruning nothing.
+    Without a budget the reward `err` is best served by pruning nothing. With several budgets every
+    episode meets all of them. Parameters are counted as multiply-accumulates are: those stored
+    where only channels go, those that are not zero where elements go, unless `macs` says otherwise.
 
     ## Version history
 
@@ -137,6 +141,7 @@ class PruningEnv(LayerwiseCompressionEnv):
         *,
         method: PruningMethod = "channel",
         flops_budget: float | None = None,
+        params_budget: float | None = None,
         filters_budget: float | None = None,
         max_pruning_rate: float = 0.95,
         channel_round: int = 1,
@@ -152,12 +157,13 @@ class PruningEnv(LayerwiseCompressionEnv):
             data: A name in `compress_env.data.bundle.DATASETS` or a bundle.
             method: What is removed, and how it is selected.
             flops_budget: Highest MACs, as a fraction of the unpruned ones; in (0, 1].
+            params_budget: Most parameters, as a fraction of the unpruned ones; in (0, 1].
             filters_budget: Most filters that stay, as a fraction of those of all layers whose
-                filters can be removed (`plan.producers`); in (0, 1]. Not with `flops_budget`.
+                filters can be removed (`plan.producers`); in (0, 1].
             max_pruning_rate: Highest pruning rate of any layer; in (0, 1].
             channel_round: Kept channels are rounded to a multiple of this, at least 1.
             channel_share: s, strictly between 0 and 1, for `channel+variational`; 0.5 when None.
-            macs: What the budget and the cost count: dense MACs, or those of non-zero weights.
+            macs: What budgets and the cost count: everything dense, or only non-zero weights.
             variational: How elements are selected.
             options: See `LayerwiseCompressionEnv`.
 
@@ -176,6 +182,7 @@ class PruningEnv(LayerwiseCompressionEnv):
             data,
             method=method,
             flops_budget=flops_budget,
+            params_budget=params_budget,
             filters_budget=filters_budget,
             max_pruning_rate=max_pruning_rate,
             channel_round=channel_round,
@@ -208,43 +215,31 @@ class PruningEnv(LayerwiseCompressionEnv):
         warn_of_little(self.plan, len(self.skipped_layers))
         self._full_macs = self.plan.full("macs")
         self._min_macs = self.plan.highest((), "macs")
-        self.budget_unit: Unit = "macs" if filters_budget is None else "filters"
-        self.budget = self._budget(flops_budget, filters_budget)
+        fractions = {
+            "flops_budget": flops_budget,
+            "params_budget": params_budget,
+            "filters_budget": filters_budget,
+        }
+        self.budgets = budgets_of(self.plan, fractions)
         walk = [decision.layer for decision in self._decisions]
         self.runs_network = method not in ("magnitude", "random")
         self._calibration = self._calibrate(walk)
         self._start(walk)
 
-    def _budget(self, flops_budget: float | None, filters_budget: float | None) -> float:
-        """Return the most that is allowed, in the budget's unit."""
-        if flops_budget is not None and filters_budget is not None:
-            raise ValueError(
-                "expected flops_budget or filters_budget, not both, got "
-                f"{flops_budget} and {filters_budget}"
-            )
-        given = flops_budget if filters_budget is None else filters_budget
-        if given is None:
-            return float("inf")
-        unit, name = self.budget_unit, "flops" if filters_budget is None else "filters"
-        full, least = self.plan.full(unit), self.plan.highest((), unit)
-        what = f"MACs ({self.macs} ones)" if unit == "macs" else "filters"
-        if not least / full <= given <= 1.0:
-            rate, lowest = self.plan.max_pruning_rate, format_minimum(least / full)
-            raise ValueError(
-                f"{name}_budget must be in [{lowest}, 1]: pruning every layer at "
-                f"max_pruning_rate={rate} reaches {least / full:.4f} of the unpruned {what}, got "
-                f"{given}"
-            )
-        return max(given * full, least)
+    @property
+    def budget_unit(self) -> Unit:
+        """What the budget counts; of several, the first of MACs, parameters and filters."""
+        return next(iter(self.budgets), "macs")
+
+    @property
+    def budget(self) -> float:
+        """The most that is allowed, in `budget_unit`; infinite if all is. `budgets` has all."""
+        return self.budgets.get(self.budget_unit, float("inf"))
 
     def uniform_value(self) -> float:
-        """Return the lowest pruning rate that, used for every layer, meets the budget."""
+        """Return the lowest pruning rate that, used for every layer, meets the budgets."""
         plan, n_layers = self.plan, len(self._decisions)
-
-        def meets(rate: float) -> bool:
-            return plan.count([rate] * n_layers, self.budget_unit) <= self.budget
-
-        return plan.smallest_rate(None, meets)
+        return plan.smallest_rate(None, lambda rate: plan.meets([rate] * n_layers, self.budgets))
 
     def smallest_model(self) -> nn.Module:
         """Return the network with every layer at `max_pruning_rate`; for its size, not its skill.
@@ -273,7 +268,10 @@ class PruningEnv(LayerwiseCompressionEnv):
 
         def fits(rate: float) -> bool:
             candidate = (*executed, plan.decide(executed, rate))
-            return plan.highest(candidate, self.budget_unit, t, result.nonzeros) <= self.budget
+            return all(
+                plan.highest(candidate, unit, t, result.nonzeros) <= limit
+                for unit, limit in self.budgets.items()
+            )
 
         return plan.smallest_rate(t, fits), plan.max_pruning_rate
 

@@ -53,7 +53,8 @@ class StoredTransitions(CompressionStage):
     _described: str | None
     _process: Process
     _scales: dict[str, int]
-    _scorer_fingerprint: str | None
+    _fingerprints: dict[str, str | None]
+    """Names of what the caller's functions do, by option."""
 
     def _transition(self, executed: Prefix) -> Transition:
         """Return what the network is after `executed`: from the store, or computed and kept."""
@@ -102,7 +103,7 @@ class StoredTransitions(CompressionStage):
         if self.finetune_at == "layer" or t + 1 == len(self.walk):
             with self._timed("finetune"):
                 generator = derive_generator(seed, t, 0)
-                self.task.finetune(network.model, self.finetune_steps, generator)
+                self.task.finetune_step(network.model, self.finetune_steps, generator)
         if self._has_statistics(t + 1):
             self._estimate(network.model, seed, t)
 
@@ -151,8 +152,7 @@ class StoredTransitions(CompressionStage):
                 "finetune_at": self.finetune_at,
                 "reward_at": self.reward_at,
                 "seed": self.task_seed,
-                "scorer": self._scorer_fingerprint,
-            }
+            } | self._fingerprints
             self._described = describe_task(self.task, type(self), settings | self._settings)
         self._heed_process()
         return name_in_process(self._described, self.task, self._process)

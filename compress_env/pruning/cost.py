@@ -55,7 +55,7 @@ class PruningCost:
         self._lost_outputs = _lost(table, groups, "out")
         self._filters = np.where(grouped, 0, self._lost_outputs).sum(axis=1)
         self._vectors = np.array([_vector_params(group, model) for group in groups], np.int64)
-        self._other_params = dense_params(model) - int(self._weights(self.sizes).sum())
+        self._other_params = dense_params(model) - int(self.weights_by_layer(self.sizes).sum())
 
     def count(self, unit: Unit, kept: Sequence[int] | NDArray[np.int64]) -> int:
         """Return what the network costs in some unit; see `macs`, `params` and `filters`."""
@@ -77,7 +77,7 @@ class PruningCost:
         """
         removed = self.sizes - np.asarray(kept, np.int64)
         lost = int(removed @ self._vectors)
-        return self._other_params + int(self._weights(kept).sum()) - lost
+        return self._other_params + int(self.weights_by_layer(kept).sum()) - lost
 
     def macs(self, kept: Sequence[int] | NDArray[np.int64]) -> int:
         """Multiply-accumulates per image, of every operation.
@@ -96,7 +96,12 @@ class PruningCost:
         macs: NDArray[np.int64] = self._work * self._pairs(kept)
         return macs
 
-    def _weights(self, kept: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    def weights_by_layer(self, kept: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Elements of the weight of each layer of the table, (L,).
+
+        Args:
+            kept: (G,) channels that each group keeps.
+        """
         weights: NDArray[np.int64] = self._kernels * self._pairs(kept)
         return weights
 

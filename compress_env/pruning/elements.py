@@ -95,6 +95,7 @@ def measure_information(
             config.n_steps,
             generator,
             penalty=lambda: config.kl_weight * dropout.information.mean(),
+            distill=0.0,  # what is weighed against the information is the cross-entropy
         )
         total, n_images = torch.zeros_like(dropout.offset.detach()), 0
         model.eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from torch import nn
@@ -46,17 +46,17 @@ class PruningPlan:
             channel_share: s, in [0, 1].
             max_pruning_rate: Highest rate of any layer.
             channel_round: As in `round_channels`.
-            counts_zeros: Whether `"macs"` are dense ones, or those of non-zero weights.
+            counts_zeros: Whether multiply-accumulates and parameters are dense ones, or those of
+                non-zero weights.
             other_macs: Multiply-accumulates per image of operations outside of layers.
         """
         self.decisions = decisions
         self.channel_share = channel_share
         self.max_pruning_rate = max_pruning_rate
         self.counts_zeros = counts_zeros
-        self._round = channel_round
+        self.channel_round = channel_round
         groups = [group for decision in decisions for group in decision.groups]
         self._cost = PruningCost(table, groups, model, other_macs)
-        self._other_macs = other_macs
         self._table = table
         self._positions = np.array([layer.positions for layer in table], np.int64)
         columns = {layer.name: column for column, layer in enumerate(table)}
@@ -86,11 +86,16 @@ class PruningPlan:
         return self._cost.count(unit, self._cost.sizes)
 
     def count(self, rates: Sequence[float], unit: Unit) -> int:
-        """Return what the network costs at most with the given rate for each decision.
-
-        Parameters are those stored, zeros among them.
-        """
+        """Return what the network costs at most with the given rate for each decision."""
         return self._count(self.at_rates(rates), unit)
+
+    def meets(self, rates: Sequence[float], budgets: Mapping[Unit, float]) -> bool:
+        """Return whether the given rate for each decision meets all budgets, for certain."""
+        return all(self.count(rates, unit) <= limit for unit, limit in budgets.items())
+
+    def worst(self, rates: Sequence[float], budgets: Mapping[Unit, float]) -> float:
+        """Return the largest cost at the given rates, as a fraction of its budget; 0 of none."""
+        return max((self.count(rates, unit) / most for unit, most in budgets.items()), default=0.0)
 
     def at_rates(self, rates: Sequence[float]) -> list[tuple[int, ...]]:
         """Return the decisions that the given rates come to, one for each."""
@@ -112,7 +117,7 @@ class PruningPlan:
         """Return what a rate comes to for the layer after the decided ones."""
         groups = self.decisions[len(before)].groups
         channel_rate = 1.0 - (1.0 - rate) ** self.channel_share
-        kept = tuple(round_channels(g.n_channels, channel_rate, self._round) for g in groups)
+        kept = tuple(round_channels(g.n_channels, channel_rate, self.channel_round) for g in groups)
         if not self.removes_elements:
             return kept
         n_before, n_left = self._n_weights(before), self._n_weights(before, kept)
@@ -155,13 +160,15 @@ class PruningPlan:
         nonzeros: Sequence[int] = (),
     ) -> int:
         kept = self._kept(tuple(whole))
-        if unit != "macs" or self.counts_zeros or not self.removes_elements:
-            return self._cost.count(unit, kept)
-        macs = self._cost.macs_by_layer(kept)
+        total = self._cost.count(unit, kept)
+        if unit == "filters" or self.counts_zeros or not self.removes_elements:
+            return total
+        per_weight = self._positions if unit == "macs" else np.ones_like(self._positions)
+        weights = self._cost.weights_by_layer(kept)
         for t, column in enumerate(self._columns):
             n_left = nonzeros[column] if t < n_done else whole[t][-1]
-            macs[column] = min(macs[column], n_left * self._positions[column])
-        return self._other_macs + int(macs.sum())
+            total -= int(per_weight[column]) * max(0, int(weights[column]) - n_left)
+        return total
 
     def _kept(self, executed: Prefix, last: Sequence[int] = ()) -> list[int]:
         """Return the channels that every group keeps; all of those not yet decided."""
@@ -175,8 +182,7 @@ class PruningPlan:
     def _n_weights(self, before: Prefix, kept: Sequence[int] = ()) -> int:
         """Return the weights of the layer about to be decided, or those that `kept` leaves it."""
         column = self._columns[len(before)]
-        macs = self._cost.macs_by_layer(self._kept(before, kept))
-        return int(macs[column] // self._positions[column])
+        return int(self._cost.weights_by_layer(self._kept(before, kept))[column])
 
     def smallest_rate(self, t: int | None, meets: Callable[[float], bool]) -> float:
         """Return the smallest rate at which `meets` holds, which it does at the highest.
@@ -188,7 +194,7 @@ class PruningPlan:
         if not self.removes_elements:
             decisions = self.decisions if t is None else [self.decisions[t]]
             sizes = [group.n_channels for decision in decisions for group in decision.groups]
-            return smallest_rate_within(sizes, self.max_pruning_rate, meets, self._round)
+            return smallest_rate_within(sizes, self.max_pruning_rate, meets, self.channel_round)
         low, high = 0.0, self.max_pruning_rate
         if meets(low):
             return low

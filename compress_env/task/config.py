@@ -22,6 +22,11 @@ class FinetuneConfig:
     """Momentum of SGD."""
     weight_decay: float = 5e-4
     """L2 penalty."""
+    distill: float = 0.0
+    """Weight of the uncompressed network's answers in the loss, in [0, 1]: the rest is the
+    cross-entropy's."""
+    distill_temperature: float = 4.0
+    """What logits are divided by before their softmax, where answers are compared; above 0."""
     evaluation_batch_size: int = 500
     """Images per batch when scoring."""
     batch_norm_batches: int = 8
@@ -42,8 +47,11 @@ class FinetuneConfig:
         """
         for name in ("batch_size", "evaluation_batch_size", "batch_norm_batches"):
             object.__setattr__(self, name, check_count(name, getattr(self, name), 1))
-        if not 0.0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        for name in ("learning_rate", "distill_temperature"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0.0 <= self.distill <= 1.0:
+            raise ValueError(f"distill must be in [0, 1], got {self.distill}")
         for name in ("momentum", "weight_decay"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")

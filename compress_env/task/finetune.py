@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from compress_env.task.distillation import distillation_loss
 from compress_env.task.layers import compute_layers
 
 __all__ = [
@@ -82,10 +83,15 @@ def finetune(
     weight_decay: float = 5e-4,
     anneal_steps: int | None = None,
     penalty: Callable[[], Tensor] | None = None,
+    teacher: nn.Module | None = None,
+    distill: float = 0.0,
+    distill_temperature: float = 4.0,
     bf16: bool = False,
     channels_last: bool = False,
 ) -> None:
     """Train `model` by SGD on the cross-entropy of the given minibatches, in place.
+
+    With a teacher the loss is (1 - distill) * cross-entropy + distill * `distillation_loss`.
 
     Frozen parameters (`requires_grad=False`) stay as they are. Weights of convolutions and linear
     layers that are zero stay zero: the zeros are the mask.
@@ -99,6 +105,9 @@ def finetune(
         anneal_steps: Lower the step size to 0 over that many minibatches, along a cosine;
             constant when None.
         penalty: Called after each forward pass; what it returns, (), is added to the loss.
+        teacher: Another network for the same images, in evaluation mode, which stays as it is.
+        distill: Weight of the teacher, in [0, 1]; at 0 it is not run.
+        distill_temperature: That of `distillation_loss`, above 0.
         bf16: See the module.
         channels_last: See the module.
 
@@ -124,6 +133,10 @@ def finetune(
             optimizer.zero_grad(set_to_none=True)
             logits = compute_logits(model, images, bf16=bf16, channels_last=channels_last)
             loss = cross_entropy(logits, labels)
+            if teacher is not None and distill > 0.0:
+                answers = _answers(teacher, images, bf16=bf16, channels_last=channels_last)
+                softened = distillation_loss(logits, answers, distill_temperature)
+                loss = (1.0 - distill) * loss + distill * softened
             if penalty is not None:
                 loss = loss + penalty()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -137,6 +150,11 @@ def finetune(
     finite = [torch.isfinite(x).all() for x in (*losses, *parameters)]
     if not bool(torch.stack(finite).all()):
         raise FloatingPointError("loss or weights are not finite")
+
+
+@torch.no_grad()  # what inference mode returns could not be part of a loss
+def _answers(teacher: nn.Module, images: Tensor, *, bf16: bool, channels_last: bool) -> Tensor:
+    return compute_logits(teacher, images, bf16=bf16, channels_last=channels_last)
 
 
 def _can_be_fused(parameter: Tensor) -> bool:

@@ -32,6 +32,7 @@ __all__ = [
     "smallest_rate_within",
     "sparse_macs",
     "sparse_params",
+    "turning_rates",
 ]
 
 FLOAT_BYTES = 4
@@ -250,13 +251,24 @@ def smallest_rate_within(
         meets: Whether a rate meets the budget; once true it stays true for higher rates.
         channel_round: As in `round_channels`.
     """
-    grid = {1.0 - count / n for n in set(sizes) for count in _turning_points(n, channel_round)}
-    rates = sorted({0.0, highest} | {rate for rate in grid if 0.0 < rate < highest})
+    rates = turning_rates(sizes, highest, channel_round)
     low, high = 0, len(rates) - 1
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if meets(rates[middle]) else (middle + 1, high)
     return rates[low]
+
+
+def turning_rates(sizes: Sequence[int], highest: float, channel_round: int = 1) -> list[float]:
+    """Return the rates in [0, `highest`], both among them, at which channel counts can change.
+
+    Args:
+        sizes: Channels of each group that the rate applies to.
+        highest: Highest rate allowed.
+        channel_round: As in `round_channels`.
+    """
+    grid = {1.0 - count / n for n in set(sizes) for count in _turning_points(n, channel_round)}
+    return sorted({0.0, highest} | {rate for rate in grid if 0.0 < rate < highest})
 
 
 def _turning_points(n_channels: int, channel_round: int) -> list[float]:

@@ -6,6 +6,7 @@ import copy
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, SupportsFloat, TypedDict
 
@@ -26,10 +27,11 @@ from compress_env.task.finetune import (
     reestimate_batch_norm,
     use_channels_last,
 )
+from compress_env.task.finetuner import Finetuner, run_finetuner
 from compress_env.task.layers import check_network
 from compress_env.task.rehearsal import rehearse_training
 
-__all__ = ["CompressionTask", "FinetuneConfig", "Scorer", "select_device"]
+__all__ = ["CompressionTask", "FinetuneConfig", "Finetuner", "Scorer", "select_device"]
 
 Split = Literal["train", "calibration", "validation", "test"]
 
@@ -81,6 +83,7 @@ class CompressionTask:
         device: str | torch.device = "auto",
         config: FinetuneConfig | None = None,
         scorer: Scorer | None = None,
+        finetuner: Finetuner | None = None,
     ) -> None:
         """Load what is named, copy what is given.
 
@@ -94,6 +97,7 @@ class CompressionTask:
             device: `"auto"`, `"cuda:auto"` or any PyTorch device: see `select_device`.
             config: How networks are fine-tuned.
             scorer: Used instead of validation accuracy.
+            finetuner: Called with a network and `n_steps` to fine-tune it in `finetune_step`.
 
         Raises:
             TypeError: If `model` or `data` is something else.
@@ -122,7 +126,7 @@ class CompressionTask:
                 load_checkpoint(model, checkpoint)
             check_finite(model)
         self.model = model.to(self.device).eval()
-        self._scorer = scorer
+        self._scorer, self._finetuner = scorer, finetuner
         self._scoring_size = self.config.evaluation_batch_size
         self._scores_channels_last = self.config.channels_last
         self.prepare(self.model)
@@ -238,6 +242,7 @@ class CompressionTask:
         *,
         anneal: bool = False,
         penalty: Callable[[], Tensor] | None = None,
+        distill: float | None = None,
     ) -> None:
         """Run `n_steps` minibatches of SGD on `model`, in place.
 
@@ -247,26 +252,54 @@ class CompressionTask:
             generator: Draws minibatches and augmentation; its seed is that of dropout.
             anneal: Whether the learning rate falls to 0 along a cosine; constant otherwise.
             penalty: Called after each forward pass; added to the cross-entropy.
+            distill: Weight of the uncompressed network's answers, in [0, 1]; as in the
+                configuration when None.
 
         Raises:
             FloatingPointError: If the loss is not finite.
+            ValueError: If `distill` is out of range.
         """
         self.prepare(model)
         if n_steps == 0:
             return
+        config = self.config if distill is None else replace(self.config, distill=distill)
         batches = self.train_batches(n_steps, generator)
         with global_seed(generator.initial_seed(), self.device):  # dropout draws from there
             finetune(
                 model,
                 batches,
-                learning_rate=self.config.learning_rate,
-                momentum=self.config.momentum,
-                weight_decay=self.config.weight_decay,
+                learning_rate=config.learning_rate,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
                 anneal_steps=n_steps if anneal else None,
                 penalty=penalty,
-                bf16=self.config.bf16,
-                channels_last=self.config.channels_last,
+                teacher=self.model,
+                distill=config.distill,
+                distill_temperature=config.distill_temperature,
+                bf16=config.bf16,
+                channels_last=config.channels_last,
             )
+
+    def finetune_step(self, model: nn.Module, n_steps: int, generator: torch.Generator) -> None:
+        """Fine-tune within an episode, in place: by the injected finetuner if there is one.
+
+        The finetuner runs under global random states that follow from the generator's seed.
+
+        Args:
+            model: The network.
+            n_steps: Minibatches; 0 leaves the network alone.
+            generator: As in `finetune`.
+
+        Raises:
+            FloatingPointError: If the loss, a weight or a logit is not finite.
+            TypeError: See `run_finetuner`; likewise `ValueError`.
+        """
+        if self._finetuner is None:
+            return self.finetune(model, n_steps, generator)
+        self.prepare(model)
+        with global_seed(generator.initial_seed(), self.device):
+            run_finetuner(model, self._finetuner, n_steps, self.example_image())
+        self.prepare(model)
 
     def reestimate_batch_norm(self, model: nn.Module, generator: torch.Generator) -> None:
         """Estimate the running statistics of every batch-norm from training images, in place."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, NullLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from experiments.search.episodes import Episode
@@ -27,6 +31,8 @@ __all__ = [
 ]
 
 WINDOW = 10
+MIDTONES = LinearSegmentedColormap.from_list("midtones", ["#2f78c4", "#9a5fb8", "#e0533d"])
+"""Colours that stand out on white and on black."""
 
 
 def make_panels(
@@ -75,7 +81,8 @@ def beside(number: int, n: int, step: float) -> float:
 
 def draw_rewards(rewards: Mapping[str, Sequence[float]], title: str) -> Figure:
     """Draw the reward of every episode and its running mean over 10 episodes, by search."""
-    figure, axes = _one_panel()
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for number, (name, values) in enumerate(rewards.items()):
         color = f"C{number}"
         if len(values) == 1:
@@ -88,11 +95,6 @@ def draw_rewards(rewards: Mapping[str, Sequence[float]], title: str) -> Figure:
     return figure
 
 
-def _one_panel() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    return figure, figure.subplots()
-
-
 def _running_mean(values: Sequence[float]) -> NDArray[np.float64]:
     sums = np.cumsum([0.0, *values])
     ends = np.arange(1, len(values) + 1)
@@ -101,37 +103,81 @@ def _running_mean(values: Sequence[float]) -> NDArray[np.float64]:
     return mean
 
 
-def draw_layers(chosen: dict[str, Episode], ylabel: str, title: str) -> Figure:
-    """Draw the executed value of every layer as bars, one colour per search."""
-    figure, axes = _one_panel()
+def draw_layers(chosen: dict[str, Episode], xlabel: str, title: str) -> Figure:
+    """Draw the executed value of every layer as bars, one colour per search, a row per layer."""
     layers = next(iter(chosen.values())).layers
-    width = 0.8 / len(chosen)
+    height = max(4.0, 1.2 + len(layers) * (0.1 + 0.09 * len(chosen)))
+    figure = Figure(figsize=(7, height), layout="constrained")
+    axes = figure.subplots()
+    thickness = 0.8 / len(chosen)
     for number, (name, episode) in enumerate(chosen.items()):
-        places = np.arange(len(layers)) + beside(number, len(chosen), width)
-        axes.bar(places, episode.values, width, label=name)
-    axes.set_xticks(range(len(layers)), layers)
-    axes.set(xlabel="layer", ylabel=ylabel, title=title)
+        places = np.arange(len(layers)) + beside(number, len(chosen), thickness)
+        axes.barh(places, episode.values, thickness, label=name)
+    axes.set_yticks(range(len(layers)), layers)
+    axes.set_ylim(len(layers) - 0.5, -0.5)  # the first layer on top
+    axes.set(xlabel=xlabel, title=title)
     figure.legend(loc="outside right upper")
     return figure
 
 
-def draw_tradeoff(episodes: Mapping[str, Sequence[Episode]], xlabel: str, title: str) -> Figure:
-    """Draw accuracy against cost of every finished episode, with the Pareto front marked."""
-    figure, axes = _one_panel()
+def draw_tradeoff(
+    episodes: Mapping[str, Sequence[Episode]],
+    xlabel: str,
+    title: str,
+    *,
+    chosen: Mapping[str, Episode] = MappingProxyType({}),
+    budget: float = float("inf"),
+) -> Figure:
+    """Draw accuracy against cost of every finished episode, with the Pareto front marked.
+
+    Args:
+        episodes: Episodes by the name of their search.
+        xlabel: What it is that costs, with its unit.
+        title: What to write above.
+        chosen: Episodes whose networks were chosen, by the name they go by.
+        budget: Highest cost allowed; infinite for none.
+    """
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axes = figure.subplots()
     finished = [e for search in episodes.values() for e in search if e.accuracy is not None]
     for name, search in episodes.items():
-        points = [(e.cost, e.accuracy) for e in search if e.accuracy is not None]
+        points = _points([e for e in search if e.accuracy is not None])
         style = {"marker": ".", "alpha": 0.5} if len(points) > 1 else {"marker": "s"}
-        axes.plot(*zip(*points, strict=True), linestyle="none", label=name, **style)
-    costs = np.array([e.cost for e in finished])
-    accuracies = np.array([e.accuracy for e in finished], np.float64)
-    front = pareto_front(costs, accuracies)
-    axes.step(
-        costs[front], accuracies[front], "k-o", where="post", markersize=4, label="Pareto front"
-    )
-    axes.set(xlabel=xlabel, ylabel="validation accuracy", title=title)
-    figure.legend(loc="outside right upper")
+        axes.plot(*points.T, linestyle="none", label=name, **style)
+    _draw_front(axes, finished)
+    _mark(axes, chosen, budget, "budget")
+    _label(axes, xlabel, title)
+    axes.xaxis.set_major_formatter(EngFormatter())
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
+
+
+def _points(episodes: Sequence[Episode]) -> NDArray[np.float64]:
+    """Return cost and accuracy of episodes, (n, 2)."""
+    return np.array([(e.cost, e.accuracy) for e in episodes], np.float64).reshape(-1, 2)
+
+
+def _draw_front(axes: Axes, episodes: Sequence[Episode]) -> None:
+    costs, accuracies = _points(episodes).T
+    front = pareto_front(costs, accuracies)
+    ink = rcParams["text.color"]
+    axes.step(costs[front], accuracies[front], color=ink, linewidth=1, where="post", zorder=1)
+    style = {"marker": "o", "markersize": 8, "markerfacecolor": "none", "linestyle": "none"}
+    axes.plot(costs[front], accuracies[front], color=ink, label="Pareto front", **style)
+
+
+def _mark(axes: Axes, chosen: Mapping[str, Episode], budget: float, label: str) -> None:
+    """Mark chosen networks with stars, and a finite budget with a line."""
+    for name, episode in chosen.items():
+        star = {"marker": "*", "markersize": 14, "color": "C1", "linestyle": "none"}
+        axes.plot(*_points([episode]).T, label=f"chosen: {name}", **star)
+    if np.isfinite(budget):
+        axes.axvline(budget, color="C2", linestyle="--", label=label)
+
+
+def _label(axes: Axes, xlabel: str, title: str) -> None:
+    axes.set(xlabel=xlabel, ylabel="validation images right, %", title=title)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
 
 
 def pareto_front(costs: ArrayLike, accuracies: ArrayLike) -> NDArray[np.int64]:
@@ -170,20 +216,48 @@ def _is_beaten(point: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
     return bool((no_worse & better).any())
 
 
-def draw_pareto(episodes: Sequence[Episode], front: Sequence[Episode]) -> Figure:
-    """Draw accuracy against dense MACs, coloured by non-zero parameters; the front is ringed."""
-    figure, axes = _one_panel()
-    points = axes.scatter(
-        [e.dense_macs for e in episodes],
-        [e.accuracy or 0.0 for e in episodes],
-        c=[e.sparse_params for e in episodes],
-        s=12,
-        cmap="viridis",
-    )
-    ringed = ([e.dense_macs for e in front], [e.accuracy or 0.0 for e in front])
-    axes.scatter(*ringed, s=60, facecolors="none", edgecolors="k", label="not dominated")
-    figure.colorbar(points, label="non-zero parameters")
-    axes.set(xlabel="dense multiply-accumulates per image", ylabel="validation accuracy")
-    axes.set_title("Pruned networks: MACs, non-zero parameters, accuracy")
-    axes.legend(loc="lower right")
+def draw_pareto(
+    episodes: Sequence[Episode],
+    chosen: Mapping[str, Episode],
+    baseline: tuple[float, float],
+    budget: float,
+    *,
+    cost: str,
+    title: str,
+) -> Figure:
+    """Draw accuracy against cost of pruned networks, coloured by their non-zero parameters.
+
+    Rings mark the networks that no other drawn one beats in cost and accuracy.
+
+    Args:
+        episodes: Finished episodes.
+        chosen: The one whose network was chosen, by the name it goes by.
+        baseline: Cost and accuracy of the unpruned network.
+        budget: Highest cost allowed; infinite for none.
+        cost: What it is that costs.
+        title: What to write above.
+    """
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axes = figure.subplots()
+    full, accuracy = baseline
+    costs, accuracies = _points(episodes).T
+    n_params = [e.sparse_params for e in episodes]
+    dots = axes.scatter(costs, accuracies, c=n_params, s=14, cmap=MIDTONES, zorder=2)
+    figure.colorbar(dots, label="non-zero parameters", format=EngFormatter())
+    _draw_front(axes, episodes)
+    axes.plot(full, accuracy, "D", color="C7", markersize=9, label="baseline")
+    _mark(axes, chosen, budget, f"budget: {100 * budget / full:.3g} %")
+    _label(axes, f"{cost}, % of the baseline's", title)
+    _scale_percents(axes, full, float(costs.min()))
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
+
+
+def _scale_percents(axes: Axes, full: float, lowest: float) -> None:
+    """Show costs as percents of the full one, on a logarithmic axis if they lie far apart."""
+    if 3 * lowest < full:
+        axes.set_xscale("log")
+        percents = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+        axes.set_xticks([p * full / 100 for p in percents if 70 * lowest < p * full])
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x / full:.3g}")

@@ -17,12 +17,14 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["WITH_CODE", "given_in", "giving", "is_given", "to_be_named", "trusted"]
+__all__ = ["HANDED_OVER", "WITH_CODE", "given_in", "giving", "is_given", "to_be_named", "trusted"]
 
 C = TypeVar("C")
 _GIVEN: ContextVar[frozenset[str] | None] = ContextVar("given", default=None)
-WITH_CODE = ("agent", "task")
+WITH_CODE = ("agent", "algo", "task", "model", "data")
 """Settings that may name a module, before a colon."""
+HANDED_OVER = "object:"
+"""Begins the name of what a program hands over itself, so that nothing is imported for it."""
 WRITING = {"store": None, "download": False}
 """Settings by which files outside a run are written, and their values without."""
 _logger = logging.getLogger("compress_env.experiments")
@@ -102,7 +104,7 @@ def trusted(settings: C, given: Collection[str], inside: Path) -> C:
 def _would_import(name: str) -> bool:
     """Tell whether a name is of code that this call has not brought: a program may have its own."""
     is_there = _GIVEN.get() is None and name.partition(":")[0] in sys.modules
-    return ":" in name and not is_there
+    return ":" in name and not name.startswith(HANDED_OVER) and not is_there
 
 
 def to_be_named(config: object) -> dict[str, Any]:
@@ -111,7 +113,8 @@ def to_be_named(config: object) -> dict[str, Any]:
     return {
         name: value
         for name, value in found.items()
-        if value is not None and (name == "store" or ":" in str(value))
+        if value is not None
+        and (name == "store" or (":" in str(value) and not str(value).startswith(HANDED_OVER)))
     }
 
 

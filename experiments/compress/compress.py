@@ -1,42 +1,43 @@
-"""The main job: prune a network, quantize it, and compare the agent with the baselines.
+"""The main job: compress a network to a budget, and compare the search with what needs none.
 
-`python -m experiments.compress` searches pruning rates, applies the best ones and fine-tunes,
-searches bits for the pruned network, applies and fine-tunes again, and measures test accuracy
-once. Uniform compression and random search with as many network evaluations go the same way.
+`compress-env compress` searches pruning rates, applies the best ones and fine-tunes, searches bits
+for the pruned network, applies and fine-tunes again, and measures test accuracy once. Uniform
+compression and the search-free rules go the same way. Either stage can be left out.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import datetime
-from pathlib import Path
 
 from rich.console import Console
 
 from experiments.common.command import resume_hint, run_command
 from experiments.common.run_folder import RunFolder, resume_run
 from experiments.compress.config import Config
-from experiments.compress.outcome import draw_searches, score_networks, write_pareto, write_searches
-from experiments.compress.report import Row, format_report, print_rows, read_rows
+from experiments.compress.inputs import Given
+from experiments.compress.outcome import score_networks, write_pareto, write_searches
+from experiments.compress.plan import describe_inputs, describe_stage, describe_work, timed
+from experiments.compress.presentation import write_reports
+from experiments.compress.report import Row, print_rows, read_rows
 from experiments.compress.stages import Contender, Job
-from experiments.search.algorithms import UNIFORM_BITS
 
 __all__ = ["Config", "main", "run"]
 
 
-def run(config: Config, console: Console) -> list[Row]:
+def run(config: Config, console: Console, given: Given | None = None) -> list[Row]:
     """Run the main job and write its folder, or go on with one that was stopped.
 
     Args:
         config: The settings.
         console: Where progress and the final table go.
+        given: Network, images and functions in place of what the settings name.
 
     Returns:
-        The rows of the final table: baseline, uniform, random, uniform bits and agent.
+        The rows of the final table: baseline, what the search is compared with, and the search.
 
     Raises:
         ValueError: If a setting is wrong; nothing has been written then.
-        FileNotFoundError: If data or checkpoint are not there; likewise.
+        FileNotFoundError: If images or weights are not there; likewise.
     """
     if config.resume is not None:
         config, folder = resume_run(config, config.resume)
@@ -46,9 +47,10 @@ def run(config: Config, console: Console) -> list[Row]:
             print_rows(console, rows)
             return rows
     else:
-        folder = RunFolder(config.out or _default_folder(config), config)
+        config = config.resolved()
+        folder = RunFolder(config.out or config.default_folder, config)
     try:
-        job = Job(config, console, folder)
+        job = Job(config, console, folder, given)
     except Exception:
         folder.discard()
         raise
@@ -57,18 +59,18 @@ def run(config: Config, console: Console) -> list[Row]:
 
 def _run_job(job: Job, folder: RunFolder, console: Console) -> list[Row]:
     """Run a job to its end, or leave a folder with which to go on."""
+    names = job.config.contenders
     try:
+        _tell_plan(job)
         contenders = _contend(job)
-        write_searches(folder, job, _names(job.config))
+        write_searches(folder, job, names)
         rows = score_networks(job, folder, contenders)
-        draw_searches(folder, job, contenders)
         write_pareto(folder, job)
-        skipped = job.pruning_env.skipped_layers, job.unquantized
-        folder.write_text("report.md", format_report(job.config, rows, *skipped))
+        write_reports(folder, job, contenders, rows)
         folder.finish([row._asdict() for row in rows])
     except BaseException as stop:
         with suppress(OSError):  # the disk may be full
-            write_searches(folder, job, _names(job.config))
+            write_searches(folder, job, names)
         stop.add_note(resume_hint("experiments.compress", folder.path, job.config))
         raise
     finally:
@@ -78,53 +80,37 @@ def _run_job(job: Job, folder: RunFolder, console: Console) -> list[Row]:
     return rows
 
 
-def _default_folder(config: Config) -> Path:
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"compress-{config.model}-{config.dataset}-{config.algo}-seed{config.seed}-{stamp}"
-    return Path("runs") / name
-
-
-def _names(config: Config) -> list[str]:
-    """Return the contenders in the order of the table."""
-    if config.policy is not None:
-        return ["policy"]
-    if not config.baselines:
-        return [config.algo]
-    others = [name for name in ("uniform", "random") if name != config.algo]
-    return [*others, *_uniform_bits(config), config.algo]
-
-
-def _uniform_bits(config: Config) -> dict[str, bool]:
-    """Return the usual baselines of stage 2, and whether they are free of the size budget.
-
-    They give all layers of the agent's pruned network 8 bits, or the most that meet the budget.
-    """
-    baselines = {f"{config.algo}-8bit": True, f"{config.algo}-uniform": False}
-    if config.algo in UNIFORM_BITS:
-        del baselines[f"{config.algo}-uniform"]
-    return baselines
+def _tell_plan(job: Job) -> None:
+    """Say what will be done, and about how long it takes, before anything long begins."""
+    config, full = job.config, job.first_env.unpruned
+    lines = [describe_inputs(config.title, job.task, full.params, full.macs)]
+    if job.pruning_env is not None:
+        budgets = {what: limit for what, limit in job.budgets.items() if what != "bytes"}
+        n_decisions = len(job.pruning_env.walk)
+        lines.append(describe_stage("prune", budgets, n_decisions, job.unpruned))
+    if config.size is not None:
+        n_layers = job.n_quantized
+        lines.append(describe_stage("quantize", {"bytes": config.size}, n_layers, job.unquantized))
+    for line in lines:
+        job.console.print(line, soft_wrap=True, markup=False, highlight=False)
+    work = describe_work(config, timed(job.first_env), job.n_final_steps)
+    job.console.print(work, soft_wrap=True, markup=False, highlight=False)
 
 
 def _contend(job: Job) -> list[Contender]:
-    """Run the agent, which goes first, and all that it is compared with; or a policy."""
-    config, names = job.config, _names(job.config)
+    """Run all that the search is compared with, and the search; or a policy."""
+    config, names = job.config, job.config.contenders
     if config.policy is not None:
-        return [job.compress("policy", config.algo, None)]
-    agent = job.compress(config.algo, config.algo, None)
-    write_searches(job.folder, job, names)
-    spent = (
-        agent.pruning.episodes[-1].n_evaluations,
-        agent.quantization.episodes[-1].n_evaluations,
-    )
-    uniform_bits, baselines = _uniform_bits(config), []
-    for name in names[:-1]:
-        if name in uniform_bits:
-            is_free = uniform_bits[name]
-            baselines.append(job.quantize_uniformly(name, agent.pruning, is_free=is_free))
-        else:
-            baselines.append(job.compress(name, name, spent))
+        return [job.compress("policy", config.searcher)]
+    contenders = {}
+    for name in [name for name in names if name not in config.uniform_bits]:
+        contenders[name] = job.compress(name, name)
         write_searches(job.folder, job, names)
-    return [*baselines, agent]
+    for name, is_free in config.uniform_bits.items():
+        pruning = contenders[config.searcher].stages["pruning"]
+        contenders[name] = job.quantize_uniformly(name, pruning, is_free=is_free)
+        write_searches(job.folder, job, names)
+    return [contenders[name] for name in names]
 
 
 def main() -> None:

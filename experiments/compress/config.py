@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from compress_env.data.bundle import DATASETS
-from compress_env.envs.base import RewardAt
+from compress_env.envs.base import FinetuneAt, RewardAt
 from compress_env.envs.pruning import PruningMethod
+from compress_env.names import check_name, nearest
 from compress_env.networks.models import check_model_name
 from compress_env.quantization.activations import ACTIVATION_BITS
 from compress_env.task.rewards import REWARDS
+from experiments.common.given import HANDED_OVER
 from experiments.common.progress import check_tensorboard
+from experiments.common.user_code import names_code
 from experiments.search.algorithms import check_algorithm
 from experiments.search.policies import read_policy
 
-__all__ = ["Config"]
+__all__ = ["COMPARED", "DEFAULT_TASK", "Config", "Effort"]
 
-LOWEST = {"episodes": 1, "n_envs": 1, "train_epochs": 1, "final_finetune_steps": 0}
+Effort = Literal["quick", "normal", "thorough"]
+RULE = "rule"
+"""The search-free rules, as a contender: one of pruning, one of bits."""
+EVALUATIONS = {"quick": 1, "normal": 100, "thorough": 300}
+"""Network evaluations of the search in each stage, by effort."""
+COMPARED = ("uniform", RULE, "random", "8bit", "uniform-bits")
+"""What a search can be compared with: one value for all layers, the rules, random search with as
+many evaluations, and the searched pruned network with 8 bits, or the most that fit, everywhere."""
+DEFAULT_TASK = {"model": "lenet5", "data": "digits", "macs": 0.164, "size": 0.03}
+"""What is done where the command line names neither a network nor images."""
+LOWEST = {
+    "n_envs": 1,
+    "train_epochs": 1,
+    "final_finetune_steps": 0,
+    "evaluations": 1,
+    "image_size": 1,
+}
 """Smallest value of each setting that is a number, where it is given."""
 
 
@@ -25,64 +46,87 @@ LOWEST = {"episodes": 1, "n_envs": 1, "train_epochs": 1, "final_finetune_steps":
 class Config:
     """Settings of the main job."""
 
-    model: str = "lenet5"
-    """Named network."""
-    dataset: str = "digits"
-    """Named data set."""
-    label: str | None = None
-    """What tables and figures call the data set; its name when not given."""
-    data_root: Path | None = None
-    """Folder of the data set's files."""
-    download: bool = False
-    """Download the data set when it is missing."""
-    checkpoint: Path | None = None
-    """Weights of the network (safetensors or state_dict); trained by recipe when there is one."""
+    model: str | None = None
+    """Network: a name (`lenet5`, `torchvision/resnet18`, `timm/NAME`), or FILE.py:NAME of a module,
+    its class, or a function that returns it."""
+    weights: Path | None = None
+    """Weights of the network (safetensors or state_dict)."""
     train_epochs: int | None = None
-    """Train the network for so many epochs first, and keep it in the cache; by its recipe when not
-    given."""
-    algo: str = "q_critic_ppo"
-    """Agent: q_critic_ppo, ppo, kl_ppo, cim_ppo, a2c, ddpg, td3, sac, random or uniform; afie or
-    sbpf, which choose pruning rates only and leave the bits to uniform."""
-    method: PruningMethod = "channel"
-    """How channels are selected."""
-    flops_budget: float = 0.164
+    """Train the network for so many epochs first; by its recipe when there is one."""
+    data: str | None = None
+    """Images: a name (`mnist`), a folder (`train/CLASS/IMAGE` beside `val` or `test`, or
+    `CLASS/IMAGE`), or FILE.py:NAME of a function that returns a bundle or two data sets."""
+    label: str | None = None
+    """What tables and figures call the images; their name when not given."""
+    image_size: int | None = None
+    """Side in pixels to which the images of a folder are scaled."""
+    data_root: Path | None = None
+    """Folder of the files of a named data set."""
+    download: bool = False
+    """Download a named data set when it is missing."""
+    macs: float | None = None
     """Highest multiply-accumulates after pruning, a fraction of the unpruned network's."""
-    size_budget: float = 0.03
-    """Highest size after quantization, a fraction of the unpruned network's float32 size."""
+    params: float | None = None
+    """Highest parameters after pruning, a fraction of the unpruned network's."""
+    size: float | None = None
+    """Highest bytes after quantization, a fraction of the unpruned network's as float32."""
+    effort: Effort = "normal"
+    """quick: a search-free rule; normal and thorough: a search from there, of 100 and 300 network
+    evaluations in each stage."""
+    evaluations: int | None = None
+    """Network evaluations of the search in each stage; by effort when not given."""
+    algo: str | None = None
+    """Who chooses: cma_es, tpe, q_critic_ppo, ppo, kl_ppo, cim_ppo, a2c, ddpg, td3, sac, random,
+    uniform, greedy or rule; afie or sbpf, which choose pruning rates only and leave the bits to
+    uniform. By effort when not given: rule, or cma_es that starts from it."""
+    compare: tuple[str, ...] = ("uniform", RULE)
+    """What it is compared with: uniform, rule, random, 8bit, uniform-bits."""
+    method: PruningMethod = "magnitude"
+    """How channels or elements are selected."""
+    channel_round: int = 1
+    """Counts of channels that stay are multiples of it, where that can be."""
     reward: str = "err"
     """Reward: err, flops, amc_flops or amc_params."""
     reward_at: RewardAt = "episode"
     """Score, and reward, after every layer or once at the end: one evaluation an episode."""
-    episodes: int = 150
-    """Episodes of the agent in each of the two stages."""
-    finetune_steps: int = 10
-    """Minibatches of fine-tuning after each layer."""
+    finetune_steps: int = 20
+    """Minibatches of fine-tuning in an episode, or after each layer of it."""
+    finetune_at: FinetuneAt = "episode"
+    """Fine-tune after every layer or once at the end of an episode."""
     final_finetune_steps: int | None = None
     """Minibatches of fine-tuning after each stage, learning rate annealed; when not given, ten
     passes over the training images and at least 1,000 minibatches."""
+    distill: float = 0.5
+    """Weight of the unpruned network's answers in the loss of the final fine-tunings, in [0, 1]."""
+    distill_temperature: float = 4.0
+    """What logits are divided by where answers are compared."""
+    learning_rate: float = 0.01
+    """Step size of fine-tuning."""
+    batch_size: int = 64
+    """Images in a minibatch of fine-tuning."""
+    bf16: bool = False
+    """Compute in bfloat16 while fine-tuning and scoring."""
+    activation_bits: int | None = None
+    """Bits of layers' inputs in stage 2: 8, or float32 when not given."""
     seed: int = 0
-    """Seed of the task and of the agent."""
+    """Seed of the task and of the search."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 and so on."""
-    out: Path | None = None
-    """Run folder; a new one under runs/ when not given."""
     n_envs: int = 1
     """Environments that step side by side, each in a process of its own when more than one."""
+    out: Path | None = None
+    """Run folder; a new one under runs/ when not given."""
+    resume: Path | None = None
+    """Run folder of a stopped run to go on with, with the settings that it was started with."""
     store: Path | None = None
     """File that keeps what steps lead to, for all runs that name it; in memory when not given."""
     policy: Path | None = None
     """Policy to apply instead of searching: a `policy.json`, of which the entry of `algo` is taken,
     or a file of `pareto/`. The other settings must be those of the run that it is from."""
-    baselines: bool = True
-    """Run what the agent is compared with: uniform compression, random search, uniform bits."""
     onnx: bool = True
     """Write every final network as ONNX too, and measure that in onnxruntime."""
-    activation_bits: int | None = None
-    """Bits of layers' inputs in stage 2: 8, or float32 when not given."""
     tensorboard: bool = False
     """Write TensorBoard's files to the run folder."""
-    resume: Path | None = None
-    """Run folder of a stopped run to go on with, with the settings that it was started with."""
 
     @property
     def title(self) -> str:
@@ -91,10 +135,63 @@ class Config:
         Raises:
             ValueError: If the label is no text that can be written.
         """
-        label = self.label or self.dataset
+        label = self.label or _short(self.data or "data")
         # On an ASCII terminal, a command line's other characters arrive as single bytes.
         readable = label.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        return f"{self.model} on {readable}"
+        return f"{_short(self.model or 'network')} on {readable}"
+
+    @property
+    def default_folder(self) -> Path:
+        """A folder under `runs/`, named after task and moment."""
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        title = self.title.replace(" on ", "-").replace("/", "-")
+        return Path("runs") / f"compress-{title}-{self.searcher}-seed{self.seed}-{stamp}"
+
+    @property
+    def searcher(self) -> str:
+        """Name of the agent, or of the rules."""
+        return self.algo or (RULE if self.effort == "quick" else "cma_es")
+
+    @property
+    def n_evaluations(self) -> int:
+        """Network evaluations of the search in each stage."""
+        return self.evaluations or EVALUATIONS[self.effort]
+
+    @property
+    def prunes(self) -> bool:
+        """Whether there is a stage of pruning."""
+        return self.macs is not None or self.params is not None
+
+    @property
+    def contenders(self) -> list[str]:
+        """Names of the contenders in the order of the table, the search last."""
+        if self.policy is not None:
+            return ["policy"]
+        others = [name for name in COMPARED[:3] if name in self.compare and name != self.searcher]
+        return [*others, *self.uniform_bits, self.searcher]
+
+    @property
+    def uniform_bits(self) -> dict[str, bool]:
+        """Contenders with the same bits in all layers, and whether they are free of the budget."""
+        if self.size is None or not self.prunes or self.policy is not None:
+            return {}
+        names = {"8bit": True, "uniform-bits": False}
+        return {f"{self.searcher}-{n}": free for n, free in names.items() if n in self.compare}
+
+    def resolved(self) -> Config:
+        """Return the settings with `DEFAULT_TASK` where neither network nor images are named.
+
+        Raises:
+            ValueError: If one of the two is named without the other.
+        """
+        if self.model is not None and self.data is not None:
+            return self
+        for name, other in (("model", "data"), ("data", "model")):
+            if getattr(self, name) is not None:
+                raise ValueError(f"--{name} needs --{other} beside it")
+        has_budget = self.prunes or self.size is not None
+        kept = ("macs", "size") if has_budget else ()
+        return replace(self, **{k: v for k, v in DEFAULT_TASK.items() if k not in kept})  # type: ignore[arg-type]
 
     def check(self) -> None:
         """Check what no environment checks.
@@ -103,15 +200,29 @@ class Config:
             ValueError: If a setting is out of range.
             ImportError: If TensorBoard is asked for and not installed.
         """
-        check_algorithm(self.algo)
-        check_model_name(self.model)
+        if self.model is None or self.data is None:
+            return self.resolved().check()
+        if self.algo not in (None, RULE):
+            check_algorithm(self.algo or "")
+        if self.model is not None and not _is_object(self.model):
+            check_model_name(self.model)
         _ = self.title  # which says if it cannot be written
-        for kind, name, valid in (
-            ("data set", self.dataset, DATASETS),
-            ("reward", self.reward, REWARDS),
-        ):
-            if name not in valid:
-                raise ValueError(f"unknown {kind} {name!r}; valid: {', '.join(valid)}")
+        self._check_data()
+        self._check_numbers()
+        check_name("reward", self.reward, REWARDS)
+        for name in self.compare:
+            check_name("comparison", name, COMPARED)
+        if not self.prunes and self.size is None:
+            raise ValueError(
+                "expected a budget: --macs, --params (both prune) or --size (quantizes), fractions "
+                "of the network as it is"
+            )
+        if self.tensorboard:
+            check_tensorboard()
+        if self.policy is not None:
+            read_policy(self.policy, self.searcher)
+
+    def _check_numbers(self) -> None:
         for name, lowest in LOWEST.items():
             value = getattr(self, name)
             if value is not None and value < lowest:
@@ -119,9 +230,29 @@ class Config:
         if self.activation_bits not in (None, ACTIVATION_BITS):
             got = self.activation_bits
             raise ValueError(f"activation_bits must be {ACTIVATION_BITS}, got {got}")
-        if self.train_epochs is not None and self.checkpoint is not None:
-            raise ValueError("give train_epochs or a checkpoint, not both")
-        if self.tensorboard:
-            check_tensorboard()
-        if self.policy is not None:
-            read_policy(self.policy, self.algo)
+        if not 0.0 <= self.distill <= 1.0:
+            raise ValueError(f"distill must be in [0, 1], got {self.distill}")
+        if self.train_epochs is not None and self.weights is not None:
+            raise ValueError("give train_epochs or weights, not both")
+
+    def _check_data(self) -> None:
+        """Check the name of a data set, which may also be a folder, or code."""
+        data = self.data or ""
+        is_named = data in DATASETS or _is_object(data)
+        if not is_named and not Path(data).expanduser().is_dir():
+            raise ValueError(
+                f"no folder and no data set {data!r}{nearest(data, DATASETS)}; names: "
+                f"{', '.join(DATASETS)}"
+            )
+
+
+def _is_object(reference: str) -> bool:
+    """Tell whether code, or a caller, brings what is named."""
+    return names_code(reference) or reference.startswith(HANDED_OVER)
+
+
+def _short(reference: str) -> str:
+    """Return what to call a network or images that a path leads to."""
+    if _is_object(reference):
+        return reference.rpartition(":")[2]
+    return reference if "/" not in reference or ":" in reference else Path(reference).name

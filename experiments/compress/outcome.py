@@ -1,4 +1,4 @@
-"""What the main job leaves in its folder: episodes, policies, networks, tables and figures."""
+"""What the main job comes to: episodes, policies, networks, and the rows of its table."""
 
 from __future__ import annotations
 
@@ -15,22 +15,17 @@ from compress_env.quantization.fake_quant import bake
 from compress_env.quantization.packing import save
 from compress_env.task.counting import total_macs
 from compress_env.task.layers import dense_params, sparse_macs, sparse_params
-from experiments.common.figures import (
-    draw_layers,
-    draw_pareto,
-    draw_rewards,
-    draw_tradeoff,
-    non_dominated,
-)
+from experiments.common.figures import non_dominated
 from experiments.common.run_folder import RunFolder
-from experiments.compress.exports import Export, export_networks
-from experiments.compress.report import Row
+from experiments.compress.exports import Export, export_networks, time_networks
+from experiments.compress.report import Row, with_ratios
 from experiments.compress.stages import Contender, Job, Stage
 from experiments.search.episodes import Episode, best_episode
 
-__all__ = ["draw_searches", "score_networks", "write_pareto", "write_searches"]
+__all__ = ["VALUE_NAMES", "score_networks", "write_pareto", "write_searches"]
 
 VALUE_NAMES = {"pruning": PruningEnv.value_name, "quantization": QuantizationEnv.value_name}
+"""What a decision is called, by stage."""
 
 
 def write_searches(folder: RunFolder, job: Job, names: list[str]) -> None:
@@ -77,6 +72,8 @@ def write_pareto(folder: RunFolder, job: Job) -> None:
         for episode in episodes
         if stage == "pruning" and episode.accuracy is not None
     ]
+    if not archive:
+        return
     costs = [(e.dense_macs, e.sparse_params) for _, e in archive]
     front = non_dominated(costs, [e.accuracy or 0.0 for _, e in archive])
     rows = []
@@ -87,16 +84,15 @@ def write_pareto(folder: RunFolder, job: Job) -> None:
         folder.write_json(policy, {name: {"pruning": _policy(episode, VALUE_NAMES["pruning"])}})
         rows.append({"policy": policy, "search": name} | episode.row())
     folder.write_rows("pareto.csv", rows)
-    points = [episode for _, episode in archive]
-    folder.write_figure("pareto.png", draw_pareto(points, [points[place] for place in front]))
 
 
 def score_networks(job: Job, folder: RunFolder, contenders: list[Contender]) -> list[Row]:
     """Write every final network to files and measure it on the test images, once."""
     models = {"baseline": job.task.model}
-    models |= {f"network-{c.name}": c.quantization.model for c in contenders}
+    models |= {f"network-{c.name}": c.model for c in contenders}
     exports = _export(job, folder, models)
-    env, image = job.pruning_env, job.task.example_image()
+    times = time_networks(folder.path, models, job.task)
+    env, image = job.first_env, job.task.example_image()
     full = env.unpruned
     full_size = _save_floats(job.task.model, folder.path / "baseline.safetensors")
 
@@ -109,15 +105,16 @@ def score_networks(job: Job, folder: RunFolder, contenders: list[Contender]) -> 
             "dense": total_macs(model, image),
             "sparse": sparse_macs(model, env.positions) + env.other_macs,
         }
-        fits = size <= job.size_budget_bytes and macs[env.macs] <= env.budget
+        params = {"dense": dense_params(model), "sparse": sparse_params(model)}
+        fits = size <= job.size_budget_bytes and job.fits(macs, params)
         return Row(
             network=name,
             validation_accuracy=job.task.accuracy(model, "validation"),
             test_error=1.0 - job.task.accuracy(model, "test"),
             macs=macs["dense"] / full.macs,
             sparse_macs=macs["sparse"] / full.macs,
-            params=dense_params(model) / full.params,
-            sparse_params=sparse_params(model) / full.params,
+            params=params["dense"] / full.params,
+            sparse_params=params["sparse"] / full.params,
             size_bytes=size,
             size=size / full_size,
             float_bytes=float_bytes,
@@ -125,13 +122,14 @@ def score_networks(job: Job, folder: RunFolder, contenders: list[Contender]) -> 
             n_evaluations=sum(s.episodes[-1].n_evaluations for s in stages),
             seconds=sum(e.seconds for s in stages for e in s.episodes),
             **(exports[file]._asdict() if exports else {}),
+            **times[file],
         )
 
     rows = [measure("baseline", "baseline", [])]
     for contender in contenders:
-        stages = [contender.pruning, contender.quantization]
+        stages = [*contender.stages.values()]
         rows.append(measure(f"network-{contender.name}", contender.name, stages))
-    return rows
+    return with_ratios(rows)
 
 
 def _export(job: Job, folder: RunFolder, models: dict[str, nn.Module]) -> dict[str, Export]:
@@ -151,32 +149,3 @@ def _save_floats(model: nn.Module, path: Path) -> int:
     bake(plain)
     save_checkpoint(plain, path)
     return path.stat().st_size
-
-
-def draw_searches(folder: RunFolder, job: Job, contenders: list[Contender]) -> None:
-    """Draw rewards, choices and trade-offs of both stages, and bits beside 8 bits everywhere."""
-    labels = {"pruning": "multiply-accumulates per image", "quantization": "bytes"}
-    for stage, xlabel in labels.items():
-        searched = [c for c in contenders if (c.name, stage) in job.searches]
-        results: dict[str, Stage] = {c.name: getattr(c, stage) for c in searched}
-        rewards = {n: [episode.reward for episode in r.episodes] for n, r in results.items()}
-        value = VALUE_NAMES[stage]
-        chosen = {name: result.best for name, result in results.items()}
-        episodes = {name: result.episodes for name, result in results.items()}
-        folder.write_figure(f"reward-{stage}.png", draw_rewards(rewards, f"Search: {stage}"))
-        folder.write_figure(
-            f"layers-{stage}.png", draw_layers(chosen, value, f"Chosen {value} by layer")
-        )
-        folder.write_figure(
-            f"tradeoff-{stage}.png", draw_tradeoff(episodes, xlabel, f"Every episode: {stage}")
-        )
-    agent, config = contenders[-1], job.config
-    uniform = [c for c in contenders if c.name == f"{config.algo}-8bit"]
-    folder.write_figure(
-        "bits.png",
-        draw_layers(
-            {c.name: c.quantization.best for c in [*uniform, agent]},
-            "bits",
-            f"Bits by layer: {config.title}".replace("$", r"\$"),  # no formula
-        ),
-    )

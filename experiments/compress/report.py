@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,18 @@ from rich.text import Text
 
 from experiments.common.stored import parse, read_table
 
-__all__ = ["Row", "format_markdown", "format_report", "print_rows", "read_rows"]
+__all__ = [
+    "FILE_HEADINGS",
+    "HEADINGS",
+    "Row",
+    "best_row",
+    "format_markdown",
+    "format_report",
+    "format_times",
+    "print_rows",
+    "read_rows",
+    "with_ratios",
+]
 
 HEADINGS = (
     "network",
@@ -34,9 +45,15 @@ FILE_HEADINGS = (
     "float32 bytes",
     "ONNX bytes",
     "ONNX error %",
-    "1 image ms",
-    "64 images ms",
 )
+
+TIMES = {
+    "latency_1": "onnxruntime, 1 image",
+    "latency_64": "onnxruntime, 64 images",
+    "torch_latency_1": "PyTorch, 1 image",
+    "torch_latency_64": "PyTorch, 64 images",
+}
+"""What is timed, by the beginning of its columns."""
 
 
 class Row(NamedTuple):
@@ -73,9 +90,23 @@ class Row(NamedTuple):
     onnx_test_error: float | None = None
     """Fraction of test images that the ONNX file gets wrong."""
     latency_1_ms: float | None = None
-    """Median milliseconds of the ONNX file in onnxruntime, on the CPU, for one image."""
+    """Median milliseconds of the ONNX file in onnxruntime for one image."""
     latency_64_ms: float | None = None
     """The same for 64 images at once."""
+    torch_latency_1_ms: float | None = None
+    """Median milliseconds in PyTorch, on the task's device, for one image; weights dequantized."""
+    torch_latency_64_ms: float | None = None
+    """The same for 64 images at once."""
+    latency_1_iqr_ms: float | None = None
+    """Distance of the quartiles of the times whose median is `latency_1_ms`; likewise below."""
+    latency_64_iqr_ms: float | None = None
+    torch_latency_1_iqr_ms: float | None = None
+    torch_latency_64_iqr_ms: float | None = None
+    latency_1: float | None = None
+    """`latency_1_ms`, a fraction of the baseline's; likewise below."""
+    latency_64: float | None = None
+    torch_latency_1: float | None = None
+    torch_latency_64: float | None = None
 
     def cells(self) -> tuple[str, ...]:
         """Format the columns of `HEADINGS`."""
@@ -95,30 +126,71 @@ class Row(NamedTuple):
 
     def file_cells(self) -> tuple[str, ...]:
         """Format the columns of `FILE_HEADINGS`."""
-        milliseconds = (self.latency_1_ms, self.latency_64_ms)
         return (
             self.network,
             *(_format(b, ",") for b in (self.size_bytes, self.float_bytes, self.onnx_bytes)),
-            _format(None if self.onnx_test_error is None else 100 * self.onnx_test_error, ".2f"),
-            *(_format(ms, ".3f") for ms in milliseconds),
+            _format(_percent(self.onnx_test_error), ".2f"),
         )
+
+    def time_cells(self, name: str) -> tuple[str, str]:
+        """Format milliseconds with their spread, and the percentage of the baseline's.
+
+        Args:
+            name: A key of `TIMES`.
+        """
+        milliseconds, spread = getattr(self, f"{name}_ms"), getattr(self, f"{name}_iqr_ms")
+        shown = "" if spread is None else f" ± {spread:.3f}"
+        return _format(milliseconds, ".3f") + shown, _format(_percent(getattr(self, name)), ".1f")
+
+
+def _percent(fraction: float | None) -> float | None:
+    return None if fraction is None else 100 * fraction
 
 
 def _format(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
+def with_ratios(rows: Sequence[Row]) -> list[Row]:
+    """Return rows with their times as fractions of the first row's, where both are known."""
+    first = rows[0]
+
+    def ratios(row: Row) -> dict[str, float]:
+        both = {name: (getattr(row, f"{name}_ms"), getattr(first, f"{name}_ms")) for name in TIMES}
+        return {name: mine / base for name, (mine, base) in both.items() if mine and base}
+
+    return [row._replace(**ratios(row)) for row in rows]
+
+
 def read_rows(path: Path) -> list[Row]:
     """Read the final table from the CSV file of a finished run.
+
+    Files of earlier versions lack columns of times: these are None.
 
     Raises:
         ValueError: If it is no such table.
     """
     kinds = typing.get_type_hints(Row)
-    table = parse(path, read_table(path, kinds), kinds)
-    rows = table[[*kinds]].astype(object).itertuples(index=False)
+    needed = [name for name in kinds if name not in Row._field_defaults]
+    table = parse(path, read_table(path, needed), kinds).reindex(columns=[*kinds])
+    rows = table.astype(object).itertuples(index=False)
     values = ((None if value != value else value for value in row) for row in rows)
-    return [Row._make(row) for row in values]
+    found = [Row._make(row) for row in values]
+    return with_ratios(found) if found else []
+
+
+def best_row(rows: Sequence[Row]) -> Row:
+    """Return the network to take: within its budgets, with the highest validation accuracy.
+
+    Ties go to fewer evaluations. Where nothing is within the budgets, the smallest counts.
+
+    Args:
+        rows: The final table; the first row, the baseline, does not compete.
+    """
+    fitting = [row for row in rows[1:] if row.within_budget]
+    if not fitting:
+        return min(rows[1:], key=lambda row: row.size_bytes)
+    return max(fitting, key=lambda row: (row.validation_accuracy, -row.n_evaluations))
 
 
 def print_rows(console: Console, rows: list[Row]) -> None:
@@ -127,7 +199,22 @@ def print_rows(console: Console, rows: list[Row]) -> None:
     title = "Final networks (*: over the size budget)"
     _print_table(console, title, HEADINGS, cells)
     file_cells = [row.file_cells() for row in rows]
-    _print_table(console, "Files, and their ONNX exports in onnxruntime", FILE_HEADINGS, file_cells)
+    _print_table(console, "Files", FILE_HEADINGS, file_cells)
+    names = _timed(rows)
+    if names:
+        title = "Milliseconds (percent of the baseline's)"
+        lines = [(row.network, *(_brief(row, name) for name in names)) for row in rows]
+        _print_table(console, title, ("network", *(TIMES[name] for name in names)), lines)
+
+
+def _brief(row: Row, name: str) -> str:
+    milliseconds, ratio = getattr(row, f"{name}_ms"), getattr(row, name)
+    return "-" if ratio is None else f"{milliseconds:.3f} ({100 * ratio:.0f})"
+
+
+def _timed(rows: Sequence[Row]) -> list[str]:
+    """Return the keys of `TIMES` for which a network has a time."""
+    return [name for name in TIMES if any(getattr(row, f"{name}_ms") is not None for row in rows)]
 
 
 def _print_table(
@@ -145,6 +232,20 @@ def _print_table(
     console.print(table)
 
 
+def format_times(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return headings and cells of the table of times; no cells if nothing was timed.
+
+    Milliseconds are medians ± the distance of the quartiles; what no network has is left out.
+    """
+    names = _timed(rows)
+    headings = [[f"{TIMES[name]}, ms", "% of baseline"] for name in names]
+    lines = [[cell for name in names for cell in row.time_cells(name)] for row in rows]
+    return (
+        ("network", *(heading for pair in headings for heading in pair)),
+        [(row.network, *line) for row, line in zip(rows, lines, strict=True)] if names else [],
+    )
+
+
 def format_markdown(headings: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> str:
     """Format a Markdown table; the first column is text, the others numbers."""
     rule = ("---", *["---:"] * (len(headings) - 1))
@@ -152,7 +253,11 @@ def format_markdown(headings: tuple[str, ...], lines: Sequence[tuple[str, ...]])
 
 
 def format_report(
-    config: Any, rows: list[Row], unpruned: dict[str, str], unquantized: dict[str, str]
+    config: Any,
+    rows: list[Row],
+    unpruned: Mapping[str, str],
+    unquantized: Mapping[str, str],
+    notes: Sequence[str] = (),
 ) -> str:
     """Format `report.md`.
 
@@ -161,19 +266,22 @@ def format_report(
         rows: The final table.
         unpruned: Layers left out of the pruning walk, with the reason.
         unquantized: Weights that stay float32, with the reason.
+        notes: Paragraphs to put below the tables.
     """
+    headings, times = format_times(rows)
     settings = [(k, str(v)) for k, v in dataclasses.asdict(config).items()]
     return "\n".join(
         [
-            f"# {config.title}: {config.algo}",
+            f"# {config.title}: {config.searcher}",
             "",
             format_markdown(HEADINGS, [row.cells() for row in rows]),
             "",
             format_markdown(FILE_HEADINGS, [row.file_cells() for row in rows]),
             "",
+            *([format_markdown(headings, times), ""] if times else []),
+            *(line for note in notes for line in (note, "")),
             "Errors are on the test images, which no search has seen. Sizes are bytes on disk:",
-            "float32 safetensors for the baseline, packed files for the others. Times are medians",
-            "in onnxruntime on the CPU, taken in alternation, with weights dequantized on loading.",
+            "float32 safetensors for the baseline, packed files for the others.",
             "MACs and parameters count tensors as they are; sparse ones count what is not zero,",
             "which does not make dense kernels faster.",
             "The best episode of each search was chosen by reward (validation). A size with a star",
@@ -201,5 +309,5 @@ def format_report(
     )
 
 
-def _listed(reasons: dict[str, str]) -> list[str]:
+def _listed(reasons: Mapping[str, str]) -> list[str]:
     return [f"- `{name}`: {reason}" for name, reason in reasons.items()] or ["None."]

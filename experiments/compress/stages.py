@@ -1,4 +1,4 @@
-"""The two stages of the main job, each a search, its best episode and a final fine-tuning.
+"""The stages of the main job, each a search, its best episode and a final fine-tuning.
 
 What is finished, and the search that is under way, is kept in the run folder, so that a job that
 was stopped goes on where it was.
@@ -7,38 +7,35 @@ was stopped goes on where it was.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.progress import Progress
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.type_aliases import PolicyPredictor
 from torch import nn
 
-from agents import AFIE, SBPF, Greedy, Random
-from compress_env.data.bundle import load_data
+from agents import Random
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
 from compress_env.networks.checkpoints import checkpoint_bytes
-from compress_env.networks.models import Recipe, load_baseline
-from compress_env.seeding import derive_generator
+from compress_env.seeding import derive_generator, global_seed
 from compress_env.store.digests import digest
+from compress_env.task.finetuner import run_finetuner
 from compress_env.task.layers import format_minimum
-from compress_env.task.task import select_device
+from compress_env.task.task import FinetuneConfig
 from experiments.common.inputs import data_digest, network_digest
 from experiments.common.progress import SearchProgress
 from experiments.common.run_folder import RunFolder
+from experiments.compress.choosers import AT_ONCE, make_agent, make_policy
 from experiments.compress.config import Config
+from experiments.compress.inputs import Given, load_images, load_network
 from experiments.search.actors import open_actors
-from experiments.search.algorithms import SINGLE, make_learner
 from experiments.search.episodes import Episode, EpisodeLog, best_episode
 from experiments.search.playing import play_actions
 from experiments.search.policies import Script, StagePolicy, read_policy
 from experiments.search.resuming import ResumableSearch, read_finished
-from experiments.search.uniform import uniform_policy
 
 __all__ = ["Contender", "Job", "Stage"]
 
@@ -55,8 +52,13 @@ class Contender(NamedTuple):
     """One way to choose rates and bits, and what it has come to."""
 
     name: str
-    pruning: Stage
-    quantization: Stage
+    stages: dict[str, Stage]
+    """`pruning`, `quantization` or both, in this order."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The final network."""
+        return [*self.stages.values()][-1].model
 
 
 class Job:
@@ -64,48 +66,87 @@ class Job:
 
     searches: dict[tuple[str, str], list[Episode]]
     """Episodes so far by contender and stage, in the order of the searches."""
+    unpruned: dict[str, str]
+    """Layers that are left out of pruning, with the reason."""
     unquantized: dict[str, str]
     """Weights that stay float32, with the reason."""
+    n_quantized: int
+    """Layers whose bits are decided."""
+    pruning_env: PruningEnv | None
+    """The environment of the first stage, if the network is pruned."""
+    first_env: LayerwiseCompressionEnv
+    """The environment of whichever stage comes first."""
 
-    def __init__(self, config: Config, console: Console, folder: RunFolder) -> None:
-        """Load the task and check both budgets before anything is trained.
+    def __init__(
+        self, config: Config, console: Console, folder: RunFolder, given: Given | None = None
+    ) -> None:
+        """Load the task and check all budgets before anything is trained.
 
         Raises:
             ValueError: If a name, a budget or another setting is wrong.
-            FileNotFoundError: If the data set or the checkpoint is not there.
+            FileNotFoundError: If images or weights are not there.
         """
         config.check()
         self.config = config
         self.console = console
         self.folder = folder
         self.searches = {}
-        self._policy = read_policy(config.policy, config.algo) if config.policy else {}
+        self._given = given or Given()
+        self._policy = read_policy(config.policy, config.searcher) if config.policy else {}
         # On the CPU: worker processes are sent what the environments are made from.
-        self._data = load_data(config.dataset, data_root=config.data_root, download=config.download)
-        self.pruning_env = PruningEnv(
-            self._baseline(),
+        self._data = load_images(config, self._given)
+        model = load_network(config, self._data, self._given, folder, console)
+        self.pruning_env = self._pruning_env(model) if config.prunes else None
+        self.unpruned = self.pruning_env.skipped_layers if self.pruning_env else {}
+        self.unquantized, self.n_quantized, self.size_budget_bytes = {}, 0, math.inf
+        first: LayerwiseCompressionEnv | None = self.pruning_env
+        if config.size is not None:
+            self.size_budget_bytes = config.size * checkpoint_bytes(model)
+            quantization = self._check_size(config.size, model)
+            self.unquantized = quantization.skipped_layers
+            self.n_quantized = len(quantization.walk)
+            first = first or quantization
+        assert first is not None  # there is a budget
+        self.first_env = first
+        self.task = self.first_env.task
+        self._hold_to_inputs()
+
+    def _pruning_env(self, model: nn.Module) -> PruningEnv:
+        config = self.config
+        return PruningEnv(
+            model,
             self._data,
             method=config.method,
-            flops_budget=config.flops_budget,
+            flops_budget=config.macs,
+            params_budget=config.params,
+            channel_round=config.channel_round,
             **self._options(),
         )
-        self.task = self.pruning_env.task
-        self._hold_to_inputs()
-        full_bytes = checkpoint_bytes(self.task.model)
-        self.size_budget_bytes = config.size_budget * full_bytes
+
+    def _check_size(self, size: float, model: nn.Module) -> QuantizationEnv:
+        """Check that the size budget can be met after the strongest pruning, if there is any.
+
+        Returns:
+            The environment of the network before, or after, that pruning.
+
+        Raises:
+            ValueError: If it cannot.
+        """
+        if self.pruning_env is None:
+            return self._quantization_env("", model)
         smallest = QuantizationEnv(
             self.pruning_env.smallest_model(),
-            self.task.data,
-            device=self.task.device,
-            activation_bits=config.activation_bits,
+            self.pruning_env.task.data,
+            device=self.pruning_env.task.device,
+            activation_bits=self.config.activation_bits,
         )
-        self.unquantized = smallest.skipped_layers
-        lowest = smallest.unpruned.cost_low / full_bytes
-        if not lowest <= config.size_budget <= 1.0:
+        lowest = smallest.unpruned.cost_low / checkpoint_bytes(model)
+        if not lowest <= size <= 1.0:
             raise ValueError(
-                f"size_budget must be in [{format_minimum(lowest)}, 1]: the most pruned network "
-                f"at 1 bit takes up to {lowest:.4f} of the float32 size, got {config.size_budget}"
+                f"size must be in [{format_minimum(lowest)}, 1]: the most pruned network at 1 bit "
+                f"takes up to {lowest:.4f} of the float32 size, got {size}"
             )
+        return smallest
 
     def _hold_to_inputs(self) -> None:
         """Check that a stopped run goes on with the network, the images and the policy it had.
@@ -119,50 +160,65 @@ class Job:
         self.folder.hold_to(inputs)
 
     def _options(self) -> TaskOptions:
-        shared = self.folder.state_path / "transitions.sqlite"
+        config, shared = self.config, self.folder.state_path / "transitions.sqlite"
         return {
-            "device": self.config.device,
-            "finetune_steps": self.config.finetune_steps,
-            "reward": self.config.reward,
-            "reward_at": self.config.reward_at,
-            "seed": self.config.seed,
-            "store": self.config.store or (shared if self.config.n_envs > 1 else "memory"),
+            "device": config.device,
+            "scorer": self._given.score,
+            "finetuner": self._given.finetune if self._given.finetunes_episodes else None,
+            "finetune_steps": config.finetune_steps,
+            "finetune_at": config.finetune_at,
+            "finetune_config": FinetuneConfig(
+                batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                bf16=config.bf16,
+                distill_temperature=config.distill_temperature,
+            ),
+            "reward": config.reward,
+            "reward_at": config.reward_at,
+            "seed": config.seed,
+            "store": config.store or (shared if config.n_envs > 1 else "memory"),
         }
 
-    def _baseline(self) -> nn.Module:
-        """Load the network, or train it, with a bar; it arrives on the CPU."""
-        device = select_device(self.config.device)
-        epochs = self.config.train_epochs
-        with Progress(console=self.console, disable=not self.console.is_terminal) as progress:
-            bar = progress.add_task("baseline", visible=False)
+    @property
+    def budgets(self) -> dict[str, float]:
+        """The budgets that there are, fractions of the network as it is, by what is limited."""
+        config, env = self.config, self.pruning_env
+        kind = "" if env is None or env.macs == "dense" else " by non-zero weights"
+        found = {
+            f"multiply-accumulates{kind}": config.macs,
+            "non-zero parameters" if kind else "parameters": config.params,
+            "bytes": config.size,
+        }
+        return {what: budget for what, budget in found.items() if budget is not None}
 
-            def advance(done: int, total: int) -> None:
-                progress.update(bar, completed=done, total=total, visible=True)
+    def fits(self, macs: Mapping[str, int], params: Mapping[str, int]) -> bool:
+        """Tell whether a network is within the budgets of pruning.
 
-            return load_baseline(
-                self.config.model,
-                self._data.to(device),
-                checkpoint=self.config.checkpoint,
-                recipe=None if epochs is None else Recipe(epochs),
-                device=device,
-                progress=advance,
-            ).cpu()
+        Args:
+            macs: `dense` and `sparse` multiply-accumulates per image.
+            params: `dense` and `sparse` parameters.
+        """
+        env = self.pruning_env
+        if env is None:
+            return True
+        counted = {"macs": macs[env.macs], "params": params[env.macs]}
+        return all(counted.get(unit, 0) <= limit for unit, limit in env.budgets.items())
 
-    def compress(
-        self, name: str, algorithm: str, n_evaluations: tuple[int, int] | None
-    ) -> Contender:
-        """Run both stages with one algorithm.
+    def compress(self, name: str, algorithm: str) -> Contender:
+        """Run all stages with one algorithm.
 
         Args:
             name: What the row is called.
-            algorithm: Name of the agent.
-            n_evaluations: Network evaluations allowed in each stage; by episodes when None.
+            algorithm: Name of the agent, or of the rules.
         """
-        limits = n_evaluations or (None, None)
-        pruning = self._stage((name, "pruning"), self.pruning_env, algorithm, limits[0])
-        env = self._quantization_env(name, pruning.model)
-        quantization = self._stage((name, "quantization"), env, algorithm, limits[1])
-        return Contender(name, pruning, quantization)
+        stages = {}
+        if self.pruning_env is not None:
+            stages["pruning"] = self._stage((name, "pruning"), self.pruning_env, algorithm)
+        if self.config.size is not None:
+            model = stages["pruning"].model if stages else self.task.model
+            env = self._quantization_env(name, model)
+            stages["quantization"] = self._stage((name, "quantization"), env, algorithm)
+        return Contender(name, stages)
 
     def quantize_uniformly(self, name: str, pruning: Stage, *, is_free: bool) -> Contender:
         """Give every layer of a pruned network the same bits.
@@ -173,42 +229,41 @@ class Job:
             is_free: Whether those are 8 bits, or the most that meet the size budget.
         """
         env = self._quantization_env(name, pruning.model, is_free=is_free)
-        return Contender(name, pruning, self._stage((name, "quantization"), env, "uniform", None))
+        quantization = self._stage((name, "quantization"), env, "uniform")
+        return Contender(name, {"pruning": pruning, "quantization": quantization})
 
     def _quantization_env(
         self, name: str, model: nn.Module, *, is_free: bool = False
     ) -> QuantizationEnv:
-        """Make the environment of stage 2; its budget is the nearest that the network can meet."""
-        bits = self.config.activation_bits
-        if is_free:
-            return QuantizationEnv(
-                model.cpu(), self._data, activation_bits=bits, scales="best", **self._options()
-            )
-        free = QuantizationEnv(
-            model, self.task.data, device=self.task.device, activation_bits=bits
-        ).unpruned
-        budget, lowest = self.size_budget_bytes / free.cost_high, free.cost_low / free.cost_high
-        if budget < lowest:
-            self.console.print(f"{name}: too little was pruned for the size budget, even at 1 bit")
-        size_budget = min(1.0, max(budget, lowest))
+        """Make the environment of the last stage; its budget is the nearest that can be met."""
+        budget = None if is_free else self._size_budget(name, model)
         return QuantizationEnv(
             model.cpu(),
             self._data,
-            size_budget=size_budget,
-            activation_bits=bits,
+            size_budget=budget,
+            activation_bits=self.config.activation_bits,
             scales="best",
             **self._options(),
         )
 
-    def _stage(
-        self,
-        key: tuple[str, str],
-        env: LayerwiseCompressionEnv,
-        algorithm: str,
-        n_evaluations: int | None,
-    ) -> Stage:
+    def _size_budget(self, name: str, model: nn.Module) -> float | None:
+        """Return the size budget as a fraction of this network's bytes."""
+        if self.pruning_env is None:
+            return self.config.size
+        free = QuantizationEnv(
+            model,
+            self.task.data,
+            device=self.task.device,
+            activation_bits=self.config.activation_bits,
+        ).unpruned
+        budget, lowest = self.size_budget_bytes / free.cost_high, free.cost_low / free.cost_high
+        if budget < lowest:
+            self.console.print(f"{name}: too little was pruned for the size budget, even at 1 bit")
+        return min(1.0, max(budget, lowest))
+
+    def _stage(self, key: tuple[str, str], env: LayerwiseCompressionEnv, algorithm: str) -> Stage:
         """Search, apply the best episode again, and fine-tune its network."""
-        episodes = self._search(key, env, algorithm, n_evaluations)
+        episodes = self._search(key, env, algorithm)
         best = best_episode(episodes)
         play_actions(env, best.actions)
         model = env.live_model()
@@ -223,27 +278,33 @@ class Job:
         return Stage(episodes, best, model)
 
     def _finetune(self, label: str, model: nn.Module) -> None:
-        seed = self.config.seed
+        seed, finetuner = self.config.seed, self._given.finetune
+        generator = derive_generator(seed, 2**31, 0)
         with self._status(f"{label}: fine-tuning the best network"):
-            generator = derive_generator(seed, 2**31, 0)
-            self.task.finetune(model, self._final_steps(), generator, anneal=True)
+            if finetuner is None:
+                distill = self.config.distill
+                self.task.finetune(
+                    model, self.n_final_steps, generator, anneal=True, distill=distill
+                )
+            else:
+                with global_seed(generator.initial_seed(), self.task.device):
+                    image = self.task.example_image()
+                    run_finetuner(model, finetuner, self.n_final_steps, image)
         self.task.reestimate_batch_norm(model, derive_generator(seed, 2**31, 1))
 
     def _status(self, text: str) -> AbstractContextManager[object]:
         """Show a spinner on a terminal, and nothing elsewhere."""
         return self.console.status(text) if self.console.is_terminal else nullcontext()
 
-    def _final_steps(self) -> int:
+    @property
+    def n_final_steps(self) -> int:
+        """Minibatches of each final fine-tuning."""
         if self.config.final_finetune_steps is not None:
             return self.config.final_finetune_steps
         return max(1000, 10 * len(self.task.data.train) // self.task.config.batch_size)
 
     def _search(
-        self,
-        key: tuple[str, str],
-        env: LayerwiseCompressionEnv,
-        algorithm: str,
-        n_evaluations: int | None,
+        self, key: tuple[str, str], env: LayerwiseCompressionEnv, algorithm: str
     ) -> list[Episode]:
         """Run a search, or what a stopped run has left of it."""
         name = "-".join(key)
@@ -252,53 +313,38 @@ class Job:
             self.searches[key] = finished
             return finished
         given = self._policy.get(key[1])
-        is_single = algorithm in SINGLE or given is not None
-        total = 1 if is_single else n_evaluations or self.config.episodes
+        is_single = algorithm in AT_ONCE or given is not None
+        config, limit = self.config, self.config.n_evaluations
         progress = SearchProgress(
-            ": ".join(key), total, self.folder, self.console, tensorboard=self.config.tensorboard
+            ": ".join(key),
+            1 if is_single else limit,
+            self.folder,
+            self.console,
+            tensorboard=config.tensorboard,
         )
         with (
-            open_actors(env, 1 if is_single else self.config.n_envs) as actors,
+            open_actors(env, 1 if is_single else config.n_envs) as actors,
             progress.shown(),
         ):
             log = EpisodeLog(actors, progress.advance)
             self.searches[key] = log.episodes
             search = ResumableSearch(name, log, self.folder)
+            # A sequence repeats another now and then: allow for many that do.
             if given is not None:
                 search.act(Script(given), 1)
                 _check_values(log.episodes[0], given)
-            elif algorithm in SINGLE:
-                search.act(self._single(algorithm, env, log), 1)
+            elif is_single:
+                search.act(make_policy(algorithm, env, log, config.seed), 1)
             elif algorithm == "random":
-                policy = Random(log.observation_space, log.action_space, self.config.seed)
-                # A random sequence repeats another now and then: allow for many that do.
-                limit = 10 * n_evaluations if n_evaluations else self.config.episodes
-                search.act(policy, limit, n_evaluations)
+                policy = Random(log.observation_space, log.action_space, config.seed)
+                search.act(policy, 10 * limit, limit)
             else:
-                search.learn(self._agent(algorithm, log, name), self.config.episodes)
+                agent = make_agent(algorithm, env, log, limit, config.seed)
+                if config.tensorboard:
+                    tensorboard = self.folder.path / "tensorboard" / name
+                    agent.set_logger(configure(str(tensorboard), ["tensorboard"]))
+                search.learn(agent, 10 * limit, limit)
         return log.episodes
-
-    def _single(
-        self, algorithm: str, env: LayerwiseCompressionEnv, log: EpisodeLog
-    ) -> PolicyPredictor:
-        """Return an agent of `SINGLE`; those that know nothing of bits leave them to `Uniform`."""
-        agent: AFIE | SBPF | Greedy
-        if algorithm == "greedy":
-            agent = Greedy(env)
-        elif algorithm == "uniform" or not isinstance(env, PruningEnv):
-            return uniform_policy(env, log.spend)
-        else:
-            agent = AFIE(env) if algorithm == "afie" else SBPF(env, seed=self.config.seed)
-        log.spend(agent.n_evaluations, agent.seconds)
-        return agent
-
-    def _agent(self, algorithm: str, log: EpisodeLog, name: str) -> BaseAlgorithm:
-        n_steps = self.config.episodes * log.walk_length
-        agent = make_learner(algorithm, log, n_steps=n_steps, seed=self.config.seed)
-        if self.config.tensorboard:
-            folder = self.folder.path / "tensorboard" / name
-            agent.set_logger(configure(str(folder), ["tensorboard"]))
-        return agent
 
 
 def _check_values(episode: Episode, policy: StagePolicy) -> None:

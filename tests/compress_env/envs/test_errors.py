@@ -111,6 +111,21 @@ class Fragile(Sensitive):
         return super().__call__(model)
 
 
+class FailingLoop:
+    """A training loop that raises what it is told to, once."""
+
+    fingerprint = "failing loop"
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+
+    def __call__(self, model: nn.Module, n_steps: int) -> None:
+        error, self.error = self.error, None
+        next(model.parameters()).data.mul_(0.9 if error is None else 0.0)
+        if error is not None:
+            raise error
+
+
 def _observed(env: LayerwiseCompressionEnv, actions: list[float]) -> list[str]:
     return [*take(env, actions), str(env.episode_state()["actions"]), str(env.n_lookups)]
 
@@ -135,6 +150,35 @@ class TestErrors:
             env.step(np.array([-0.9], np.float32))
         assert env.episode_state()["actions"] == whole.episode_state()["actions"]
         assert _observed(env, ACTIONS[1:]) == _observed(whole, ACTIONS[1:])
+
+    @pytest.mark.parametrize("kind", ["magnitude", "bits"])
+    @pytest.mark.parametrize("option", ["memory", None])
+    @pytest.mark.parametrize("lent", [False, True], ids=["kept", "lent"])
+    def test_so_has_a_step_whose_training_loop_raises(
+        self, kind: str, option: Any, lent: bool
+    ) -> None:
+        loops = FailingLoop(), FailingLoop()
+        whole, env = (make(kind, finetuner=loop, store=option) for loop in loops)
+        for one in (whole, env):
+            one.reset(seed=1)
+            take(one, ACTIONS[:1])
+            if lent:
+                one.live_model()
+        loops[1].error = KeyError("no such label")
+        with pytest.raises(KeyError, match="no such label"):
+            env.step(np.array([-0.9], np.float32))
+        assert _observed(env, ACTIONS[1:]) == _observed(whole, ACTIONS[1:])
+
+    @pytest.mark.parametrize(
+        "error", [FloatingPointError("loss is nan"), torch.OutOfMemoryError("out of memory")]
+    )
+    def test_a_training_loop_that_diverges_fails_the_step(self, error: Exception) -> None:
+        env = make(finetuner=FailingLoop(error))
+        env.reset()
+        *_, done, _, info = env.step(np.zeros(1, np.float32))
+        assert done and str(error) in info["error"]
+        env.reset()
+        assert "error" not in env.step(np.zeros(1, np.float32))[-1]
 
     def test_an_interrupted_fine_tuning_has_not_happened(
         self, monkeypatch: pytest.MonkeyPatch

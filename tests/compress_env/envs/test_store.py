@@ -307,3 +307,55 @@ class TestScorers:
     def test_a_fingerprint_that_is_not_a_string_is_refused(self) -> None:
         with pytest.raises(TypeError, match="fingerprint must be a string, got 3"):
             make(scorer=Named(3))
+
+
+class Shift:
+    """A training loop that counts how often it is called."""
+
+    def __init__(self, name: Any = "shift") -> None:
+        self.fingerprint = name
+        self.n_calls = 0
+
+    def __call__(self, model: nn.Module, n_steps: int) -> None:
+        self.n_calls += 1
+        for parameter in model.parameters():
+            parameter.data += 0.01 * n_steps * torch.randn(parameter.shape)
+
+
+class TestFinetuners:
+    @pytest.mark.parametrize("kind", ["magnitude", "bits"])
+    def test_each_step_calls_it_and_repeats(self, kind: str) -> None:
+        finetuner = Shift(None)
+        env, other = make(kind, finetuner=finetuner), make(kind, finetuner=Shift(None), seed=1)
+        one, again = play(env, [0.5, 0.1]), play(env, [0.5, 0.1])
+        assert (finetuner.n_calls, env.store) == (4, None)
+        assert_same(one, again)
+        assert one[0] != play(make(kind), [0.5, 0.1])[0]
+        assert one[0] != play(other, [0.5, 0.1])[0]
+
+    def test_with_a_fingerprint_results_are_stored(self, tmp_path: Path) -> None:
+        finetuners = [Shift(), Shift(), Shift("other")]
+        results = []
+        for finetuner in finetuners:
+            with closing(make(finetuner=finetuner, store=tmp_path / "store")) as env:
+                env.reset()
+                results.append(take(env, [0.5, 0.1]))
+        assert [finetuner.n_calls for finetuner in finetuners] == [2, 0, 2]
+        assert results[0] == results[1]
+
+    def test_a_store_needs_both_names(self) -> None:
+        assert make(finetuner=Shift(), scorer=Named()).store is not None
+        assert make(finetuner=Shift(), scorer=Named(None)).store is None
+        assert make(finetuner=Shift(None), scorer=Named()).store is None
+
+    def test_at_the_end_of_the_episode_alone_if_wished(self) -> None:
+        finetuner = Shift()
+        env = make("bits", finetuner=finetuner, finetune_at="episode")
+        play(env, [0.5] * len(env.walk))
+        assert finetuner.n_calls == 1
+
+    def test_what_cannot_be_called_is_refused(self) -> None:
+        with pytest.raises(TypeError, match=r"^finetuner must be a function of a network, got 3$"):
+            make(finetuner=3)
+        with pytest.raises(TypeError, match="the finetuner's fingerprint must be a string, got 3"):
+            make(finetuner=Shift(3))

@@ -10,6 +10,7 @@ import pickle
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from compress_env.store.snapshots import Network
 from compress_env.store.store import Executed, Prefix, Transition, TransitionStore
 from compress_env.task.task import FinetuneConfig
 from tests.compress_env.envs.fakes import (
+    CONFIG,
     EPISODES,
     Named,
     assert_same,
@@ -82,6 +84,7 @@ class TestSharing:
             {"reward_at": "episode"},
             {"finetune_config": FinetuneConfig(batch_size=16, batch_norm_batches=3)},
             {"scorer": Named()},
+            {"finetune_config": replace(CONFIG, distill=0.5)},
             {"data": make_data(seed=1)},
             {"model": seeded(BranchedNet, seed=1)},
         ],

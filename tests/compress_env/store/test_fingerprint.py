@@ -218,7 +218,7 @@ def test_one_pixel_or_label_makes_another_task() -> None:
 def changed(value: bool | int | float) -> bool | int | float:
     if isinstance(value, bool):
         return not value
-    return value + 1 if isinstance(value, int) else value / 2
+    return value + 1 if isinstance(value, int) else value / 2 + 0.1
 
 
 def test_every_setting_of_finetuning_makes_another_task() -> None:

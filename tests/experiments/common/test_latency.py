@@ -1,7 +1,8 @@
-"""Timing files in onnxruntime: what is called how often, in which order, and what is told."""
+"""Timing networks: what is called how often, in which order, and what is told."""
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,16 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
+from compress_env.quantization.activations import (
+    Range,
+    attach_input,
+    detach_input,
+    has_quantizers,
+)
+from compress_env.quantization.fake_quant import attach, bake
 from experiments.common import latency
-from experiments.common.latency import OnnxNetwork, measure_latency
+from experiments.common.latency import OnnxNetwork, TorchNetwork, measure_latency
+from tests.fakes import PlainNet, seeded
 
 WEIGHT = np.array([[1.0, 0.0, 0.0, -1.0], [0.0, 2.0, 0.0, 0.0]], np.float32)
 
@@ -60,40 +69,70 @@ def test_accuracy_of_no_images_is_refused(path: Path) -> None:
 def test_calls_take_turns_and_the_first_of_a_round_changes() -> None:
     called: list[str] = []
     calls = [partial(called.append, name) for name in "abc"]
-    seconds = latency._time_in_turn(calls, repeats=5)
+    seconds = latency._time_in_turn(calls, repeats=5, limit_s=60.0, n_least=1)
     assert [len(row) for row in seconds] == [5, 5, 5]
     assert all(second >= 0 for row in seconds for second in row)
-    rounds = [called[start : start + 3] for start in range(0, len(called), 3)]
-    assert len(rounds) == 5 + 10
-    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
-    assert Counter(names[0] for names in rounds) == {"a": 5, "b": 5, "c": 5}
+    rounds = ["".join(called[start : start + 3]) for start in range(0, len(called), 3)]
+    assert rounds == ["abc", "bca", "cab", "abc", "bca"]
 
 
-def test_every_file_is_timed_at_every_batch_size(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("n_least", "expected"), [(1, 3), (5, 5)])
+def test_no_round_is_begun_when_the_time_is_up(
+    n_least: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shapes: Counter[tuple[int, ...]] = Counter()
-    logits = OnnxNetwork.logits
+    """By a clock on which a round lasts a second."""
+    clock = 0.0
 
-    def noted(self: OnnxNetwork, images: Tensor) -> Tensor:
-        shapes[tuple(images.shape)] += 1
-        return logits(self, images)
+    def call() -> None:
+        nonlocal clock
+        clock += 1.0
 
-    monkeypatch.setattr(OnnxNetwork, "logits", noted)
-    rows = measure_latency([path, path], (1, 2, 2), batch_sizes=(1, 64), repeats=3)
+    monkeypatch.setattr(latency, "perf_counter", lambda: clock)
+    seconds = latency._time_in_turn([call], repeats=100, limit_s=2.5, n_least=n_least)
+    assert seconds == [[1.0] * expected]
+
+
+class Noted:
+    """Notes the images that it is given."""
+
+    def __init__(self) -> None:
+        self.shapes: Counter[tuple[int, ...]] = Counter()
+
+    def logits(self, images: Tensor) -> Tensor:
+        self.shapes[tuple(images.shape)] += 1
+        return images
+
+
+def test_every_network_is_timed_at_every_batch_size(path: Path) -> None:
+    noted = Noted()
+    rows = measure_latency([OnnxNetwork(path), noted], (1, 2, 2), batch_sizes=(1, 64), repeats=3)
     assert [[entry.batch_size for entry in row] for row in rows] == [[1, 64], [1, 64]]
     assert all(entry.median_ms > 0 for row in rows for entry in row)
-    assert shapes == {(1, 1, 2, 2): 2 * 13, (64, 1, 2, 2): 2 * 13}
+    assert noted.shapes == {(1, 1, 2, 2): 13, (64, 1, 2, 2): 13}
 
 
-def test_the_median_is_told_in_milliseconds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([0.0] * 20 + [0.0, 0.004, 0.0, 0.001, 0.0, 0.1])
-    monkeypatch.setattr(latency, "perf_counter", partial(next, times))
-    ((entry,),) = measure_latency([path], (1, 2, 2), batch_sizes=(2,), repeats=3)
-    assert entry == pytest.approx((2, 4.0))
+def test_median_and_spread_are_told_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = [0.0] * 31 + [0.0, 0.004, 0.0, 0.001, 0.0, 0.1]
+    monkeypatch.setattr(latency, "perf_counter", partial(next, iter(times)))
+    ((entry,),) = measure_latency([Noted()], (1, 2, 2), batch_sizes=(2,), repeats=3)
+    assert entry == pytest.approx((2, 4.0, 2.5, 52.0))
+    assert entry.iqr_ms == pytest.approx(49.5)
 
 
 @pytest.mark.parametrize(("repeats", "batch_sizes"), [(0, (1,)), (1, (4, 0))])
-def test_nothing_to_time_is_refused(path: Path, repeats: int, batch_sizes: tuple[int, ...]) -> None:
+def test_nothing_to_time_is_refused(repeats: int, batch_sizes: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="repeats and batch_sizes must be at least 1"):
-        measure_latency([path], (1, 2, 2), batch_sizes, repeats)
+        measure_latency([Noted()], (1, 2, 2), batch_sizes, repeats)
+
+
+def test_network_in_pytorch_runs_without_quantizers() -> None:
+    model = seeded(PlainNet)
+    attach(model.get_submodule("conv2"), 2)
+    attach_input(model.fc1, Range(0.0, 1.0))
+    images = torch.rand(2, 1, 8, 8)
+    plain = copy.deepcopy(model)
+    bake(plain)
+    detach_input(plain.fc1)
+    network = TorchNetwork(model)
+    torch.testing.assert_close(network.logits(images), plain.eval()(images))
+    assert not has_quantizers(network._network) and has_quantizers(model)

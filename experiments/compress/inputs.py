@@ -1,0 +1,159 @@
+"""The network and the images of the main job, from names, files or a caller's hands."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import Progress
+from torch import nn
+
+from compress_env.data.bundle import DATASETS, DataBundle, load_data
+from compress_env.data.intake import as_bundle
+from compress_env.networks.models import Recipe, load_baseline, load_checkpoint, train_by_recipe
+from compress_env.seeding import global_seed
+from compress_env.task.task import Finetuner, Scorer, select_device
+from experiments.common.given import HANDED_OVER
+from experiments.common.run_folder import RunFolder
+from experiments.common.user_code import load_object, names_code
+from experiments.compress.config import Config
+
+__all__ = ["Given", "load_images", "load_network"]
+
+
+class Given(NamedTuple):
+    """What a caller hands over as objects, in place of what the settings name."""
+
+    model: nn.Module | None = None
+    """The trained network."""
+    data: DataBundle | None = None
+    """The images."""
+    score: Scorer | None = None
+    """Used instead of validation accuracy."""
+    finetune: Finetuner | None = None
+    """Used instead of the built-in final fine-tuning."""
+    finetunes_episodes: bool = False
+    """Whether it is used within episodes too."""
+
+
+def load_images(config: Config, given: Given) -> DataBundle:
+    """Return the images, on the CPU.
+
+    Raises:
+        ValueError: If they cannot be used.
+        FileNotFoundError: If they are not there.
+    """
+    if given.data is not None:
+        return given.data
+    name, size = config.data or "", config.image_size
+    _check_at_hand("images", name)
+    if names_code(name):
+        found = load_object(name)
+        found = _called(name, found) if callable(found) else found
+        parts = found if isinstance(found, tuple) else (found,)
+        try:
+            return as_bundle(*parts, image_size=size)
+        except TypeError as error:
+            raise ValueError(f"{name}: {error}") from None
+    if name in DATASETS:
+        root, download = config.data_root, config.download
+        return load_data(name, data_root=root, download=download, size=size)
+    return as_bundle(name, image_size=size)
+
+
+def load_network(
+    config: Config, data: DataBundle, given: Given, folder: RunFolder, console: Console
+) -> nn.Module:
+    """Return the network, trained if that is asked for, on the CPU.
+
+    A network of the caller's own that is trained here is kept in the folder, for a resumption.
+
+    Raises:
+        ValueError: If there is no such network, or its weights do not fit.
+        FileNotFoundError: If the file of the weights is not there.
+    """
+    if given.model is not None:
+        return given.model
+    device, name = select_device(config.device), config.model or ""
+    _check_at_hand("network", name)
+    recipe = None if config.train_epochs is None else Recipe(config.train_epochs)
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("baseline", visible=False)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total, visible=True)
+
+        if not names_code(name):
+            return load_baseline(
+                name,
+                data.to(device),
+                checkpoint=config.weights,
+                recipe=recipe,
+                device=device,
+                progress=advance,
+            ).cpu()
+        with global_seed(config.seed, device):
+            model = _built(name)
+        if config.weights is not None:
+            load_checkpoint(model, config.weights)
+        kept = None if recipe is None else folder.read_state("baseline")
+        if kept is not None:
+            with folder.using("baseline"):
+                model.load_state_dict(kept)
+        elif recipe is not None:
+            train_by_recipe(model.to(device), data.train.to(device), recipe, advance)
+            folder.write_state("baseline", model.state_dict())
+        return model.cpu()
+
+
+def _check_at_hand(what: str, name: str) -> None:
+    """Check that somebody can load what is named.
+
+    Raises:
+        ValueError: If only the program can that the run was started from.
+    """
+    if name.startswith(HANDED_OVER):
+        raise ValueError(
+            f"the {what} of this run came from a Python program: call compress_env.compress there "
+            "with the same out= to go on"
+        )
+
+
+def _built(reference: str) -> nn.Module:
+    """Return the module that a name in a file stands for."""
+    found = load_object(reference)
+    model = found if isinstance(found, nn.Module) else None
+    if model is None and callable(found):
+        model = _called(reference, found)
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"{reference} must be a torch.nn.Module, its class or a function that returns one, got "
+            f"{type(found if model is None else model).__name__}"
+        )
+    return model
+
+
+def _called(reference: str, make: Callable[[], Any]) -> Any:
+    """Call what takes no arguments.
+
+    Raises:
+        ValueError: If it takes some, or fails.
+    """
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except ValueError:
+        parameters = ()  # type: ignore[assignment]
+    free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in free]
+    if needed:
+        raise ValueError(
+            f"{reference} takes {', '.join(needed)}: name a function without arguments that calls "
+            "it with them"
+        )
+    try:
+        return make()
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise ValueError(f"{reference} fails: {type(error).__name__}: {reason}") from error

@@ -1,0 +1,126 @@
+"""Agents that allocate by a rule: what they decide is what an episode executes."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from stable_baselines3.common.evaluation import evaluate_policy
+from torch import nn
+
+from agents.rules import BIT_RULES, PRUNING_RULES, RULES, Rule
+from compress_env.envs.base import LayerwiseCompressionEnv
+from compress_env.envs.pruning import PruningEnv, PruningMethod
+from compress_env.envs.quantization import QuantizationEnv
+from tests.compress_env.allocation.networks import SHAPES, network
+from tests.fakes import BranchedNet, PlainNet, make_data, seeded
+
+QUICK: dict[str, Any] = {
+    "finetune_steps": 0,
+    "device": "cpu",
+    "reward_at": "episode",
+    "scorer": lambda model: 0.5,
+    "store": None,
+}
+NAMED = ["lenet5", "vgg8", "mobilenet_v2_narrow", "densenet_small", "resnet20_padded"]
+
+
+def make(build: type[nn.Module] = PlainNet, **options: Any) -> PruningEnv:
+    method = {"method": "magnitude", "variational": {"n_steps": 0}}
+    return PruningEnv(seeded(build), make_data(), **(QUICK | method | options))
+
+
+@cache
+def named(name: str) -> PruningEnv:
+    channels, side, _ = SHAPES[name]
+    data = make_data(n_classes=10, side=side, channels=channels)
+    return PruningEnv(network(name), data, method="magnitude", **QUICK)
+
+
+def play(env: LayerwiseCompressionEnv, agent: Rule) -> tuple[list[float], dict[str, Any]]:
+    observation, info = env.reset()
+    values = []
+    for _ in env.walk:
+        action, _ = agent.predict(observation, deterministic=True)
+        observation, _, _, _, info = env.step(action)
+        values.append(info[env.value_name])
+    return values, info
+
+
+@pytest.mark.parametrize("name", NAMED)
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(share=st.floats(0.0, 1.0), rule=st.sampled_from(list(PRUNING_RULES)))
+def test_channels_are_executed_exactly(name: str, share: float, rule: str) -> None:
+    env = named(name)
+    least, full = env.plan.highest((), "macs"), env.plan.full("macs")
+    env.budgets = {"macs": least + share * (full - least)}
+    agent = Rule(env, rule)
+    _, info = play(env, agent)
+    assert env._executed == tuple(env.plan.at_rates(agent.values.tolist()))
+    assert info["dense_macs"] == env.plan.count(agent.values.tolist(), "macs") <= env.budget
+
+
+@pytest.mark.parametrize("method", get_args(PruningMethod))
+@pytest.mark.parametrize("build", [PlainNet, BranchedNet])
+def test_rules_work_for_every_method(build: type[nn.Module], method: PruningMethod) -> None:
+    env = make(build, method=method, flops_budget=0.6, params_budget=0.8)
+    agent = Rule(env, "l1")
+    rates, info = play(env, agent)
+    assert info[f"{env.macs}_macs"] <= env.budgets["macs"]
+    assert info[f"{env.macs}_params"] <= env.budgets["params"]
+    if not env.plan.removes_elements:
+        assert env._executed == tuple(env.plan.at_rates(agent.values.tolist()))
+    np.testing.assert_allclose(rates, agent.values, atol=0.15)  # a few channels in each layer
+    assert (agent.n_evaluations, agent.seconds > 0.0) == (0, True)
+
+
+@pytest.mark.parametrize("min_bits", [1, 3])
+@pytest.mark.parametrize("build", [PlainNet, BranchedNet])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(share=st.floats(0.0, 1.0))
+def test_bits_are_executed_exactly(build: type[nn.Module], min_bits: int, share: float) -> None:
+    env = QuantizationEnv(seeded(build), make_data(), min_bits=min_bits, **QUICK)
+    least, full = env.most_bytes([]), env.most_bytes([8] * len(env.walk))
+    env.budget_bytes = least + share * (full - least)
+    agent = Rule(env, "relative_error")
+    bits, info = play(env, agent)
+    assert bits == agent.values.tolist()
+    assert info["size_bytes"] <= env.most_bytes([int(b) for b in bits]) <= env.budget_bytes
+    assert min(bits) >= min_bits
+    if share == 1.0:
+        assert set(bits) == {8}
+
+
+def test_bits_use_what_a_uniform_choice_leaves() -> None:
+    env = QuantizationEnv(seeded(PlainNet), make_data(), **QUICK)
+    four, five = (env.most_bytes([bits] * len(env.walk)) for bits in (4, 5))
+    env.budget_bytes = (four + five) / 2
+    values = Rule(env, "relative_error").values
+    assert four < env.most_bytes([int(bits) for bits in values]) <= env.budget_bytes
+    assert set(values) <= {3.0, 4.0, 5.0, 6.0, 7.0, 8.0} and len(set(values)) > 1
+
+
+def test_names_are_known_and_stages_are_told_apart() -> None:
+    assert set(RULES) == {*PRUNING_RULES, *BIT_RULES}
+    env = make(flops_budget=0.5)
+    with pytest.raises(ValueError, match="unknown rule 'relative_eror', did you mean 'relative_e"):
+        Rule(env, "relative_eror")
+    with pytest.raises(TypeError, match="relative_error chooses bits, got a PruningEnv"):
+        Rule(env, "relative_error")
+    with pytest.raises(ValueError, match="expected an environment with a budget, got none"):
+        Rule(make(), "l1")
+    bits = QuantizationEnv(seeded(PlainNet), make_data(), **QUICK)
+    with pytest.raises(TypeError, match="l1 chooses pruning rates, got a QuantizationEnv"):
+        Rule(bits, "l1")
+    with pytest.raises(ValueError, match="expected an environment with a budget, got none"):
+        Rule(bits, "relative_error")
+
+
+def test_rules_run_under_evaluate_policy() -> None:
+    env = make(flops_budget=0.5)
+    mean, std = evaluate_policy(Rule(env, "l2"), env, n_eval_episodes=2, warn=False)
+    assert (mean, std) == (-0.5, 0.0)
