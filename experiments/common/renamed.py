@@ -14,6 +14,10 @@ RENAMED = {
     "agent": "algo",
     "agents": "algo",
     "algos": "algo",
+    "models": "model",
+    "dataset": "data",
+    "methods": "method",
+    "searches": "task",
 }
 """Names now, by those before."""
 

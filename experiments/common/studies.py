@@ -38,7 +38,7 @@ class StudyConfig:
 
     model: str | tuple[str, ...] = "lenet5"
     """Named network, or several."""
-    dataset: str = "mnist"
+    data: str = "mnist"
     """Named data set."""
     label: str | None = None
     """What tables and figures call the data set; its name when not given."""
@@ -84,7 +84,7 @@ class StudyConfig:
             FileNotFoundError: If its files are not there.
         """
         root, download = self.data_root, self.download
-        data = load_data(self.dataset, data_root=root, download=download, **options)
+        data = load_data(self.data, data_root=root, download=download, **options)
         return limit_images(data, self.validation_images, self.train_images)
 
     @property
@@ -95,7 +95,7 @@ class StudyConfig:
     @property
     def data_label(self) -> str:
         """What tables and figures call the data set."""
-        return self.label or self.dataset
+        return self.label or self.data
 
     @property
     def title(self) -> str:

@@ -60,7 +60,7 @@ class Config(StudyConfig):
 
     model: str = "lenet5"
     """Named network, its first layer a convolution that keeps the size of the image."""
-    dataset: str = "mnist"
+    data: str = "mnist"
     """Named data set of light strokes on a dark background."""
     epochs: int = 1
     """Epochs of training with information dropout."""

@@ -63,7 +63,7 @@ class Config(StudyConfig):
     calibration_images: int = 512
     """Images that channels are selected and weights are fitted on. A linear layer takes one row of
     statistics from each: with fewer rows than inputs that stay, a fit is far from the weights."""
-    methods: tuple[Method, ...] = get_args(Method)
+    method: tuple[Method, ...] = get_args(Method)
     """What is removed, and how it is selected; the last two of the default are controls."""
     rates: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     """Pruning rates of the layer."""
@@ -84,7 +84,7 @@ class Config(StudyConfig):
             ValueError: If a setting is out of range.
         """
         super().check()
-        check_choices(self, "methods", "rates")
+        check_choices(self, "method", "rates")
         if not all(0.0 < rate <= MAX_RATE for rate in self.rates):
             raise ValueError(f"rates must be in (0, {MAX_RATE}], got {self.rates}")
         check_lowest(self, 0, "epochs", "finetune_steps")
@@ -108,7 +108,7 @@ class Measurement(Study[Config]):
             f"seed{seed}-network", network, lambda: train_epochs(task, network, n_epochs, seed)
         )
         cells = {"none": partial(self._measure_unpruned, network, seed)}
-        cells |= {each: partial(self._measure, network, seed, each) for each in self.config.methods}
+        cells |= {each: partial(self._measure, network, seed, each) for each in self.config.method}
         return [
             {"seed": seed} | row
             for name, measure in cells.items()

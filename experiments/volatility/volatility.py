@@ -89,7 +89,7 @@ SEARCHES = {
 class Config:
     """Settings of the comparison."""
 
-    dataset: Literal["digits", "mnist"] = "digits"
+    data: Literal["digits", "mnist"] = "digits"
     """Data set."""
     algo: tuple[str, ...] = (
         "ddpg",
@@ -143,8 +143,8 @@ class Config:
 
     def _cells_of(self, search: Search, given: Mapping[str, dict[str, Any]]) -> list[Cell]:
         root = None if self.data_root is None else self.data_root.absolute()
-        task = search.task.format(DATASETS[self.dataset])
-        seeds = self.seeds or tuple(range(N_SEEDS[self.dataset]))
+        task = search.task.format(DATASETS[self.data])
+        seeds = self.seeds or tuple(range(N_SEEDS[self.data]))
         return [
             Cell(
                 search.cell(agent, seed),
@@ -254,7 +254,7 @@ def _publish_rewards(path: Path) -> None:
 def _write(
     path: Path, config: Config, table: pd.DataFrame, curves: Curves, console: Console
 ) -> None:
-    agents, title = list(config.algo), f"LeNet-5 on {config.dataset}"
+    agents, title = list(config.algo), f"LeNet-5 on {config.data}"
     summary = summarize(table, curves, agents)
     report = format_report(table, curves, summary, title)
     figures = {

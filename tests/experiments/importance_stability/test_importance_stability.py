@@ -186,7 +186,7 @@ def test_report_tells_width_from_information() -> None:
         ({"epochs": (1, 0, 2)}, "epochs must rise"),
         ({"epochs": (0, 1)}, "two of them be above 0"),
         ({"validation_images": 0}, "validation_images must be 1 or more"),
-        ({"dataset": "none"}, "unknown data set"),
+        ({"data": "none"}, "unknown data set"),
     ],
     ids=["no model", "model", "seeds", "seed", "order", "epochs", "images", "data"],
 )

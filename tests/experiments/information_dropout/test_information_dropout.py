@@ -158,7 +158,7 @@ def test_a_strong_price_makes_units_noisier(tmp_path: Path) -> None:
         ({"epochs": -1}, "epochs must be 0 or more"),
         ({"kl_weight": -1.0}, "kl_weight must be 0 or more"),
         ({"noise_samples": 1}, "noise_samples must be 100 or more"),
-        ({"dataset": "digits"}, "first layer must keep the size of its images"),
+        ({"data": "digits"}, "first layer must keep the size of its images"),
     ],
     ids=["seeds", "epochs", "kl_weight", "samples", "network"],
 )

@@ -32,7 +32,7 @@ from experiments.single_layer.single_layer import (
 )
 from tests.fakes import PlainNet, make_data, seeded
 
-METHODS = Config().methods
+METHODS = Config().method
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def quiet() -> Console:
 
 def small(out: Path, methods: tuple[Method, ...] = METHODS) -> Config:
     return Config(
-        methods=methods,
+        method=methods,
         rates=(0.25, 0.5),
         seeds=(0, 1),
         finetune_steps=2,
@@ -151,7 +151,7 @@ def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"seeds": (-1,)}, "seeds must be 0 or more"),
         ({"epochs": -1}, "epochs must be 0 or more"),
         ({"validation_images": 0}, "validation_images must be 1 or more"),
-        ({"dataset": "none"}, "unknown data set"),
+        ({"data": "none"}, "unknown data set"),
     ],
     ids=["rate", "no rate", "same seeds", "negative seed", "epochs", "images", "data"],
 )

@@ -219,7 +219,7 @@ def test_comparison_is_signed_and_per_seed() -> None:
 
 
 def test_cells_tell_searches_of_one_task_apart() -> None:
-    cells = Config(dataset="mnist", algo=("ppo",), data_root=Path("/data")).cells()
+    cells = Config(data="mnist", algo=("ppo",), data_root=Path("/data")).cells()
     assert [len(mine) for mine in cells.values()] == [5, 5, 5]
     names = [cell.name for mine in cells.values() for cell in mine]
     assert len(set(names)) == 15 and names[5] == "pruning_R_FLOPs-ppo-seed0"
