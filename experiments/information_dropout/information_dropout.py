@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
+from compress_env.data.bundle import ImageSource
 from compress_env.pruning.elements import dropout_behind
 from compress_env.pruning.variational import InformationDropout, normal_from_moments
 from compress_env.seeding import derive_generator
@@ -35,7 +36,7 @@ from experiments.common.run_folder import RunFolder
 from experiments.common.studies import Rows, Study, StudyConfig, run_study
 from experiments.common.training import train_epochs
 from experiments.information_dropout.figures import (
-    LogNormal,
+    Noise,
     draw_information,
     draw_noise,
     draw_weights,
@@ -141,12 +142,18 @@ class Experiment(Study[Config]):
     def figures(self, table: pd.DataFrame) -> dict[str, Figure]:
         """Draw the network of the first seed."""
         seed = self.config.seeds[0]
+        title = f"{self.config.title}, seed {seed}"
         with self._network(seed) as (task, _, first):
-            title = f"{self.config.title}, seed {seed}"
+            images = _first_of_each_class(task.data.test)
+            information = pixel_information(*first, images)
+            noise = self._noise(task, first, seed)
+            with torch.no_grad():
+                first.layer(next(_test_images(task)))
+            weights = (first.layer.weight, first.dropout.information)
             return {
-                "information.png": self._draw_information(task, first, title),
-                "weights.png": self._draw_weights(task, first, title),
-                "noise.png": self._draw_noise(task, first, title, seed),
+                "information.png": draw_information(images, information, title),
+                "weights.png": draw_weights(*weights, f"{title}: filters of the first layer"),
+                "noise.png": draw_noise(noise, f"{title}: noise of the first layer"),
             }
 
     @contextmanager
@@ -217,37 +224,25 @@ class Experiment(Study[Config]):
         )
         return noise.flatten().double().numpy()
 
-    def _draw_information(self, task: CompressionTask, first: FirstLayer, title: str) -> Figure:
-        """Draw the first test image of each class, up to eight."""
-        _, firsts = np.unique(task.data.test.labels.numpy(), return_index=True)
-        images, _ = next(task.data.test.batches([torch.from_numpy(firsts[:8])]))
-        information = pixel_information(*first, images)
-        grey = images.mean(1).double().cpu().numpy()
-        return draw_information(grey, information.double().cpu().numpy(), title)
-
-    def _draw_weights(self, task: CompressionTask, first: FirstLayer, title: str) -> Figure:
-        """Draw the filters of the first layer."""
-        with torch.no_grad():
-            first.layer(next(_test_images(task)))
-        weights = first.layer.weight.detach().mean(1).double().cpu().numpy()
-        information = first.dropout.information.double().cpu().numpy()
-        return draw_weights(weights, information, f"{title}: filters of the first layer")
-
-    def _draw_noise(
-        self, task: CompressionTask, first: FirstLayer, title: str, seed: int
-    ) -> Figure:
-        """Draw the noise of the narrowest and the widest unit, and of the whole layer."""
+    def _noise(self, task: CompressionTask, first: FirstLayer, seed: int) -> list[Noise]:
+        """Return the noise of the narrowest and the widest unit, and of the whole layer."""
         units = sorted(self._sample_units(task, first, seed), key=lambda unit: unit.fit.alpha)
-        panels: list[tuple[str, NDArray[np.float64], LogNormal, LogNormal | None]] = []
+        found = []
         for heading, unit in (("narrowest", units[0]), ("widest", units[-1])):
             fit = unit.fit
             heading = f"{heading} unit, alpha {fit.alpha:.3f}"
             fitted, true = (fit.fitted_mu, fit.fitted_sigma), (fit.true_mu, fit.alpha)
-            panels.append((heading, unit.samples, fitted, true))
+            found.append(Noise(heading, unit.samples, fitted, true))
         pooled = self._pooled(task, first, seed)
         fitted = normal_from_moments(float(pooled.mean()), float(pooled.var()))
-        panels.append(("all units of the layer, one image", pooled, fitted, None))
-        return draw_noise(panels, f"{title}: noise of the first layer")
+        return [*found, Noise("all units of the layer, one image", pooled, fitted)]
+
+
+def _first_of_each_class(source: ImageSource) -> Tensor:
+    """Return the first image of each class, up to eight."""
+    _, firsts = np.unique(source.labels.numpy(), return_index=True)
+    images, _ = next(source.batches([torch.from_numpy(firsts[:8])]))
+    return images
 
 
 def _convolutions(network: nn.Module) -> dict[str, nn.Conv2d]:

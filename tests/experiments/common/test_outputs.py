@@ -36,7 +36,7 @@ def test_figures_have_a_palette(tmp_path: Path) -> None:
     write_outputs(tmp_path, "a", "", Console(file=StringIO()), figures={"line.png": drawn()})
     with Image.open(tmp_path / "line.png") as image:
         assert (image.mode, image.size) == ("P", (200, 100))
-        assert len(image.getcolors() or ()) <= 64
+        assert len(image.getcolors() or ()) <= 128
 
 
 def test_compressed_tables_are_the_same_each_time_and_stand_alone(tmp_path: Path) -> None:
