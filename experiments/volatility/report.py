@@ -112,15 +112,15 @@ def _format_table(rows: pd.DataFrame, summary: pd.DataFrame, search: str) -> str
     lines = []
     for row in summary[summary["search"] == search].to_dict("records"):
         mine = _of(rows, search, row["agent"])
-        cells = [_format_means(mine[name]) for name in MEANS]
+        cells = [_format_means(name, mine[name]) for name in MEANS]
         lines.append((f"`{row['agent']}`", f"{row['dispersion_across']:.3f}", *cells))
     return format_markdown(("agent", "across seeds", *MEANS.values()), lines)
 
 
-def _format_means(values: pd.Series) -> str:
+def _format_means(name: str, values: pd.Series) -> str:
     if values.isna().any():  # an agent without a critic
         return "-"
-    return format_mean(100.0 * values, 1) if "accuracy" in values.name else format_mean(values, 3)
+    return format_mean(100.0 * values, 1) if name == "final_accuracy" else format_mean(values, 3)
 
 
 def _verdicts(rows: pd.DataFrame, curves: Curves) -> list[str]:
