@@ -18,7 +18,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """
     # Capitals are no difference: somebody who writes MNIST means mnist.
     by_lower = {each.lower(): each for each in valid}
-    near = difflib.get_close_matches(name.lower(), by_lower, 1)
+    near = difflib.get_close_matches(str(name).lower(), by_lower, 1)
     return f", did you mean {by_lower[near[0]]!r}?" if near else ""
 
 

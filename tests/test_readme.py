@@ -33,8 +33,9 @@ from experiments.benchmark.table import (
     read_best_known,
     update_best_known,
 )
-from experiments.common.intervals import format_mean
+from experiments.common.intervals import format_mean, paired_interval
 from experiments.common.latency import OnnxNetwork
+from experiments.common.stored import find_stored
 from experiments.compress.report import (
     FILE_HEADINGS,
     HEADINGS,
@@ -42,13 +43,15 @@ from experiments.compress.report import (
     format_times,
     read_rows,
 )
+from experiments.importance_benefit.report import format_report as benefit_report
+from experiments.importance_stability.report import format_report as stability_report
 from experiments.ppo_penalties.ppo_penalties import TABLES
 from experiments.ppo_penalties.report import Results, format_report
 from experiments.search.hyperparameters import HYPERPARAMETERS
+from experiments.single_layer.report import format_report as single_layer_report
 from experiments.tables.tables import read_runs, summarize
 from experiments.trial.trials import read_trials
 from experiments.volatility import report as volatility_report
-from experiments.volatility.measures import paired_difference
 from experiments.volatility.volatility import SEARCHES, measure_trials
 from tests.fakes import PlainNet, seeded
 
@@ -226,6 +229,37 @@ def test_importance_is_reported_as_it_was_measured() -> None:
             assert " ".join(lines.split()) in told
 
 
+def stored(folder: Path, name: str) -> pd.DataFrame:
+    """Read a table of a results folder, compressed or not."""
+    path = find_stored(folder / name)
+    assert path is not None
+    return pd.read_csv(path)
+
+
+STUDIES = [
+    path.parent
+    for pattern in ("single-layer-*/single_layer.md", "importance-*/importance_*.md")
+    for path in sorted((ROOT / "results").glob(pattern))
+]
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_reports_of_studies_follow_from_their_rows(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    rows, label = stored(folder, "table.csv"), config["label"] or config["dataset"]
+    if folder.name.startswith("importance-stability"):
+        name, text = "importance_stability", stability_report(rows, label, config["target"])
+    elif folder.name.startswith("importance-benefit"):
+        unit, steps = config.get("unit", "filters"), config["final_finetune_steps"]
+        title, name = f"{config['model']} on {label}", "importance_benefit"
+        text = benefit_report(rows, title, unit, config["selection"], steps)
+    else:
+        title, name = f"{config['model']} on {label}", "single_layer"
+        steps = (config["finetune_steps"], config["variational_steps"])
+        text = single_layer_report(rows, title, *steps)
+    assert text == (folder / f"{name}.md").read_text(encoding="utf-8")
+
+
 def test_table_of_pendulum_is_that_of_the_stored_runs() -> None:
     report = (ROOT / "results" / "pendulum" / "ppo_penalties.md").read_text(encoding="utf-8")
     table = re.search(r"^\| task, agent \| steps.*?\n\n", report, re.MULTILINE | re.DOTALL)
@@ -237,7 +271,7 @@ def test_table_of_pendulum_is_that_of_the_stored_runs() -> None:
 def test_penalties_are_reported_as_they_were_measured(runs: str) -> None:
     folder = ROOT / "results" / runs
     report = (folder / "ppo_penalties.md").read_text(encoding="utf-8")
-    results = Results(*(pd.read_csv(folder / name) for name in TABLES))
+    results = Results(*(stored(folder, name) for name in TABLES))
     assert format_report(results) == report
     shown = [block for block in report.split("\n\n") if block.startswith(("|", "- "))]
     assert len(shown) == 5
@@ -348,11 +382,14 @@ def test_what_the_actors_learning_rate_does_is_as_it_was_measured() -> None:
     assert found == rates[-1] == pytest.approx(0.018, abs=5e-4)
 
 
+LABELS = [search.label for search in SEARCHES.values()]
+
+
 def measured_volatility(folder: Path) -> tuple[pd.DataFrame, volatility_report.Curves]:
     """Measure the searches of a folder again from the rewards in it."""
     rows = read_trials(folder)
     labels = {cell: Path(cell).name.split("-")[0].replace("_", ", ", 1) for cell in rows["cell"]}
-    assert set(labels.values()) == set(SEARCHES)
+    assert set(labels.values()) == set(LABELS)
     return measure_trials(folder, labels)
 
 
@@ -385,20 +422,20 @@ def test_volatility_is_summed_up_as_it_was_measured() -> None:
     raw: list[str] = []
     for name in ("volatility-digits", "volatility-mnist"):
         table, curves = measured_volatility(ROOT / "results" / name)
-        for search, agent in product(SEARCHES, volatility_report.PPO_FAMILY):
+        for search, agent in product(LABELS, volatility_report.PPO_FAMILY):
             found = volatility_report.compare_volatility(table, curves, search, agent, "ddpg")
             for measure, difference in found.items():
-                steadier.setdefault(agent, []).append((search, measure, difference.outcome))
-        for search, reward in product(SEARCHES, ("best_reward", "final_reward")):
+                steadier.setdefault(agent, []).append((search, measure, difference.side))
+        for search, reward in product(LABELS, ("best_reward", "final_reward")):
             by_agent = {
                 agent: rows.sort_values("seed")[reward]
                 for agent, rows in table[table["search"] == search].groupby("agent")
             }
-            raw.append(paired_difference(by_agent["q_critic_ppo_q"], by_agent["ppo"]).outcome)
+            raw.append(paired_interval(by_agent["q_critic_ppo_q"], by_agent["ppo"]).side)
     page = PAGES["volatility.md"].replace("\n  ", " ")
 
     own = steadier["ppo"]
-    lower, higher = ([m for _, m, outcome in own if outcome == o] for o in ("lower", "higher"))
+    lower, higher = ([m for _, m, outcome in own if outcome == o] for o in ("below", "above"))
     assert (len(own), len(lower), len(higher)) == (18, 12, 0)
     assert [lower.count(m) for m in ("drawdown", "within runs", "across seeds")] == [6, 5, 1]
     assert "12 of 18 comparisons on two data sets say so, none the opposite" in page
@@ -409,11 +446,11 @@ def test_volatility_is_summed_up_as_it_was_measured() -> None:
     both = steadier["q_critic_ppo"] + steadier["q_critic_ppo_q"]
     budget = [outcome for search, _, outcome in both if search == "pruning, budget"]
     elsewhere = [outcome for search, _, outcome in both if search != "pruning, budget"]
-    assert (len(budget), budget.count("lower"), budget.count("higher")) == (12, 6, 0)
-    assert (len(elsewhere), elsewhere.count("lower"), elsewhere.count("higher")) == (24, 1, 5)
+    assert (len(budget), budget.count("below"), budget.count("above")) == (12, 6, 0)
+    assert (len(elsewhere), elsewhere.count("below"), elsewhere.count("above")) == (24, 1, 5)
     assert "(6 of 12 comparisons, none the opposite); elsewhere 1 of 24 says so and 5" in page
 
-    assert (len(raw), raw.count("lower"), raw.count("higher")) == (12, 7, 0)
+    assert (len(raw), raw.count("below"), raw.count("above")) == (12, 7, 0)
     assert "in 7 of 12 comparisons, better in none" in page
 
 

@@ -30,6 +30,7 @@ from compress_env.data.datasets import (
     split_in_two,
     stratified_split,
 )
+from compress_env.names import check_name
 from compress_env.networks.checkpoints import cache_dir, default_data_root
 
 __all__ = [
@@ -112,8 +113,7 @@ def load_data(
         FileNotFoundError: If files are missing and `download` is false.
         ValueError: If an argument is not valid or a file is corrupt.
     """
-    if name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}; valid names: {', '.join(DATASETS)}")
+    check_name("data set", name, DATASETS)
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     root = default_data_root() if data_root is None else Path(data_root).expanduser()

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from compress_env.data.bundle import DataBundle, ImageSource
+from compress_env.names import check_name
 from compress_env.networks.checkpoints import (
     cache_dir,
     cache_lock,
@@ -160,7 +161,7 @@ def check_model_name(name: str) -> None:
     library, _, network = name.partition("/")
     if name not in MODELS and not (library in LIBRARIES and network):
         names = [*MODELS, *(f"{library}/NAME" for library in LIBRARIES)]
-        raise ValueError(f"unknown model {name!r}; valid names: {', '.join(names)}")
+        check_name("model", name, names)
 
 
 def load_baseline(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from compress_env.names import check_name
+
 __all__ = ["CHANNEL_SHARES", "MacsKind", "PruningMethod", "check_arguments"]
 
 PruningMethod = Literal[
@@ -39,13 +41,12 @@ def check_arguments(
     Raises:
         ValueError: If a name is unknown, a setting out of range or without a meaning here.
     """
-    if method not in CHANNEL_SHARES:
-        raise ValueError(f"unknown method {method!r}; valid: {', '.join(CHANNEL_SHARES)}")
+    check_name("method", method, CHANNEL_SHARES)
     if not 0.0 < max_pruning_rate <= 1.0:
         raise ValueError(f"max_pruning_rate must be in (0, 1], got {max_pruning_rate}")
     if channel_share is not None and method != "channel+variational":
         raise ValueError(f"channel_share is for method 'channel+variational', not {method!r}")
     if channel_share is not None and not 0.0 < channel_share < 1.0:
         raise ValueError(f"channel_share must be in (0, 1), got {channel_share}")
-    if macs not in (None, *get_args(MacsKind)):
-        raise ValueError(f"unknown macs {macs!r}; valid: {', '.join(get_args(MacsKind))}")
+    if macs is not None:
+        check_name("macs", macs, get_args(MacsKind))

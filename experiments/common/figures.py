@@ -1,8 +1,8 @@
-"""Figures of a search."""
+"""What figures share, and the figures of a search."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -15,12 +15,17 @@ from matplotlib.ticker import EngFormatter, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
 from experiments.search.episodes import Episode
+from experiments.tables.tables import mean_interval
 
 __all__ = [
+    "beside",
     "draw_layers",
+    "draw_means",
     "draw_pareto",
     "draw_rewards",
     "draw_tradeoff",
+    "make_panels",
+    "name_lines",
     "non_dominated",
     "pareto_front",
 ]
@@ -28,6 +33,50 @@ __all__ = [
 WINDOW = 10
 MIDTONES = LinearSegmentedColormap.from_list("midtones", ["#2f78c4", "#9a5fb8", "#e0533d"])
 """Colours that stand out on white and on black."""
+
+
+def make_panels(
+    n_rows: int, n_columns: int, size: tuple[float, float], **sharing: Any
+) -> tuple[Figure, NDArray[Any]]:
+    """Return a figure and its axes, (n_rows, n_columns).
+
+    Args:
+        n_rows: Panels above each other.
+        n_columns: Panels side by side.
+        size: Width and height in inches.
+        sharing: `sharex` and `sharey`, as in `Figure.subplots`.
+    """
+    figure = Figure(figsize=size, layout="constrained")
+    panels: NDArray[Any] = figure.subplots(n_rows, n_columns, squeeze=False, **sharing)
+    for axes in panels.flat:
+        axes.grid(alpha=0.3)
+    return figure, panels
+
+
+def name_lines(figure: Figure, title: str, ncols: int = 6) -> None:
+    """Put a title above a figure, and below it the names of the lines in its first panel."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(ncols, len(labels)))
+    figure.suptitle(title)
+
+
+def draw_means(axes: Axes, places: ArrayLike, samples: Iterable[ArrayLike], **style: Any) -> None:
+    """Draw a line through means over seeds, with their 95 % intervals as error bars.
+
+    Args:
+        axes: Where to draw.
+        places: (n,) on the x axis.
+        samples: One number per seed for each place.
+        style: As in `Axes.errorbar`.
+    """
+    intervals = np.array([mean_interval(sample) for sample in samples], np.float64)
+    means, halves = intervals.reshape(-1, 2).T
+    axes.errorbar(places, means, halves, marker=".", capsize=2, **style)
+
+
+def beside(number: int, n: int, step: float) -> float:
+    """Return by how much the `number`-th of `n` lines or bars is moved, as they would overlap."""
+    return step * (number - (n - 1) / 2)
 
 
 def draw_rewards(rewards: Mapping[str, Sequence[float]], title: str) -> Figure:
@@ -62,7 +111,7 @@ def draw_layers(chosen: dict[str, Episode], xlabel: str, title: str) -> Figure:
     axes = figure.subplots()
     thickness = 0.8 / len(chosen)
     for number, (name, episode) in enumerate(chosen.items()):
-        places = np.arange(len(layers)) + (number - (len(chosen) - 1) / 2) * thickness
+        places = np.arange(len(layers)) + beside(number, len(chosen), thickness)
         axes.barh(places, episode.values, thickness, label=name)
     axes.set_yticks(range(len(layers)), layers)
     axes.set_ylim(len(layers) - 0.5, -0.5)  # the first layer on top

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,9 +13,24 @@ from scipy import stats
 
 from experiments.tables.tables import mean_interval
 
-__all__ = ["Interval", "format_mean", "improvement_interval", "iqm_interval"]
+__all__ = [
+    "Interval",
+    "bootstrap_interval",
+    "count_outcomes",
+    "format_interval",
+    "format_mean",
+    "format_points",
+    "improvement_interval",
+    "iqm_interval",
+    "outcome",
+    "paired_interval",
+    "student_interval",
+]
 
 N_RESAMPLES = 2000
+OUTCOMES = {"below": "better", "above": "worse", "equal": "equal", "undecided": "undecided"}
+"""What a difference in errors says of the first of two methods, by its side of 0."""
+TOLERANCE = 1e-12
 
 
 class Interval(NamedTuple):
@@ -26,6 +42,36 @@ class Interval(NamedTuple):
     high: float
     """Upper end."""
 
+    @property
+    def side(self) -> Literal["below", "above", "undecided"]:
+        """On which side of 0 it is; `undecided` where it holds 0 or is not known."""
+        if self.high < 0.0:
+            return "below"
+        return "above" if self.low > 0.0 else "undecided"
+
+
+NOTHING = Interval(math.nan, math.nan, math.nan)
+
+
+def student_interval(values: ArrayLike) -> Interval:
+    """Return the mean over seeds and Student's 95 % interval.
+
+    Args:
+        values: (n,) one number per seed.
+    """
+    mean, half = mean_interval(values)
+    return Interval(mean, mean - half, mean + half)
+
+
+def paired_interval(first: ArrayLike, second: ArrayLike) -> Interval:
+    """Return the mean of first minus second, seed by seed, and Student's 95 % interval.
+
+    Args:
+        first: (n,) one number per seed.
+        second: (n,), of the same seeds.
+    """
+    return student_interval(np.asarray(first, np.float64) - np.asarray(second, np.float64))
+
 
 def format_mean(values: ArrayLike, n_digits: int = 2) -> str:
     """Format a mean over seeds and the half-width of its 95 % interval, as `1.00 ± 0.10`.
@@ -36,6 +82,36 @@ def format_mean(values: ArrayLike, n_digits: int = 2) -> str:
     """
     mean, half = mean_interval(values)
     return f"{mean:.{n_digits}f}" + ("" if math.isnan(half) else f" ± {half:.{n_digits}f}")
+
+
+def format_interval(interval: Interval, n_digits: int = 2, sign: str = "") -> str:
+    """Format a statistic and its interval, as `1.00 [0.90, 1.10]`.
+
+    Args:
+        interval: For a single seed, the statistic alone is shown.
+        n_digits: Digits after the point.
+        sign: `+` shows the sign of positive numbers too.
+    """
+    value, low, high = (f"{number:{sign}.{n_digits}f}" for number in interval)
+    return value if math.isnan(interval.low) else f"{value} [{low}, {high}]"
+
+
+def format_points(interval: Interval) -> str:
+    """Format a difference and the half-width of its interval, as `+1.00 ± 0.10`."""
+    half = (interval.high - interval.low) / 2
+    return f"{interval.value:+.2f}" + ("" if math.isnan(half) else f" ± {half:.2f}")
+
+
+def count_outcomes(differences: Mapping[Any, Interval]) -> str:
+    """Format how often the first of two is better (below the other), worse, equal or undecided."""
+    counts = Counter(map(outcome, differences.values()))
+    return ", ".join(f"{name} {counts[name]}" for name in OUTCOMES.values() if counts[name])
+
+
+def outcome(difference: Interval) -> str:
+    """Return what a difference in errors says of the first of two, a value of `OUTCOMES`."""
+    is_nothing = all(abs(end) < TOLERANCE for end in difference)
+    return "equal" if is_nothing else OUTCOMES[difference.side]
 
 
 def iqm_interval(*samples: ArrayLike) -> Interval:
@@ -50,9 +126,8 @@ def iqm_interval(*samples: ArrayLike) -> Interval:
     """
     arrays = [np.asarray(sample, np.float64) for sample in samples]
     if not arrays:
-        return Interval(math.nan, math.nan, math.nan)
-    center = float(_iqm(*arrays))
-    return _bootstrap(arrays, _iqm, center)
+        return NOTHING
+    return bootstrap_interval(arrays, _iqm)
 
 
 def improvement_interval(samples: Sequence[ArrayLike], others: Sequence[ArrayLike]) -> Interval:
@@ -69,19 +144,33 @@ def improvement_interval(samples: Sequence[ArrayLike], others: Sequence[ArrayLik
     """
     arrays = [np.asarray(sample, np.float64) for sample in (*samples, *others)]
     if not arrays:
-        return Interval(math.nan, math.nan, math.nan)
-    return _bootstrap(arrays, _improvement, float(_improvement(*arrays)))
+        return NOTHING
+    return bootstrap_interval(arrays, _improvement)
 
 
-def _bootstrap(
-    arrays: list[NDArray[np.float64]], statistic: Callable[..., Any], center: float
+def bootstrap_interval(
+    samples: Sequence[NDArray[Any]],
+    statistic: Callable[..., Any],
+    *,
+    n_resamples: int = N_RESAMPLES,
+    batch: int | None = None,
 ) -> Interval:
-    if min(len(array) for array in arrays) < 2:
+    """Return a statistic of samples and its 95 % percentile-bootstrap interval, the same each time.
+
+    Args:
+        samples: (n,) each, resampled by itself; NaN for the ends where one has a single number.
+        statistic: Maps samples (..., n), along `axis`, to numbers (...).
+        n_resamples: Resamples of the bootstrap.
+        batch: Resamples in memory at a time; all of them when None.
+    """
+    center = float(statistic(*samples))
+    if min(map(len, samples)) < 2:
         return Interval(center, math.nan, math.nan)
     low, high = stats.bootstrap(
-        arrays,
+        samples,
         statistic,
-        n_resamples=N_RESAMPLES,
+        n_resamples=n_resamples,
+        batch=batch,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval

@@ -16,7 +16,7 @@ from compress_env.files import replacing
 
 __all__ = ["write_figure", "write_outputs", "write_table"]
 
-N_COLORS = 64
+N_COLORS = 128
 
 
 def write_outputs(
@@ -64,5 +64,7 @@ def write_figure(path: Path, figure: Figure) -> None:
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=100)
     with replacing(path) as temporary, Image.open(drawn) as image:
-        few = image.convert("RGB").quantize(N_COLORS, dither=Image.Dither.NONE)
+        # Every colour has one near it, however rare: so that scales keep their ends.
+        method, dither = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
+        few = image.convert("RGB").quantize(N_COLORS, method, dither=dither)
         few.save(temporary, optimize=True)

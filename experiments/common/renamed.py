@@ -24,6 +24,8 @@ RENAMED = {
     "flops_budgets": "macs",
     "size_budget": "size",
     "size_budgets": "size",
+    "searches": "task",
+    "baselines": "compare",
 }
 """Names now, by those before."""
 

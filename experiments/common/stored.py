@@ -1,14 +1,16 @@
 """Reads what is in the folder of a run, and believes none of it: anybody may have made the folder.
 
 A file is read up to a size, as text in UTF-8, and whatever is wrong with it is a `ValueError` of
-one line with its name. A name from a file becomes a path only if `check_name` accepts it, and
-`check_tree` refuses a folder with links out of it, so that nothing outside is written or deleted.
+one line with its name. Where only `NAME.gz` is there, it is read in place of NAME. A name from a
+file becomes a path only if `check_name` accepts it, and `check_tree` refuses a folder with links
+out of it, so that nothing outside is written or deleted.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import gzip
 import io
 import json
 import math
@@ -17,6 +19,7 @@ import re
 import stat
 import types
 import typing
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -27,6 +30,7 @@ __all__ = [
     "check_columns",
     "check_name",
     "check_tree",
+    "find_stored",
     "own_name",
     "parse",
     "read_object",
@@ -106,11 +110,21 @@ def _stays_inside(path: Path, root: Path) -> bool:
         return False
 
 
+def find_stored(path: Path) -> Path | None:
+    """Return a file, or the compressed one, `NAME.gz`, or None where neither is there."""
+    both = (path, path.with_name(f"{path.name}.gz"))
+    return next((each for each in both if each.is_file()), None)
+
+
 def _read_text(path: Path) -> str:
-    if not path.is_file():  # reading a pipe would not come to an end
+    found = find_stored(path)
+    if found is None:  # or a pipe, reading which would not come to an end
         raise FileNotFoundError(f"No such file: {str(path)!r}")
-    with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
+    try:
+        with found.open("rb") if found == path else gzip.open(found) as file:
+            content = file.read(MAX_BYTES + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{str(found)!r} cannot be decompressed: {error}") from None
     if len(content) > MAX_BYTES:
         raise ValueError(f"{str(path)!r} is larger than {MAX_BYTES // 1024**2} MiB")
     try:

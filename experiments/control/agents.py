@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from agents import CIMPPO, KLPPO, QCriticPPO
 from agents.penalty_ppo import PenaltyPPO
+from compress_env.names import check_name
 
 __all__ = [
     "AGENTS",
@@ -179,9 +180,7 @@ def check_task(name: str) -> None:
         ValueError: If there is none.
         ImportError: If its package is missing.
     """
-    if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}; valid: {', '.join(TASKS)}")
-    package = TASKS[name].package
+    package = TASKS[check_name("task", name, TASKS)].package
     if package is not None and find_spec(package) is None:
         raise ImportError(f"{name} needs {package}: pip install 'compress-env[control]'")
 
@@ -192,9 +191,8 @@ def check_agent(name: str, task: str) -> None:
     Raises:
         ValueError: If not.
     """
-    if name not in AGENTS:
-        raise ValueError(f"unknown agent {name!r}; valid: {', '.join(AGENTS)}")
-    if task in DISCRETE and not AGENTS[name].discrete:
+    agent = AGENTS[check_name("agent", name, AGENTS)]
+    if task in DISCRETE and not agent.discrete:
         raise ValueError(f"{name} needs continuous actions, those of {task} are discrete")
 
 

@@ -33,7 +33,7 @@ EVALUATION_SEED = 1_000_000
 class Config:
     """Settings of a run."""
 
-    agent: str = "ppo"
+    algo: str = "ppo"
     """Named agent: ppo (with the clip), kl_ppo, cim_ppo, q_critic_ppo, ddpg, td3 or sac."""
     task: str = "Pendulum-v1"
     """Named task."""
@@ -60,7 +60,7 @@ class Config:
             ImportError: If a package that the task needs is missing.
         """
         check_task(self.task)
-        check_agent(self.agent, self.task)
+        check_agent(self.algo, self.task)
         check_lowest(self, 0, "seed")
         check_lowest(self, 1, "total_timesteps", "n_envs", "n_points", "eval_episodes")
 
@@ -77,11 +77,11 @@ class Training:
         """
         config.check()
         self.config, self.folder = config, folder
-        task, agent = TASKS[config.task], AGENTS[config.agent]
+        task, agent = TASKS[config.task], AGENTS[config.algo]
         self.total_timesteps = config.total_timesteps or task.total_timesteps
         n_envs = config.n_envs or (task.n_envs if agent.is_ppo else 1)
         self._env = make_env(config.task, n_envs=n_envs, seed=config.seed)
-        self._agent = make_agent(config.agent, config.task, self._env, config.seed)
+        self._agent = make_agent(config.algo, config.task, self._env, config.seed)
         # An agent seeds environment i with seed + i: runs of two seeds would share environments.
         self._env.seed(config.seed * n_envs)
         n_at_once = min(10, config.eval_episodes)
@@ -148,7 +148,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
 def _measure(training: Training, console: Console) -> dict[str, Any]:
     row, config = training.learn(), training.config
     console.print(
-        f"{config.agent} on {config.task}, seed {config.seed}: mean return "
+        f"{config.algo} on {config.task}, seed {config.seed}: mean return "
         f"{row['final_return']:.1f} after {row['timesteps']} steps and {row['seconds']:.0f} s",
         soft_wrap=True,
         highlight=False,

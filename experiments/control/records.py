@@ -22,7 +22,27 @@ Rows = list[dict[str, Any]]
 LOGGED = ("kl_old_new", "kl_new_old", "clip_fraction")
 
 
-class CurveRecorder(BaseCallback):
+class _ReturnRecorder(BaseCallback):
+    """Collects the returns of the training episodes, and keeps `rows`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._returns: list[float] = []
+        self.rows: Rows = []
+
+    def _on_step(self) -> bool:
+        infos: list[dict[str, Any]] = self.locals["infos"]
+        self._returns += [float(info["episode"]["r"]) for info in infos if "episode" in info]
+        return True
+
+    def _mean_return(self) -> float:
+        """Return the mean of the episodes that have ended since the last call; NaN if none has."""
+        mean = float(np.mean(self._returns)) if self._returns else float("nan")
+        self._returns.clear()
+        return mean
+
+
+class CurveRecorder(_ReturnRecorder):
     """Evaluates the policy at the start, at equal distances, and when training has ended.
 
     Every evaluation is of the deterministic policy from the same start states. `rows` holds the
@@ -54,14 +74,12 @@ class CurveRecorder(BaseCallback):
         marks = np.linspace(0, total_timesteps, n_points + 1)
         self._marks = [round(mark) for mark in marks]
         self._n_episodes, self._seed = n_episodes, seed
-        self._returns: list[float] = []
-        self.rows: Rows = []
 
     def _on_training_start(self) -> None:
         self._evaluate(0)
 
     def _on_step(self) -> bool:
-        self._returns += _ended_returns(self.locals["infos"])
+        super()._on_step()
         mark = self._marks[len(self.rows)]
         # The last evaluation is of the policy after the last update.
         if mark < self._marks[-1] and self.num_timesteps >= mark:
@@ -74,15 +92,14 @@ class CurveRecorder(BaseCallback):
     def _evaluate(self, mark: int) -> None:
         self._env.seed(self._seed)
         mean, _ = evaluate_policy(self.model, self._env, n_eval_episodes=self._n_episodes)
-        train = float(np.mean(self._returns)) if self._returns else float("nan")
-        self._returns.clear()
-        self.rows.append({"timesteps": mark, "mean_return": mean, "train_return": train})
+        row = {"timesteps": mark, "mean_return": mean, "train_return": self._mean_return()}
+        self.rows.append(row)
         self._folder.write_rows("curve.csv", self.rows)
         progress = {"label": "learning", "episode": mark, "episodes": self._marks[-1]}
         self._folder.write_json("progress.json", progress | {"note": f"mean return {mean:.1f}"})
 
 
-class UpdateRecorder(BaseCallback):
+class UpdateRecorder(_ReturnRecorder):
     """Notes what each update of a `PenaltyPPO` does to the policy, in `rows`.
 
     A row: the update's number, the steps before it, what the agent has logged (both divergences in
@@ -94,13 +111,7 @@ class UpdateRecorder(BaseCallback):
     def __init__(self) -> None:
         """Note nothing yet."""
         super().__init__()
-        self._returns: list[float] = []
         self._rollout: tuple[NDArray[Any], ...] | None = None
-        self.rows: Rows = []
-
-    def _on_step(self) -> bool:
-        self._returns += _ended_returns(self.locals["infos"])
-        return True
 
     def _on_rollout_end(self) -> None:
         buffer = self._agent.rollout_buffer
@@ -108,8 +119,7 @@ class UpdateRecorder(BaseCallback):
         # Training flattens the buffer's arrays, and the next rollout replaces them.
         arrays = (buffer.observations, buffer.actions, buffer.log_probs, buffer.advantages)
         self._rollout = tuple(array.copy() for array in arrays)
-        mean = float(np.mean(self._returns)) if self._returns else float("nan")
-        self._returns.clear()
+        mean = self._mean_return()
         row = {"update": len(self.rows), "timesteps": self.num_timesteps, "mean_return": mean}
         if self.rows:
             self.rows[-1]["return_change"] = mean - self.rows[-1]["mean_return"]
@@ -167,8 +177,3 @@ def surrogate_improvement(
         log_prob = distribution.log_prob(taken).cpu().numpy()
     standardised = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     return float(np.mean(np.expm1(log_prob - log_probs.reshape(-1)) * standardised.reshape(-1)))
-
-
-def _ended_returns(infos: list[dict[str, Any]]) -> list[float]:
-    """Return the returns of the training episodes that have ended at a step."""
-    return [float(info["episode"]["r"]) for info in infos if "episode" in info]

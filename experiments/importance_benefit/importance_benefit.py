@@ -14,32 +14,29 @@ that it evaluates for that, stand beside the errors.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from itertools import product
 from time import perf_counter
 from typing import Any, Literal
 
 import pandas as pd
+from matplotlib.figure import Figure
 from rich.console import Console
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from agents import AFIE, SBPF, Random
-from compress_env.data.bundle import DataBundle, load_data
 from compress_env.envs.pruning import PruningEnv, PruningMethod
-from compress_env.networks.models import check_model_name
+from compress_env.names import check_name
 from compress_env.seeding import derive_generator
 from compress_env.task.task import CompressionTask
 from experiments.common.checks import check_choices, check_lowest
-from experiments.common.command import run_command, run_measurement
-from experiments.common.inputs import data_digest
-from experiments.common.run_folder import RunFolder
-from experiments.common.training import limit_images, seeded_task, train_with_marks
-from experiments.importance_benefit.figures import draw_errors
-from experiments.importance_benefit.report import format_report
+from experiments.common.command import run_command
+from experiments.common.studies import Rows, Study, StudyConfig, run_study
+from experiments.common.training import train_with_marks
+from experiments.importance_benefit.report import draw_errors, format_report
 from experiments.search.algorithms import check_algorithm, make_learner
 from experiments.search.episodes import EpisodeLog, best_episode, run_learner, run_policy
 from experiments.search.playing import play_actions
@@ -47,27 +44,19 @@ from experiments.search.uniform import uniform_policy
 
 __all__ = ["Config", "Measurement", "main", "run"]
 
-Rows = list[dict[str, Any]]
 BASELINE = "uniform"
+SELECTIONS = ("magnitude", "channel", "random")
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(StudyConfig):
     """Settings of the comparison."""
 
     model: str = "lenet5"
     """Named network."""
-    dataset: str = "mnist"
-    """Named data set."""
-    label: str | None = None
-    """What tables and figures call the data set; its name when not given."""
-    data_root: Path | None = None
-    """Folder of the data set's files."""
-    download: bool = False
-    """Download the data set when it is missing."""
     validation_images: int | None = 1000
     """Images that networks are evaluated on; all validation images when not given."""
-    methods: tuple[str, ...] = ("uniform", "afie", "sbpf", "random", "q_critic_ppo")
+    algo: tuple[str, ...] = ("uniform", "afie", "sbpf", "random", "q_critic_ppo")
     """Names of the main job's algorithms; uniform, which differences are taken from, among them."""
     targets: tuple[float, ...] = (0.3, 0.5, 0.7)
     """Fractions of the filters, or multiply-accumulates, that go."""
@@ -75,9 +64,7 @@ class Config:
     """What the targets count."""
     epochs: tuple[int, ...] = (1, 8)
     """Epochs of one training after which the network is pruned; the last one ends it."""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Seeds of initial weights, minibatches, noise and agents."""
-    n_evaluations: int | None = None
+    evaluations: int | None = None
     """Networks that random search and learners evaluate; as many as SBPF when not given."""
     selection: PruningMethod = "magnitude"
     """How channels are selected inside a layer: magnitude, channel (LASSO) or random."""
@@ -87,18 +74,10 @@ class Config:
     """Trials of SBPF for each layer and round."""
     n_rounds: int = 1
     """Rounds of SBPF."""
-    learning_rate: float = 0.02
-    """Highest step size of the training."""
     finetune_steps: int = 5
     """Minibatches of fine-tuning after each layer of an episode."""
     final_finetune_steps: int = 200
     """Minibatches of fine-tuning of each pruned network, learning rate annealed."""
-    device: str = "auto"
-    """auto, cpu, cuda and so on."""
-    out: Path | None = None
-    """Run folder; a new one under runs/ when not given."""
-    resume: Path | None = None
-    """Run folder of a stopped comparison to go on with."""
 
     def check(self) -> None:
         """Check what nothing else checks.
@@ -106,108 +85,68 @@ class Config:
         Raises:
             ValueError: If a setting is out of range.
         """
-        check_model_name(self.model)
-        check_choices(self, "methods", "targets", "epochs", "seeds")
-        check_lowest(self, 0, "seeds", "epochs")
-        check_lowest(self, 1, "n_evaluations", "validation_images")
-        for method in self.methods:
+        super().check()
+        check_choices(self, "algo", "targets", "epochs")
+        check_lowest(self, 0, "epochs")
+        check_lowest(self, 1, "evaluations")
+        for method in self.algo:
             check_algorithm(method)
-        if BASELINE not in self.methods:
-            raise ValueError(f"methods must hold {BASELINE!r}, got {self.methods}")
-        if self.selection not in ("magnitude", "channel", "random"):
-            raise ValueError(
-                f"selection must be magnitude, channel or random, got {self.selection!r}"
-            )
+        if BASELINE not in self.algo:
+            raise ValueError(f"algo must hold {BASELINE!r}, got {self.algo}")
+        check_name("selection", self.selection, SELECTIONS)
         if not all(0.0 < target < 1.0 for target in self.targets):
             raise ValueError(f"targets must be in (0, 1), got {self.targets}")
 
-    @property
-    def title(self) -> str:
-        """What tables and figures call the comparison."""
-        return f"{self.model} on {self.label or self.dataset}"
 
-
-class Measurement:
+class Measurement(Study[Config]):
     """Trains the networks of each seed, and prunes them by each method to each target."""
 
-    def __init__(self, config: Config, folder: RunFolder) -> None:
-        """Load the data.
+    name = "importance_benefit"
 
-        Raises:
-            ValueError: If a setting is wrong.
-            FileNotFoundError: If data are not there.
-        """
-        config.check()
-        self.config = config
-        self.folder = folder
-        data = load_data(config.dataset, data_root=config.data_root, download=config.download)
-        self._data: DataBundle = limit_images(data, config.validation_images)
-        folder.hold_to({"data": data_digest(self._data)})
-
-    def rows(self, seed: int) -> Rows:
-        """Measure everything of one seed, but for what a stopped comparison has left."""
-        networks = self._networks(seed)
+    def measure(self, model: str, seed: int) -> Rows:
+        """Measure the unpruned network and every method at every target, from every start."""
         rows: Rows = []
-        for epochs, network in networks.items():
-            rows.append(self._once(seed, epochs, 0.0, "none", partial(self._unpruned, network)))
-            for target in self.config.targets:
-                for method in self.config.methods:
-                    measure = partial(self._pruned, network, target=target, method=method)
-                    rows.append(self._once(seed, epochs, target, method, measure))
+        for epochs, network in self._networks(model, seed).items():
+            cells = {(0.0, "none"): partial(self._unpruned, network, seed)}
+            cells |= {
+                (target, method): partial(self._pruned, network, seed, target, method)
+                for target, method in product(self.config.targets, self.config.algo)
+            }
+            for (target, method), measure in cells.items():
+                row = self.once(f"seed{seed}-epochs{epochs}-{target}-{method}", measure)
+                cell = {"seed": seed, "epochs": epochs, "target": target, "method": method}
+                rows.append(cell | row)
         return rows
 
-    def _once(
-        self,
-        seed: int,
-        epochs: int,
-        target: float,
-        method: str,
-        measure: Callable[[int], dict[str, Any]],
-    ) -> dict[str, Any]:
-        """Measure a cell and keep its row, or return the one that was kept."""
-        name = f"seed{seed}-epochs{epochs}-{target}-{method}"
-        row = self.folder.read_state(name)
-        if row is None:
-            row = measure(seed)
-            self.folder.write_state(name, row)
-        return {"seed": seed, "epochs": epochs, "target": target, "method": method} | row
-
-    def _networks(self, seed: int) -> dict[int, nn.Module]:
+    def _networks(self, model: str, seed: int) -> dict[int, nn.Module]:
         """Return the networks of a seed by epochs of training."""
-        config, name = self.config, f"seed{seed}-networks"
-        task = seeded_task(
-            config.model,
-            self._data,
-            seed=seed,
-            learning_rate=config.learning_rate,
-            device=config.device,
-        )
-        kept = self.folder.read_state(name)
-        if kept is None:
-            found = train_with_marks(task, copy.deepcopy(task.model), config.epochs, seed)
-            kept = {str(epochs): network.state_dict() for epochs, network in found.items()}
-            self.folder.write_state(name, kept)
-        networks = {epochs: copy.deepcopy(task.model) for epochs in config.epochs}
+        marks, name = self.config.epochs, f"seed{seed}-networks"
+        task = self.task(model, seed)
+
+        def trained() -> dict[str, Any]:
+            found = train_with_marks(task, copy.deepcopy(task.model), marks, seed)
+            return {str(epochs): network.state_dict() for epochs, network in found.items()}
+
+        kept = self.once(name, trained)
+        networks = {epochs: copy.deepcopy(task.model) for epochs in marks}
         with self.folder.using(name):
             for epochs, network in networks.items():
                 network.load_state_dict(kept[str(epochs)])
         return networks
 
     def _unpruned(self, network: nn.Module, seed: int) -> dict[str, Any]:
-        task = CompressionTask(network, self._data, device=self.config.device)
+        task = CompressionTask(network, self.data, device=self.config.device)
         finetuned = copy.deepcopy(task.model)
         costs = {"filters": 1.0, "macs": 1.0, "params": 1.0}
         search = {"rates": "", "n_evaluations": 0, "search_seconds": 0.0}
         return costs | search | self._finetuned(task, finetuned, seed)
 
-    def _pruned(
-        self, network: nn.Module, seed: int, *, target: float, method: str
-    ) -> dict[str, Any]:
+    def _pruned(self, network: nn.Module, seed: int, target: float, method: str) -> dict[str, Any]:
         """Search rates, apply the best and fine-tune."""
         config = self.config
         env = PruningEnv(
             network,
-            self._data,
+            self.data,
             device=config.device,
             method=config.selection,
             filters_budget=1.0 - target if config.unit == "filters" else None,
@@ -259,7 +198,7 @@ class Measurement:
 
     def _search(self, log: EpisodeLog, env: PruningEnv, method: str, seed: int) -> None:
         """Let random search or a learner evaluate as many networks as are allowed."""
-        limit = self.config.n_evaluations or self._sbpf_evaluations(env)
+        limit = self.config.evaluations or self._sbpf_evaluations(env)
         if method == "random":
             policy = Random(log.observation_space, log.action_space, seed)
             # A random sequence repeats another now and then.
@@ -286,35 +225,20 @@ class Measurement:
             "test_error": 1.0 - task.accuracy(network, "test"),
         }
 
+    def report(self, table: pd.DataFrame) -> str:
+        """Format the report of all rows as Markdown."""
+        config = self.config
+        steps = config.final_finetune_steps
+        return format_report(table, config.title, config.unit, config.selection, steps)
+
+    def figures(self, table: pd.DataFrame) -> dict[str, Figure]:
+        """Draw the errors."""
+        return {"errors.png": draw_errors(table, self.config.title, self.config.unit)}
+
 
 def run(config: Config, console: Console) -> pd.DataFrame:
-    """Measure, write the run folder and print the report.
-
-    Returns:
-        One row for each seed, start, target and method.
-
-    Raises:
-        ValueError: If a setting is wrong.
-        FileNotFoundError: If data are not there.
-    """
-    return run_measurement("importance_benefit", config, console, Measurement, _measure)
-
-
-def _measure(measurement: Measurement, console: Console) -> pd.DataFrame:
-    config, folder = measurement.config, measurement.folder
-    rows: Rows = []
-    for seed in config.seeds:
-        rows += measurement.rows(seed)
-        console.print(f"seed {seed}: done")
-    table = pd.DataFrame(rows)
-    report = format_report(
-        table, config.title, config.unit, config.selection, config.final_finetune_steps
-    )
-    console.print(report, soft_wrap=True, markup=False, highlight=False)
-    folder.write_text("importance_benefit.md", report)
-    folder.write_figure("errors.png", draw_errors(table, config.title, config.unit))
-    folder.finish(rows)
-    return table
+    """Measure, see `run_study`; one row for each seed, start, target and method."""
+    return run_study(Measurement, config, console)
 
 
 def main() -> None:

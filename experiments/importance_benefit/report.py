@@ -8,13 +8,20 @@ show percent and points (percentage points). Intervals are Student's 95 % ones o
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from experiments.common.intervals import format_mean
+from experiments.common.figures import beside, draw_means, make_panels, name_lines
+from experiments.common.intervals import (
+    Interval,
+    count_outcomes,
+    format_mean,
+    format_points,
+    student_interval,
+)
 from experiments.compress.report import format_markdown
-from experiments.single_layer.report import Comparison, count_outcomes
-from experiments.tables.tables import mean_interval
 
-__all__ = ["NAMES", "compare_with_uniform", "format_report"]
+__all__ = ["compare_with_uniform", "draw_errors", "format_report"]
 
 BASELINE = "uniform"
 NAMES = {"filters": "filters", "macs": "MACs"}
@@ -26,7 +33,7 @@ BUDGETS = {
 }
 
 
-def compare_with_uniform(rows: pd.DataFrame, method: str) -> dict[object, Comparison]:
+def compare_with_uniform(rows: pd.DataFrame, method: str) -> dict[object, Interval]:
     """Compare the test errors of a method with those of uniform rates, seed by seed.
 
     Args:
@@ -42,7 +49,7 @@ def compare_with_uniform(rows: pd.DataFrame, method: str) -> dict[object, Compar
         for name in (method, BASELINE)
     )
     groups = (mine - base).groupby(["epochs", "target"])
-    return {cell: Comparison(*mean_interval(values.to_numpy())) for cell, values in groups}
+    return {cell: student_interval(values) for cell, values in groups}
 
 
 def format_report(
@@ -107,7 +114,7 @@ def _format_start(rows: pd.DataFrame, methods: list[str], removed: str) -> str:
         costs.append((f"`{method}`", *(_format_costs(x) for x in own)))
         if method != BASELINE:
             found = compare_with_uniform(rows, method).values()
-            differences.append((f"`{method}`", *(str(x) for x in found)))
+            differences.append((f"`{method}`", *map(format_points, found)))
     parts = [
         f"Test error % by {removed} removed; the unpruned network, fine-tuned as long, has "
         f"{format_mean(100.0 * unpruned.to_numpy())}.",
@@ -125,3 +132,30 @@ def _format_start(rows: pd.DataFrame, methods: list[str], removed: str) -> str:
 
 def _format_costs(rows: pd.DataFrame) -> str:
     return ", ".join(f"{100.0 * rows[name].mean():.1f}" for name in ("filters", "macs", "params"))
+
+
+def draw_errors(rows: pd.DataFrame, title: str, unit: str) -> Figure:
+    """Draw the test error against the filters, or MACs, removed: one panel per start.
+
+    Error bars are 95 % intervals of the mean over seeds; the dotted line is the unpruned network.
+    """
+    starts = list(dict.fromkeys(rows["epochs"]))
+    figure, panels = make_panels(1, len(starts), (1.0 + 4.5 * len(starts), 4.4))
+    for axes, epochs in zip(panels[0], starts, strict=True):
+        _draw_start(axes, rows[rows["epochs"] == epochs])
+        axes.set(xlabel=f"{NAMES[unit]} removed, %", ylabel="test error, %")
+        axes.set_title(f"from the network after {epochs} epoch(s)")
+    name_lines(figure, title)
+    return figure
+
+
+def _draw_start(axes: Axes, rows: pd.DataFrame) -> None:
+    methods = [name for name in dict.fromkeys(rows["method"]) if name != "none"]
+    for number, method in enumerate(methods):
+        groups = (100.0 * rows[rows["method"] == method].set_index("target")["test_error"]).groupby(
+            level=0
+        )
+        places = [100.0 * target + beside(number, len(methods), 0.6) for target in groups.groups]
+        draw_means(axes, places, (values for _, values in groups), label=method)
+    unpruned = 100.0 * rows.loc[rows["method"] == "none", "test_error"].mean()
+    axes.axhline(unpruned, color="grey", linestyle=":", label="unpruned")

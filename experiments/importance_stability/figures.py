@@ -11,6 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from experiments.common.figures import make_panels, name_lines
 from experiments.importance_stability.report import STABLE, TRACKED, agreement_with_final
 
 __all__ = ["draw_agreement", "draw_scores"]
@@ -24,17 +25,15 @@ def draw_scores(rows: pd.DataFrame, data_label: str) -> Figure:
     Lines are means over seeds, coloured from the first layer (dark) to the last (bright).
     """
     models = list(dict.fromkeys(rows["model"]))
-    figure = Figure(figsize=(13.0, 0.6 + 3.4 * len(models)), layout="constrained")
-    axes = figure.subplots(len(models), len(TRACKED), squeeze=False)
-    for row, model in enumerate(models):
+    figure, panels = make_panels(len(models), len(TRACKED), (13.0, 0.6 + 3.4 * len(models)))
+    for row, model in zip(panels, models, strict=True):
         mine = rows[rows["model"] == model]
         layers = list(dict.fromkeys(mine.loc[mine["score"] == "afie", "layer"]))
-        for column, score in enumerate(TRACKED):
-            panel = axes[row, column]
-            _draw_layers(panel, mine[mine["score"] == score], layers)
-            panel.set_title(f"{model}: {LABELS[score]}")
+        for axes, score in zip(row, TRACKED, strict=True):
+            _draw_layers(axes, mine[mine["score"] == score], layers)
+            axes.set_title(f"{model}: {LABELS[score]}")
         scale = ScalarMappable(Normalize(1, max(2, len(layers))), "viridis")
-        figure.colorbar(scale, ax=axes[row, -1], label="layer", ticks=MaxNLocator(integer=True))
+        figure.colorbar(scale, ax=row[-1], label="layer", ticks=MaxNLocator(integer=True))
     figure.suptitle(f"{data_label}: scores of layers during training, means over seeds")
     return figure
 
@@ -47,7 +46,6 @@ def _draw_layers(axes: Axes, rows: pd.DataFrame, layers: list[str]) -> None:
         axes.plot(range(len(epochs)), means[layer].loc[epochs], marker=".", color=color)
     axes.set_xticks(range(len(epochs)), [str(epoch) for epoch in epochs])
     axes.set(xlabel="epochs", ylabel="score")
-    axes.grid(alpha=0.3)
 
 
 def draw_agreement(rows: pd.DataFrame, data_label: str) -> Figure:
@@ -58,21 +56,18 @@ def draw_agreement(rows: pd.DataFrame, data_label: str) -> Figure:
     stable.
     """
     models = list(dict.fromkeys(rows["model"]))
-    figure = Figure(figsize=(1.0 + 4.5 * len(models), 4.4), layout="constrained")
-    axes = figure.subplots(1, len(models), squeeze=False)[0]
-    for panel, model in zip(axes, models, strict=True):
+    figure, panels = make_panels(1, len(models), (1.0 + 4.5 * len(models), 4.4))
+    for axes, model in zip(panels[0], models, strict=True):
         mine = rows[rows["model"] == model]
         for number, score in enumerate(TRACKED):
-            _draw_line(panel, agreement_with_final(mine, score), LABELS[score], f"C{number}", "-")
+            _draw_line(axes, agreement_with_final(mine, score), LABELS[score], f"C{number}", "-")
         width = agreement_with_final(mine, "width_only", "afie")
-        _draw_line(panel, width, "ln(p) / c against the final AFIE", "C0", "--")
-        panel.axhline(STABLE, color="grey", linestyle=":", linewidth=1.0)
-        panel.set(title=model, xlabel="epochs", ylabel="Spearman with final ranking")
-        panel.set_ylim(-1.05, 1.05)
-        panel.grid(alpha=0.3)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    figure.suptitle(f"{data_label}: agreement with the ranking at the end of training")
+        _draw_line(axes, width, "ln(p) / c against the final AFIE", "C0", "--")
+        axes.axhline(STABLE, color="grey", linestyle=":", linewidth=1.0)
+        axes.set(title=model, xlabel="epochs", ylabel="Spearman with final ranking")
+        axes.set_ylim(-1.05, 1.05)
+    title = f"{data_label}: agreement with the ranking at the end of training"
+    name_lines(figure, title, ncols=2)
     return figure
 
 

@@ -13,59 +13,42 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 from rich.console import Console
 from torch import nn
 
 from compress_env.allocation import afie, allocate, sensitivity
-from compress_env.data.bundle import load_data
 from compress_env.envs.pruning import PruningEnv
-from compress_env.networks.models import check_model_name
 from compress_env.pruning.plan import PruningPlan
 from compress_env.task.task import CompressionTask
-from experiments.common.checks import check_choices, check_lowest
-from experiments.common.command import run_command, run_measurement
-from experiments.common.inputs import data_digest
-from experiments.common.run_folder import RunFolder
-from experiments.common.training import limit_images, seeded_task, train_with_marks
+from experiments.common.checks import check_choices
+from experiments.common.command import run_command
+from experiments.common.studies import Rows, Study, StudyConfig, run_study
+from experiments.common.training import train_with_marks
 from experiments.importance_stability.figures import draw_agreement, draw_scores
 from experiments.importance_stability.report import format_report
 
-__all__ = ["Config", "main", "run"]
+__all__ = ["Config", "Measurement", "main", "run"]
 
-Rows = list[dict[str, Any]]
 NOISE_SEEDS = 1000
 """Seeds of SBPF's noise for each seed of a network: another one for each measurement."""
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(StudyConfig):
     """Settings of the comparison."""
 
-    models: tuple[str, ...] = ("cnn4", "alexnet_small")
+    model: tuple[str, ...] = ("cnn4", "alexnet_small")
     """Named networks."""
-    dataset: str = "mnist"
-    """Named data set."""
-    label: str | None = None
-    """What tables and figures call the data set; its name when not given."""
-    data_root: Path | None = None
-    """Folder of the data set's files."""
-    download: bool = False
-    """Download the data set when it is missing."""
     validation_images: int | None = 1000
     """Images that SBPF's accuracies are measured on; all validation images when not given."""
-    train_images: int | None = None
-    """Images that the networks are trained on; all training images when not given."""
     epochs: tuple[int, ...] = (0, 1, 2, 5, 10)
     """Epochs after which layers are scored; the last one ends the training."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of initial weights, minibatches and noise."""
-    learning_rate: float = 0.02
-    """Highest step size of the training."""
     bf16: bool = False
     """Train and evaluate in bfloat16, weights kept in float32."""
     damage: float = 1.0
@@ -74,12 +57,6 @@ class Config:
     """Trials of SBPF for each layer."""
     target: float = 0.5
     """Fraction of the filters that the resulting rates remove."""
-    device: str = "auto"
-    """auto, cpu, cuda and so on."""
-    out: Path | None = None
-    """Run folder; a new one under runs/ when not given."""
-    resume: Path | None = None
-    """Run folder of a stopped comparison to go on with."""
 
     def check(self) -> None:
         """Check what nothing else checks.
@@ -87,72 +64,38 @@ class Config:
         Raises:
             ValueError: If a setting is out of range.
         """
-        check_choices(self, "models", "seeds", "epochs")
-        check_lowest(self, 0, "seeds")
-        check_lowest(self, 1, "validation_images", "train_images")
-        for model in self.models:
-            check_model_name(model)
+        super().check()
+        check_choices(self, "model", "epochs")
         rising = list(self.epochs) == sorted(self.epochs) and self.epochs[0] >= 0
         if not rising or sum(epoch > 0 for epoch in self.epochs) < 2:
             raise ValueError(
                 f"epochs must rise, from 0 or more, and two of them be above 0, got {self.epochs}"
             )
 
-    @property
-    def data_label(self) -> str:
-        """What tables and figures call the data set."""
-        return self.label or self.dataset
 
-
-class Measurement:
+class Measurement(Study[Config]):
     """Trains each network from each seed, and scores its layers on the way."""
 
-    def __init__(self, config: Config, folder: RunFolder) -> None:
-        """Load the data.
+    name = "importance_stability"
 
-        Raises:
-            ValueError: If a setting is wrong.
-            FileNotFoundError: If data are not there.
-        """
-        config.check()
-        self.config = config
-        self.folder = folder
-        data = load_data(config.dataset, data_root=config.data_root, download=config.download)
-        self._data = limit_images(data, config.validation_images, config.train_images)
-        folder.hold_to({"data": data_digest(self._data)})
-
-    def rows(self, model: str, seed: int) -> Rows:
-        """Return the scores of one network, measured now or before the comparison was stopped."""
+    def measure(self, model: str, seed: int) -> Rows:
+        """Score the layers of a network after every number of epochs."""
         name = f"{model.replace('/', '-')}-seed{seed}"
-        kept = self.folder.read_state(name)
-        if kept is None:
-            kept = {"rows": self._measure(model, seed)}
-            self.folder.write_state(name, kept)
-        with self.folder.using(name):
-            return [{"model": model, "seed": seed} | row for row in kept["rows"]]
+        rows = self.rows_once(name, lambda: self._scored(model, seed))
+        return [{"model": model, "seed": seed} | row for row in rows]
 
-    def _measure(self, model: str, seed: int) -> Rows:
+    def _scored(self, model: str, seed: int) -> Rows:
+        """Train a network and score it at every epoch."""
         config = self.config
-        task = seeded_task(
-            model,
-            self._data,
-            seed=seed,
-            learning_rate=config.learning_rate,
-            device=config.device,
-            bf16=config.bf16,
-        )
-        plan = self._plan(task)
+        task = self.task(model, seed, bf16=config.bf16)
+        # The plan of the network's pruning environment: who produces what.
+        plan = PruningEnv(task.model, self.data, method="magnitude", device=config.device).plan
         networks = train_with_marks(task, copy.deepcopy(task.model), config.epochs, seed)
         rows: Rows = []
         for number, epoch in enumerate(config.epochs):
             rows += self._score(task, plan, networks[epoch], epoch, NOISE_SEEDS * seed + number)
         again = self._sensitivity(task, plan, networks[config.epochs[-1]], NOISE_SEEDS * seed + 999)
-        return rows + _rows(again.assign(epoch=config.epochs[-1], score="sbpf_again"))
-
-    def _plan(self, task: CompressionTask) -> PruningPlan:
-        """Return the plan of the network's pruning environment: who produces what."""
-        env = PruningEnv(task.model, self._data, method="magnitude", device=self.config.device)
-        return env.plan
+        return rows + _as_rows(again.assign(epoch=config.epochs[-1], score="sbpf_again"))
 
     def _score(
         self, task: CompressionTask, plan: PruningPlan, network: nn.Module, epoch: int, seed: int
@@ -169,7 +112,7 @@ class Measurement:
         tables += [ratio.assign(score="entropy_ratio", seconds=seconds)]
         tables += [self._sensitivity(task, plan, network, seed).assign(score="sbpf")]
         accuracy = task.score(network)
-        return _rows(pd.concat(tables).assign(epoch=epoch, accuracy=accuracy))
+        return _as_rows(pd.concat(tables).assign(epoch=epoch, accuracy=accuracy))
 
     def _sensitivity(
         self, task: CompressionTask, plan: PruningPlan, network: nn.Module, seed: int
@@ -197,8 +140,20 @@ class Measurement:
         found = scores.rename("value").reset_index()
         return found.assign(rate=found["layer"].map(rates))
 
+    def report(self, table: pd.DataFrame) -> str:
+        """Format the report of all rows as Markdown."""
+        return format_report(table, self.config.data_label, self.config.target)
 
-def _rows(table: pd.DataFrame) -> Rows:
+    def figures(self, table: pd.DataFrame) -> dict[str, Figure]:
+        """Draw scores, and their agreement with the final ones."""
+        label = self.config.data_label
+        return {
+            "scores.png": draw_scores(table, label),
+            "agreement.png": draw_agreement(table, label),
+        }
+
+
+def _as_rows(table: pd.DataFrame) -> Rows:
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
@@ -208,33 +163,8 @@ def _layers(plan: PruningPlan) -> list[str]:
 
 
 def run(config: Config, console: Console) -> pd.DataFrame:
-    """Measure, write the run folder and print the report.
-
-    Returns:
-        One row for each network, seed, epoch, score and layer.
-
-    Raises:
-        ValueError: If a setting is wrong.
-        FileNotFoundError: If data are not there.
-    """
-    return run_measurement("importance_stability", config, console, Measurement, _measure)
-
-
-def _measure(measurement: Measurement, console: Console) -> pd.DataFrame:
-    config, folder = measurement.config, measurement.folder
-    rows: Rows = []
-    for model in config.models:
-        for seed in config.seeds:
-            rows += measurement.rows(model, seed)
-            console.print(f"{model}, seed {seed}: done")
-    table = pd.DataFrame(rows)
-    report = format_report(table, config.data_label, config.target)
-    console.print(report, soft_wrap=True, markup=False, highlight=False)
-    folder.write_text("importance_stability.md", report)
-    folder.write_figure("scores.png", draw_scores(table, config.data_label))
-    folder.write_figure("agreement.png", draw_agreement(table, config.data_label))
-    folder.finish(rows)
-    return table
+    """Measure, see `run_study`; one row for each network, seed, epoch, score and layer."""
+    return run_study(Measurement, config, console)
 
 
 def main() -> None:

@@ -31,6 +31,8 @@ UNSTABLE = "Not stable."
 STABLE = 0.9
 """Mean Spearman correlation with the final ranking from which on a score counts as stable."""
 TRACKED = ("afie", "entropy_ratio", "sbpf")
+CONTROLS = (("width_only", "afie"), ("entropy_ratio", "afie"), ("sbpf_again", "sbpf"))
+HEADINGS = ("Spearman", "Kendall", "change", "rate")
 
 
 class Agreement(NamedTuple):
@@ -179,34 +181,31 @@ def judge(stable: float, random: float, width: float = float("nan")) -> str:
 def _format_agreement(rows: pd.DataFrame) -> str:
     lines = []
     for score in TRACKED:
-        table = agreement_with_final(rows, score)
-        for epoch, group in table.groupby("epoch"):
+        for epoch, group in agreement_with_final(rows, score).groupby("epoch"):
             if epoch != rows["epoch"].max():
-                cells = (_format_field(group[field]) for field in Agreement._fields)
-                lines.append((f"`{score}`, {epoch}", *cells))
-    return format_markdown(("score, epochs", "Spearman", "Kendall", "change", "rate"), lines)
+                lines.append(_line(f"`{score}`, {epoch}", group))
+    return format_markdown(("score, epochs", *HEADINGS), lines)
+
+
+def _line(name: str, group: pd.DataFrame) -> tuple[str, ...]:
+    return (name, *(_format_field(group[field]) for field in Agreement._fields))
 
 
 def _format_controls(rows: pd.DataFrame) -> str:
     """Format what the final scores are compared with besides earlier ones."""
     last = rows["epoch"].max()
     lines = []
-    for first, second in (
-        ("width_only", "afie"),
-        ("entropy_ratio", "afie"),
-        ("sbpf_again", "sbpf"),
-    ):
+    for first, second in CONTROLS:
         table = agreement_with_final(rows, first, second)
         group = table[table["epoch"] == last]
-        fields = {field: group[field] for field in Agreement._fields}
         if first == "entropy_ratio":  # another quantity: only ranks can be compared
-            fields |= {"change": group["change"] * np.nan}
-        lines.append((f"`{first}`, `{second}`", *(_format_field(x) for x in fields.values())))
+            group = group.assign(change=np.nan)
+        lines.append(_line(f"`{first}`, `{second}`", group))
     ratio = rows[(rows["score"] == "entropy_ratio") & (rows["epoch"] == last)]["value"]
     return (
         "Controls at the end of training: another score against this one. K / ln(p), all that AFIE "
         f"takes from the weights, lies between {ratio.min():.3f} and {ratio.max():.3f}.\n\n"
-        + format_markdown(("scores", "Spearman", "Kendall", "change", "rate"), lines)
+        + format_markdown(("scores", *HEADINGS), lines)
     )
 
 

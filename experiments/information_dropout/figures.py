@@ -3,33 +3,49 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import stats
+from torch import Tensor
 
-__all__ = ["LogNormal", "draw_information", "draw_noise", "draw_weights"]
+from experiments.common.figures import make_panels
 
-Array = NDArray[np.float64]
+__all__ = ["Noise", "draw_information", "draw_noise", "draw_weights"]
+
 LogNormal = tuple[float, float]
 """Mean and standard deviation of the logarithm."""
 
 
-def draw_information(images: Array, information: Array, title: str) -> Figure:
+class Noise(NamedTuple):
+    """Samples of noise, and log-normals beside them."""
+
+    heading: str
+    """What the panel is called."""
+    samples: NDArray[np.float64]
+    """(n,) positive."""
+    fitted: LogNormal
+    """The one that was fitted."""
+    true: LogNormal | None = None
+    """The true one, if there is one."""
+
+
+def draw_information(images: Tensor, information: Tensor, title: str) -> Figure:
     """Draw images above the information kept at each of their pixels.
 
     Args:
-        images: (b, H, W).
+        images: (b, C, H, W).
         information: (b, H, W), nats.
         title: Of the figure.
     """
-    figure = Figure(figsize=(1.0 + 1.5 * len(images), 3.6), layout="constrained")
-    axes = figure.subplots(2, len(images), squeeze=False)
+    figure, axes = make_panels(2, len(images), (1.0 + 1.5 * len(images), 3.6))
     low, high = float(information.min()), float(information.max())
-    for column, (image, nats) in enumerate(zip(images, information, strict=True)):
+    pairs = zip(images.mean(1).cpu().numpy(), information.cpu().numpy(), strict=True)
+    for column, (image, nats) in enumerate(pairs):
         axes[0, column].imshow(image, cmap="gray")
         drawn = axes[1, column].imshow(nats, cmap="viridis", vmin=low, vmax=high)
     _without_ticks(axes)
@@ -40,24 +56,27 @@ def draw_information(images: Array, information: Array, title: str) -> Figure:
     return figure
 
 
-def draw_weights(weights: Array, information: Array, title: str) -> Figure:
+def draw_weights(weights: Tensor, information: Tensor, title: str) -> Figure:
     """Draw the filters of a first layer, those that keep most information first.
 
     Args:
-        weights: (N, H, W), mean over input channels.
+        weights: (N, C, H, W); the mean over input channels is shown.
         information: (N,) mean over images and positions, nats.
         title: Of the figure.
     """
     n_columns = min(8, len(weights))
     n_rows = math.ceil(len(weights) / n_columns)
-    figure = Figure(figsize=(0.8 + 1.3 * n_columns, 0.9 + 1.5 * n_rows), layout="constrained")
-    axes = figure.subplots(n_rows, n_columns, squeeze=False)
-    bound = float(np.abs(weights).max())
+    size = (0.8 + 1.3 * n_columns, 0.9 + 1.5 * n_rows)
+    figure, axes = make_panels(n_rows, n_columns, size)
+    shown = weights.detach().mean(1).cpu().numpy()  # (N, C, H, W) -> (N, H, W)
+    bound = float(np.abs(shown).max())
     _without_ticks(axes)
     for panel in axes.flat[len(weights) :]:
         panel.set_axis_off()
-    for panel, channel in zip(axes.flat, np.argsort(-information), strict=False):
-        drawn = panel.imshow(weights[channel], cmap="coolwarm", vmin=-bound, vmax=bound)
+    for panel, channel in zip(
+        axes.flat, information.argsort(descending=True).tolist(), strict=False
+    ):
+        drawn = panel.imshow(shown[channel], cmap="coolwarm", vmin=-bound, vmax=bound)
         panel.set_title(f"{information[channel]:.3f} nats", fontsize=8)
     figure.colorbar(drawn, ax=list(axes.flat), label="weight")
     figure.suptitle(title)
@@ -70,26 +89,18 @@ def _without_ticks(axes: NDArray[Any]) -> None:
         panel.set_yticks([])
 
 
-def draw_noise(panels: list[tuple[str, Array, LogNormal, LogNormal | None]], title: str) -> Figure:
+def draw_noise(noises: Sequence[Noise], title: str) -> Figure:
     """Draw histograms of sampled noise with log-normal densities.
 
     Args:
-        panels: Heading, samples (n,), fitted log-normal, and the true one if there is one.
+        noises: A panel each.
         title: Of the figure.
     """
-    figure = Figure(figsize=(1.0 + 3.6 * len(panels), 3.6), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)
-    for panel, (heading, samples, fitted, true) in zip(axes.flat, panels, strict=True):
+    figure, axes = make_panels(1, len(noises), (1.0 + 3.6 * len(noises), 3.6))
+    for panel, (heading, samples, fitted, true) in zip(axes.flat, noises, strict=True):
         highest = float(np.quantile(samples, 0.999))
-        panel.hist(
-            samples,
-            bins=80,
-            range=(0.0, highest),
-            density=True,
-            color="C0",
-            alpha=0.4,
-            label="noise",
-        )
+        style = {"color": "C0", "alpha": 0.4, "label": "noise"}
+        panel.hist(samples, bins=80, range=(0.0, highest), density=True, **style)
         _draw_density(panel, highest, fitted, "C1", "fitted log-normal", "-")
         if true is not None:
             _draw_density(panel, highest, true, "k", "true log-normal", ":")

@@ -14,7 +14,6 @@ import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,19 +24,19 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
-from compress_env.data.bundle import load_data
+from compress_env.data.bundle import ImageSource
 from compress_env.pruning.elements import dropout_behind
 from compress_env.pruning.variational import InformationDropout, normal_from_moments
 from compress_env.seeding import derive_generator
 from compress_env.task.layers import compute_layers
 from compress_env.task.task import CompressionTask
-from experiments.common.checks import check_choices, check_lowest
-from experiments.common.command import run_command, run_measurement
-from experiments.common.inputs import data_digest
+from experiments.common.checks import check_lowest
+from experiments.common.command import run_command
 from experiments.common.run_folder import RunFolder
-from experiments.common.training import seeded_task, train_epochs
+from experiments.common.studies import Rows, Study, StudyConfig, run_study
+from experiments.common.training import train_epochs
 from experiments.information_dropout.figures import (
-    LogNormal,
+    Noise,
     draw_information,
     draw_noise,
     draw_weights,
@@ -53,39 +52,23 @@ from experiments.information_dropout.measures import (
 )
 from experiments.information_dropout.report import format_report
 
-__all__ = ["Config", "main", "run"]
-
-Rows = list[dict[str, Any]]
+__all__ = ["Config", "Experiment", "main", "run"]
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(StudyConfig):
     """Settings of the experiment."""
 
     model: str = "lenet5"
     """Named network, its first layer a convolution that keeps the size of the image."""
-    dataset: str = "mnist"
+    data: str = "mnist"
     """Named data set of light strokes on a dark background."""
-    data_root: Path | None = None
-    """Folder of the data set's files."""
-    download: bool = False
-    """Download the data set when it is missing."""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Seeds of initial weights, minibatches and noise."""
     epochs: int = 1
     """Epochs of training with information dropout."""
-    learning_rate: float = 0.02
-    """Highest step size of this training."""
     kl_weight: float = 1.0
     """Weight of the KL divergence, mean over units of each layer, against the cross-entropy."""
     noise_samples: int = 20_000
     """Samples of the noise of each unit, half of them for the fit."""
-    device: str = "auto"
-    """auto, cpu, cuda and so on."""
-    out: Path | None = None
-    """Run folder; a new one under runs/ when not given."""
-    resume: Path | None = None
-    """Run folder of a stopped experiment to go on with."""
 
     def check(self) -> None:
         """Check what nothing else checks.
@@ -93,12 +76,11 @@ class Config:
         Raises:
             ValueError: If a setting is out of range.
         """
-        check_choices(self, "seeds")
-        check_lowest(self, 0, "seeds", "epochs")
+        super().check()
+        check_lowest(self, 0, "epochs")
+        check_lowest(self, 100, "noise_samples")
         if not self.kl_weight >= 0.0:
             raise ValueError(f"kl_weight must be 0 or more, got {self.kl_weight}")
-        if self.noise_samples < 100:
-            raise ValueError(f"noise_samples must be at least 100, got {self.noise_samples}")
 
 
 class FirstLayer(NamedTuple):
@@ -125,8 +107,10 @@ class UnitNoise(NamedTuple):
         return {"place": self.place, "channel": self.channel} | self.fit._asdict()
 
 
-class Experiment:
+class Experiment(Study[Config]):
     """Trains the network of each seed with information dropout, and measures it."""
+
+    name = "information_dropout"
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
         """Load the data.
@@ -135,32 +119,41 @@ class Experiment:
             ValueError: If a setting is wrong.
             FileNotFoundError: If data are not there.
         """
-        config.check()
-        self.config = config
-        self.folder = folder
-        self._data = load_data(config.dataset, data_root=config.data_root, download=config.download)
-        folder.hold_to({"data": data_digest(self._data)})
+        super().__init__(config, folder)
+        self._units: Rows = []
         with self._network(config.seeds[0], is_trained=False) as (task, _, first):
             pixel_information(*first, task.example_image())  # says if the network does not do
 
-    def measure(self, seed: int) -> tuple[dict[str, Any], Rows]:
-        """Return one row of what the network of a seed passes on, and one per unit of its noise."""
+    def measure(self, model: str, seed: int) -> Rows:
+        """Return a row of what the network passes on, and note one for each unit of its noise."""
         with self._network(seed) as (task, network, first):
             accuracy = task.accuracy(network, "test")
             pixels = self._measure_pixels(task, first)
-            units = [unit.row() for unit in self._sample_units(task, first, seed)]
+            units = [{"seed": seed} | unit.row() for unit in self._sample_units(task, first, seed)]
             pooled = self._pooled(task, first, seed)
-        row = {"seed": seed, "test_accuracy": accuracy} | pixels | _describe_pooled(pooled)
-        return row, [{"seed": seed} | unit for unit in units]
+        self._units += units
+        self.folder.write_rows("noise.csv", self._units)
+        return [{"seed": seed, "test_accuracy": accuracy} | pixels | _describe_pooled(pooled)]
 
-    def figures(self, seed: int) -> dict[str, Figure]:
-        """Draw the network of a seed."""
+    def report(self, table: pd.DataFrame) -> str:
+        """Format the report of all rows as Markdown."""
+        return format_report(table, pd.DataFrame(self._units), self.config.title)
+
+    def figures(self, table: pd.DataFrame) -> dict[str, Figure]:
+        """Draw the network of the first seed."""
+        seed = self.config.seeds[0]
+        title = f"{self.config.title}, seed {seed}"
         with self._network(seed) as (task, _, first):
-            title = f"{self.config.model} on {self.config.dataset}, seed {seed}"
+            images = _first_of_each_class(task.data.test)
+            information = pixel_information(*first, images)
+            noise = self._noise(task, first, seed)
+            with torch.no_grad():
+                first.layer(next(_test_images(task)))
+            weights = (first.layer.weight, first.dropout.information)
             return {
-                "information.png": self._draw_information(task, first, title),
-                "weights.png": self._draw_weights(task, first, title),
-                "noise.png": self._draw_noise(task, first, title, seed),
+                "information.png": draw_information(images, information, title),
+                "weights.png": draw_weights(*weights, f"{title}: filters of the first layer"),
+                "noise.png": draw_noise(noise, f"{title}: noise of the first layer"),
             }
 
     @contextmanager
@@ -168,14 +161,7 @@ class Experiment:
         self, seed: int, is_trained: bool = True
     ) -> Iterator[tuple[CompressionTask, nn.Module, FirstLayer]]:
         """Give the network of a seed, with information dropout behind its convolutions."""
-        config = self.config
-        task = seeded_task(
-            config.model,
-            self._data,
-            seed=seed,
-            learning_rate=config.learning_rate,
-            device=config.device,
-        )
+        task = self.task(self.config.model, seed)
         network = copy.deepcopy(task.model)
         convolutions = _convolutions(network)
         with ExitStack() as stack:
@@ -183,32 +169,18 @@ class Experiment:
                 stack.enter_context(dropout_behind(network, name, task.example_image()))
                 for name in convolutions
             ]
+
+            def penalty() -> Tensor:
+                means = [dropout.information.mean() for dropout in dropouts]
+                return self.config.kl_weight * torch.stack(means).sum()
+
+            def train() -> None:
+                train_epochs(task, network, self.config.epochs, seed, penalty)
+
             if is_trained:
-                self._train(task, network, dropouts, seed)
+                self.train_once(f"seed{seed}-network", network, train)
             layer = next(iter(convolutions.values()))
             yield task, network.eval(), FirstLayer(layer, dropouts[0])
-
-    def _train(
-        self,
-        task: CompressionTask,
-        network: nn.Module,
-        dropouts: list[InformationDropout],
-        seed: int,
-    ) -> None:
-        """Train a network with its dropouts, or restore what a stopped run has trained."""
-        name = f"seed{seed}-network"
-        kept = self.folder.read_state(name)
-        if kept is not None:
-            with self.folder.using(name):
-                network.load_state_dict(kept["weights"])
-            return
-
-        def penalty() -> Tensor:
-            means = [dropout.information.mean() for dropout in dropouts]
-            return self.config.kl_weight * torch.stack(means).sum()
-
-        train_epochs(task, network, self.config.epochs, seed, penalty)
-        self.folder.write_state(name, {"weights": network.state_dict()})
 
     def _measure_pixels(self, task: CompressionTask, first: FirstLayer) -> dict[str, float]:
         """Return the information at strokes and elsewhere, mean over the test images."""
@@ -252,37 +224,25 @@ class Experiment:
         )
         return noise.flatten().double().numpy()
 
-    def _draw_information(self, task: CompressionTask, first: FirstLayer, title: str) -> Figure:
-        """Draw the first test image of each class, up to eight."""
-        _, firsts = np.unique(task.data.test.labels.numpy(), return_index=True)
-        images, _ = next(task.data.test.batches([torch.from_numpy(firsts[:8])]))
-        information = pixel_information(*first, images)
-        grey = images.mean(1).double().cpu().numpy()
-        return draw_information(grey, information.double().cpu().numpy(), title)
-
-    def _draw_weights(self, task: CompressionTask, first: FirstLayer, title: str) -> Figure:
-        """Draw the filters of the first layer."""
-        with torch.no_grad():
-            first.layer(next(_test_images(task)))
-        weights = first.layer.weight.detach().mean(1).double().cpu().numpy()
-        information = first.dropout.information.double().cpu().numpy()
-        return draw_weights(weights, information, f"{title}: filters of the first layer")
-
-    def _draw_noise(
-        self, task: CompressionTask, first: FirstLayer, title: str, seed: int
-    ) -> Figure:
-        """Draw the noise of the narrowest and the widest unit, and of the whole layer."""
+    def _noise(self, task: CompressionTask, first: FirstLayer, seed: int) -> list[Noise]:
+        """Return the noise of the narrowest and the widest unit, and of the whole layer."""
         units = sorted(self._sample_units(task, first, seed), key=lambda unit: unit.fit.alpha)
-        panels: list[tuple[str, NDArray[np.float64], LogNormal, LogNormal | None]] = []
+        found = []
         for heading, unit in (("narrowest", units[0]), ("widest", units[-1])):
             fit = unit.fit
             heading = f"{heading} unit, alpha {fit.alpha:.3f}"
             fitted, true = (fit.fitted_mu, fit.fitted_sigma), (fit.true_mu, fit.alpha)
-            panels.append((heading, unit.samples, fitted, true))
+            found.append(Noise(heading, unit.samples, fitted, true))
         pooled = self._pooled(task, first, seed)
         fitted = normal_from_moments(float(pooled.mean()), float(pooled.var()))
-        panels.append(("all units of the layer, one image", pooled, fitted, None))
-        return draw_noise(panels, f"{title}: noise of the first layer")
+        return [*found, Noise("all units of the layer, one image", pooled, fitted)]
+
+
+def _first_of_each_class(source: ImageSource) -> Tensor:
+    """Return the first image of each class, up to eight."""
+    _, firsts = np.unique(source.labels.numpy(), return_index=True)
+    images, _ = next(source.batches([torch.from_numpy(firsts[:8])]))
+    return images
 
 
 def _convolutions(network: nn.Module) -> dict[str, nn.Conv2d]:
@@ -331,36 +291,8 @@ def _describe_pooled(samples: NDArray[np.float64]) -> dict[str, float]:
 
 
 def run(config: Config, console: Console) -> pd.DataFrame:
-    """Train, measure, write the run folder and print the report.
-
-    Returns:
-        One row for each seed.
-
-    Raises:
-        ValueError: If a setting is wrong.
-        FileNotFoundError: If data are not there.
-    """
-    return run_measurement("information_dropout", config, console, Experiment, _measure)
-
-
-def _measure(experiment: Experiment, console: Console) -> pd.DataFrame:
-    config, folder = experiment.config, experiment.folder
-    rows: Rows = []
-    units: Rows = []
-    for seed in config.seeds:
-        row, of_seed = experiment.measure(seed)
-        rows.append(row)
-        units += of_seed
-        console.print(f"seed {seed}: ratio of strokes to background {row['ratio']:.2f}")
-    title = f"{config.model} on {config.dataset}"
-    report = format_report(pd.DataFrame(rows), pd.DataFrame(units), title)
-    console.print(report, soft_wrap=True, markup=False, highlight=False)
-    folder.write_text("information_dropout.md", report)
-    folder.write_rows("noise.csv", units)
-    for name, figure in experiment.figures(config.seeds[0]).items():
-        folder.write_figure(name, figure)
-    folder.finish(rows)
-    return pd.DataFrame(rows)
+    """Measure, see `run_study`; one row for each seed."""
+    return run_study(Experiment, config, console)
 
 
 def main() -> None:

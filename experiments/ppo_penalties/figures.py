@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from experiments.common.figures import beside, draw_means, make_panels, name_lines
 from experiments.common.intervals import iqm_interval
 from experiments.control.agents import PENALTIES, TASKS
 from experiments.ppo_penalties.report import FEWEST_UPDATES, with_asymmetry
-from experiments.tables.tables import mean_interval
 
 __all__ = ["draw_asymmetry", "draw_curves", "improvement_by_fifth"]
 
@@ -40,8 +40,7 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
             axes.axhline(threshold, color="grey", linestyle=":")
         axes.set(title=task, xlabel="environment steps", ylabel="mean return")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.grid(alpha=0.3)
-    _finish(figure, panels, "Return of the deterministic policy, IQM over seeds")
+    name_lines(figure, "Return of the deterministic policy, IQM over seeds", ncols=4)
     return figure
 
 
@@ -56,18 +55,15 @@ def draw_asymmetry(updates: pd.DataFrame) -> Figure:
         agents = list(dict.fromkeys(mine["agent"]))
         for number, agent in enumerate(agents):
             table = improvement_by_fifth(mine[mine["agent"] == agent])
-            shown = [mean_interval(column.dropna()) for _, column in table.items()]
-            # Side by side, as error bars would lie on each other.
-            places = np.asarray(table.columns, np.float64) + 0.1 * (number - (len(agents) - 1) / 2)
-            means, halves = zip(*shown, strict=True) if shown else ((), ())
-            axes.errorbar(places, means, halves, label=_label(agent), marker=".", capsize=2)
+            samples = (column.dropna() for _, column in table.items())
+            places = np.asarray(table.columns, np.float64) + beside(number, len(agents), 0.1)
+            draw_means(axes, places, samples, label=_label(agent))
         axes.axhline(0.0, color="grey", linestyle=":")
         axes.set(
             title=task, xlabel="fifth of updates by |KL gap|", ylabel="return change / its std"
         )
         axes.set_xticks(range(1, N_PARTS + 1))
-        axes.grid(alpha=0.3)
-    _finish(figure, panels, "Return change of updates, most symmetric fifth to least")
+    name_lines(figure, "Return change of updates, most symmetric fifth to least", ncols=4)
     return figure
 
 
@@ -98,17 +94,10 @@ def _panels(table: pd.DataFrame) -> tuple[Figure, list[Axes]]:
     n_columns = min(COLUMNS, n_tasks)
     n_rows = math.ceil(n_tasks / n_columns)
     width = 7.0 if n_columns == 1 else 1.0 + 4.2 * n_columns
-    figure = Figure(figsize=(width, 0.9 + 3.3 * n_rows), layout="constrained")
-    panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
-    for axes in panels[n_tasks:]:
+    figure, panels = make_panels(n_rows, n_columns, (width, 0.9 + 3.3 * n_rows))
+    for axes in panels.flat[n_tasks:]:
         axes.remove()
-    return figure, list(panels[:n_tasks])
-
-
-def _finish(figure: Figure, panels: list[Axes], title: str) -> None:
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
-    figure.suptitle(title)
+    return figure, list(panels.flat[:n_tasks])
 
 
 def _label(agent: object) -> str:

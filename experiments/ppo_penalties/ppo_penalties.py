@@ -5,7 +5,7 @@ correntropy-induced metric in its place does better. Every agent gets the same s
 but for the penalty, the same settings (`experiments.control.agents`). Each run is a cell of a
 sweep: the same command with the same `--out` goes on where a stopped one was, and with more tasks,
 agents or seeds adds to it. Any agents of `experiments.control` can be compared, such as
-`--tasks Pendulum-v1 --agents q_critic_ppo ppo ddpg`.
+`--task Pendulum-v1 --algo q_critic_ppo ppo ddpg`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
 
-from compress_env.files import replacing
 from experiments.common.checks import check_choices, check_lowest
 from experiments.common.command import Interrupted, run_command
 from experiments.common.given import is_given
+from experiments.common.outputs import write_outputs
 from experiments.control import control
 from experiments.ppo_penalties.figures import draw_asymmetry, draw_curves
 from experiments.ppo_penalties.report import Results, format_report
@@ -35,12 +36,12 @@ from experiments.sweep.pools import LocalPool
 __all__ = ["TABLES", "Config", "main", "read_results", "run"]
 
 QUICK = {
-    "tasks": ("Pendulum-v1", "CartPole-v1"),
+    "task": ("Pendulum-v1", "CartPole-v1"),
     "seeds": (0, 1),
     "total_timesteps": 8192,
 }
 """What `--quick` changes, where nothing else is given."""
-TABLES = ("ppo_penalties.csv", "curves.csv", "updates.csv")
+TABLES = ("ppo_penalties.csv", "curves.csv.gz", "updates.csv.gz")
 """Files of the tables of `Results`, of which report and figures can be made again."""
 
 
@@ -48,7 +49,7 @@ TABLES = ("ppo_penalties.csv", "curves.csv", "updates.csv")
 class Config:
     """Settings of the comparison."""
 
-    tasks: tuple[str, ...] = (
+    task: tuple[str, ...] = (
         "Pendulum-v1",
         "CartPole-v1",
         "LunarLander-v3",
@@ -56,7 +57,7 @@ class Config:
         "HalfCheetah-v5",
     )
     """Named tasks."""
-    agents: tuple[str, ...] = ("ppo", "kl_ppo", "cim_ppo")
+    algo: tuple[str, ...] = ("ppo", "kl_ppo", "cim_ppo")
     """Named agents."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds of agents and environments."""
@@ -77,7 +78,7 @@ class Config:
         Raises:
             ValueError: If a setting is out of range.
         """
-        check_choices(self, "tasks", "agents", "seeds")
+        check_choices(self, "task", "algo", "seeds")
         check_lowest(self, 1, "jobs")
         check_lowest(self, 0, "retries")
 
@@ -89,12 +90,10 @@ class Config:
             ImportError: If a package that a task needs is missing.
         """
         cells = []
-        for task in self.tasks:
-            for agent in self.agents:
-                for seed in self.seeds:
-                    config = control.Config(agent, task, seed, self.total_timesteps)
-                    config.check()
-                    cells.append(make_cell("control", config))
+        for task, agent, seed in product(self.task, self.algo, self.seeds):
+            config = control.Config(agent, task, seed, self.total_timesteps)
+            config.check()
+            cells.append(make_cell("control", config))
         return cells
 
 
@@ -113,7 +112,9 @@ def run(config: Config, console: Console) -> Results:
     """
     config = _quickened(config)
     config.check()
-    cells, folder = config.cells(), SweepFolder((config.out or _default_folder()).absolute())
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    path = (config.out or Path("runs") / f"ppo_penalties-{stamp}").absolute()
+    cells, folder = config.cells(), SweepFolder(path)
     folder.check(cells)
     pool = LocalPool(jobs=config.jobs or os.cpu_count() or 1, retries=config.retries)
     try:
@@ -136,10 +137,6 @@ def _quickened(config: Config) -> Config:
     return dataclasses.replace(config, **untouched)  # type: ignore[arg-type]
 
 
-def _default_folder() -> Path:
-    return Path("runs") / f"ppo_penalties-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
-
-
 def read_results(folder: SweepFolder, cells: Sequence[Cell]) -> Results:
     """Read what the runs have left, all of them finished."""
 
@@ -148,7 +145,7 @@ def read_results(folder: SweepFolder, cells: Sequence[Cell]) -> Results:
         for cell in cells:
             path, config = folder.cell(cell.name) / name, cell.config
             if path.exists():  # only PPO leaves updates
-                settings = {"task": config.task, "agent": config.agent, "seed": config.seed}
+                settings = {"task": config.task, "agent": config.algo, "seed": config.seed}
                 tables.append(pd.read_csv(path).assign(**settings))
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
@@ -156,20 +153,12 @@ def read_results(folder: SweepFolder, cells: Sequence[Cell]) -> Results:
 
 
 def _write(path: Path, results: Results, console: Console) -> None:
-    report = format_report(results)
-    console.print(report, soft_wrap=True, markup=False, highlight=False)
     figures = {"curves.png": draw_curves(results.curves)}
     if len(results.updates):
         figures["asymmetry.png"] = draw_asymmetry(results.updates)
-    with replacing(path / "ppo_penalties.md") as file:
-        file.write_text(report, encoding="utf-8")
-    for name, table in zip(TABLES, results, strict=True):
-        if len(table):
-            with replacing(path / name) as file:
-                table.to_csv(file, index=False)
-    for name, figure in figures.items():
-        with replacing(path / name) as file:
-            figure.savefig(file, dpi=150)
+    tables = {name: table for name, table in zip(TABLES, results, strict=True) if len(table)}
+    report = format_report(results)
+    write_outputs(path, "ppo_penalties", report, console, tables=tables, figures=figures)
 
 
 def main() -> None:

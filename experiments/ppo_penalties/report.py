@@ -14,12 +14,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from experiments.common.intervals import Interval, format_mean, iqm_interval
+from experiments.common.intervals import (
+    format_interval,
+    format_mean,
+    iqm_interval,
+    student_interval,
+)
 from experiments.compress.report import format_markdown
 from experiments.control.agents import PENALTIES, TASKS
-from experiments.tables.tables import mean_interval
 
-__all__ = ["ASYMMETRIES", "Results", "correlations", "differences", "format_report", "verdict"]
+__all__ = ["ASYMMETRIES", "Results", "correlations", "differences", "format_report"]
 
 CLAIMS = (("cim_ppo", "kl_ppo"), ("cim_ppo", "ppo"), ("kl_ppo", "ppo"))
 ASYMMETRIES = {"gap": "|difference|", "share": "|difference| / sum"}
@@ -44,14 +48,6 @@ def differences(runs: pd.DataFrame, first: str, second: str) -> dict[str, NDArra
     table = runs.pivot(index=["task", "seed"], columns="agent", values="final_return")
     difference = table[first] - table[second]
     return {str(task): difference.loc[task].to_numpy() for task in dict.fromkeys(runs["task"])}
-
-
-def verdict(values: NDArray[np.float64]) -> str:
-    """Tell whether a mean over seeds is above 0, below 0, or neither for certain."""
-    mean, half = mean_interval(values)
-    if not abs(mean) > half:  # also for a single seed, which has no interval
-        return "undecided"
-    return "above" if mean > 0.0 else "below"
 
 
 def with_asymmetry(updates: pd.DataFrame) -> pd.DataFrame:
@@ -117,8 +113,8 @@ def _format_returns(runs: pd.DataFrame) -> str:
             (
                 f"{task}, `{agent}`",
                 f"{mine['timesteps'].mean():,.0f}",
-                _format_interval(iqm_interval(mine["final_return"])),
-                _format_interval(iqm_interval(mine["mean_return"])),
+                format_interval(iqm_interval(mine["final_return"]), 1),
+                format_interval(iqm_interval(mine["mean_return"]), 1),
                 "-" if threshold is None else f"{threshold:.0f}",
                 steps,
                 f"{len(reached)} of {len(mine)}" if threshold is not None else "-",
@@ -130,18 +126,12 @@ def _format_returns(runs: pd.DataFrame) -> str:
     return format_markdown((*headings, *reaching, "s per run"), lines)
 
 
-def _format_interval(interval: Interval) -> str:
-    if np.isnan(interval.low):
-        return f"{interval.value:.1f}"
-    return f"{interval.value:.1f} [{interval.low:.1f}, {interval.high:.1f}]"
-
-
 def _format_claims(runs: pd.DataFrame, claims: list[tuple[str, str]]) -> str:
     tasks = list(dict.fromkeys(runs["task"]))
     verdicts, lines = [], []
     for first, second in claims:
         found = differences(runs, first, second)
-        outcomes = [verdict(values) for values in found.values()]
+        outcomes = [student_interval(values).side for values in found.values()]
         name = f"{PENALTIES[first]} minus {PENALTIES[second]}"
         verdicts.append(
             f"- {PENALTIES[first]} beats {PENALTIES[second]}: on {outcomes.count('above')} of "
@@ -165,7 +155,7 @@ def _format_asymmetry(updates: pd.DataFrame) -> str:
         for (asymmetry, improvement), found in zip(PAIRS, outcomes, strict=True):
             values = correlations(mine, asymmetry, improvement)
             cells.append(format_mean(values) if len(values) else "-")
-            found.append(verdict(values) if len(values) else "undecided")
+            found.append(student_interval(values).side if len(values) else "undecided")
         means = mine[["kl_old_new", "kl_new_old"]].mean()
         kls = (f"{value:.4f}" for value in means)
         lines.append((f"{task}, `{agent}`", *kls, f"{mine['share'].median():.3f}", *cells))

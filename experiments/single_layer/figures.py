@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, ScalarFormatter
-from numpy.typing import NDArray
 
-from experiments.single_layer.report import error_increases
-from experiments.tables.tables import mean_interval
+from experiments.common.figures import draw_means, make_panels, name_lines
+from experiments.single_layer.report import WHEN, When, error_increases
 
 __all__ = ["draw_costs", "draw_errors"]
 
@@ -26,63 +25,41 @@ def draw_errors(rows: pd.DataFrame, title: str) -> Figure:
 
     Error bars are 95 % intervals of the mean over seeds; controls are dashed.
     """
-    increases = error_increases(rows)
-    layers = list(dict.fromkeys(increases["layer"]))
-    figure, axes = _grid(2, len(layers))
-    for row, when in enumerate(("before", "after")):
-        for column, layer in enumerate(layers):
-            panel = axes[row, column]
-            _draw_lines(panel, increases[increases["layer"] == layer], "rate", when)
-            panel.set_title(f"{layer}, {when} fine-tuning")
-            panel.set(xlabel="pruning rate", ylabel="error increase, points")
-    _finish(figure, axes[0, 0], f"{title}: one layer pruned")
-    return figure
+    lines = [("rate", when, "pruning rate") for when in WHEN]
+    return _draw(error_increases(rows), lines, f"{title}: one layer pruned")
 
 
 def draw_costs(rows: pd.DataFrame, title: str) -> Figure:
     """Draw the error increase after fine-tuning against dense and sparse multiply-accumulates."""
     increases = error_increases(rows)
+    kinds = ("dense_macs", "sparse_macs")
+    increases[list(kinds)] *= 100.0
+    after: When = "after"
+    lines = [(kind, after, f"{kind[:-5]} MACs of the network, %") for kind in kinds]
+    return _draw(increases, lines, f"{title}: error against dense and sparse cost")
+
+
+def _draw(increases: pd.DataFrame, lines: Sequence[tuple[str, When, str]], title: str) -> Figure:
+    """Draw a row of panels for each column of the x axis, moment and name of the axis."""
     layers = list(dict.fromkeys(increases["layer"]))
-    figure, axes = _grid(2, len(layers))
-    for row, kind in enumerate(("dense", "sparse")):
-        for column, layer in enumerate(layers):
-            panel = axes[row, column]
-            mine = increases[increases["layer"] == layer]
-            _draw_lines(panel, mine.assign(cost=100 * mine[f"{kind}_macs"]), "cost", "after")
-            panel.set_title(f"{layer}, after fine-tuning")
-            panel.set(xlabel=f"{kind} MACs of the network, %", ylabel="error increase, points")
-    _finish(figure, axes[0, 0], f"{title}: error against dense and sparse cost")
+    size = (1.0 + 4.0 * len(layers), 1.0 + 3.4 * len(lines))
+    figure, panels = make_panels(len(lines), len(layers), size)
+    for row, (x, when, xlabel) in zip(panels, lines, strict=True):
+        for axes, layer in zip(row, layers, strict=True):
+            _draw_layer(axes, increases[increases["layer"] == layer], x, when)
+            axes.set_title(f"{layer}, {when} fine-tuning")
+            axes.set(xlabel=xlabel, ylabel="error increase, points")
+    name_lines(figure, title)
     return figure
 
 
-def _grid(n_rows: int, n_columns: int) -> tuple[Figure, NDArray[Any]]:
-    figure = Figure(figsize=(1.0 + 4.0 * n_columns, 1.0 + 3.4 * n_rows), layout="constrained")
-    return figure, figure.subplots(n_rows, n_columns, squeeze=False)
-
-
-def _draw_lines(axes: Axes, increases: pd.DataFrame, x: str, when: str) -> None:
+def _draw_layer(axes: Axes, increases: pd.DataFrame, x: str, when: When) -> None:
     """Draw one line per method, in the order of the rates."""
     for number, method in enumerate(dict.fromkeys(increases["method"])):
         rates = increases[increases["method"] == method].groupby("rate")
-        means, halves = zip(*(mean_interval(group[when]) for _, group in rates), strict=True)
-        axes.errorbar(
-            rates[x].mean(),
-            means,
-            halves,
-            label=method,
-            marker=".",
-            capsize=2,
-            color=f"C{number}",
-            linestyle="--" if method in CONTROLS else "-",
-        )
+        style = {"color": f"C{number}", "linestyle": "--" if method in CONTROLS else "-"}
+        draw_means(axes, rates[x].mean(), (each for _, each in rates[when]), label=method, **style)
     axes.set_yscale("symlog", linthresh=LINEAR_BELOW)
     axes.yaxis.set_major_locator(FixedLocator(TICKS))
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.axhline(0.0, color="grey", linewidth=0.5)
-    axes.grid(alpha=0.3)
-
-
-def _finish(figure: Figure, axes: Axes, title: str) -> None:
-    figure.suptitle(title)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)))

@@ -7,21 +7,27 @@ points). An interval is Student's 95 % interval of the mean over seeds.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from experiments.common.intervals import format_mean
+from experiments.common.intervals import (
+    Interval,
+    count_outcomes,
+    format_mean,
+    format_points,
+    outcome,
+    student_interval,
+)
 from experiments.compress.report import format_markdown
-from experiments.tables.tables import mean_interval
 
 __all__ = [
-    "Comparison",
+    "WHEN",
     "When",
     "compare",
     "compare_at_equal_dense_macs",
-    "count_outcomes",
     "error_increases",
     "format_report",
 ]
@@ -39,31 +45,6 @@ COMPARISONS = (
 )
 SCHEMES = ("channel+variational", "variational")
 """What the paper's `variational` may stand for."""
-TOLERANCE = 1e-12
-
-
-class Comparison(NamedTuple):
-    """A difference between two methods, the negative ones in favour of the first."""
-
-    mean: float
-    """Mean over seeds, points."""
-    half: float
-    """Half-width of its interval; NaN for a single seed."""
-
-    @property
-    def outcome(self) -> str:
-        """`better`, `worse`, `equal` (without any difference) or `undecided`."""
-        if np.isnan(self.half):
-            return "undecided"
-        if max(abs(self.mean), self.half) < TOLERANCE:
-            return "equal"
-        if abs(self.mean) <= self.half:
-            return "undecided"
-        return "better" if self.mean < 0.0 else "worse"
-
-    def __str__(self) -> str:
-        """Format as `mean ± half`."""
-        return f"{self.mean:+.2f}" + ("" if np.isnan(self.half) else f" ± {self.half:.2f}")
 
 
 def error_increases(rows: pd.DataFrame) -> pd.DataFrame:
@@ -81,7 +62,7 @@ def error_increases(rows: pd.DataFrame) -> pd.DataFrame:
 
 def compare(
     increases: pd.DataFrame, first: str, second: str, when: When, by: str = "rate"
-) -> dict[object, Comparison]:
+) -> dict[object, Interval]:
     """Compare two methods seed by seed.
 
     Args:
@@ -100,7 +81,7 @@ def compare(
 
 def compare_at_equal_dense_macs(
     increases: pd.DataFrame, first: str, second: str, when: When
-) -> dict[object, Comparison]:
+) -> dict[object, Interval]:
     """Compare two methods at the dense multiply-accumulates that the first one comes to.
 
     The second's error is interpolated linearly between its rates, the unpruned network included.
@@ -124,16 +105,9 @@ def compare_at_equal_dense_macs(
     return _by_column(table)
 
 
-def _by_column(table: pd.DataFrame) -> dict[object, Comparison]:
+def _by_column(table: pd.DataFrame) -> dict[object, Interval]:
     """Return the mean and interval of each column, over the rows."""
-    return {name: Comparison(*mean_interval(table[name].to_numpy())) for name in table.columns}
-
-
-def count_outcomes(comparisons: dict[object, Comparison]) -> str:
-    """Format how often the first method is better, worse, equal or undecided."""
-    outcomes = [comparison.outcome for comparison in comparisons.values()]
-    counts = {name: outcomes.count(name) for name in ("better", "worse", "equal", "undecided")}
-    return ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+    return {name: student_interval(table[name]) for name in table.columns}
 
 
 def format_report(
@@ -203,8 +177,8 @@ def _format_verdict(increases: pd.DataFrame, when: When) -> str:
             total = compare(increases.assign(all=0), first, second, when, by="all")[0]
             lines.append(
                 f"- `{first}` against `{second}`: {count_outcomes(by_rate)} of {len(by_rate)} "
-                f"(layers: {count_outcomes(by_layer)}); over all rates and layers {total} points, "
-                f"{total.outcome}"
+                f"(layers: {count_outcomes(by_layer)}); over all rates and layers "
+                f"{format_points(total)} points, {outcome(total)}"
             )
     lines += [_format_claim(increases, scheme, when) for scheme in SCHEMES if scheme in present]
     return "\n".join(lines)
@@ -215,8 +189,8 @@ def _format_claim(increases: pd.DataFrame, scheme: str, when: When) -> str:
         return f"- The claim with `{scheme}` needs `channel` and `magnitude`."
     upper = compare(increases, scheme, "channel", when)
     lower = compare(increases, "channel", "magnitude", when)
-    n_holds = sum(upper[rate].outcome == lower[rate].outcome == "better" for rate in upper)
-    n_fails = sum("worse" in (upper[rate].outcome, lower[rate].outcome) for rate in upper)
+    both = [(outcome(upper[rate]), outcome(lower[rate])) for rate in upper]
+    n_holds, n_fails = both.count(("better", "better")), sum("worse" in pair for pair in both)
     return (
         f"- **The claim `{scheme}` < `channel` < `magnitude` holds at {n_holds} of {len(upper)} "
         f"rates, is contradicted at {n_fails} and undecided at {len(upper) - n_holds - n_fails}.**"
@@ -229,8 +203,15 @@ def _format_differences(increases: pd.DataFrame, when: When) -> str:
     if not pairs:
         return "No two methods to compare."
     columns = [compare(increases, first, second, when) for first, second in pairs]
-    lines = [(f"{rate}", *(str(column[rate]) for column in columns)) for rate in columns[0]]
-    return format_markdown(("rate", *(f"{first} - {second}" for first, second in pairs)), lines)
+    return _format_by_rate([f"{first} - {second}" for first, second in pairs], columns)
+
+
+def _format_by_rate(heads: Sequence[str], columns: Sequence[dict[object, Interval]]) -> str:
+    """Format differences by rate, a column each."""
+    lines = [
+        (f"{rate}", *(format_points(column[rate]) for column in columns)) for rate in columns[0]
+    ]
+    return format_markdown(("rate", *heads), lines)
 
 
 def _format_equal_macs(increases: pd.DataFrame) -> str:
@@ -240,7 +221,6 @@ def _format_equal_macs(increases: pd.DataFrame) -> str:
         compare_at_equal_dense_macs(increases, "channel+variational", "channel", when)
         for when in WHEN
     ]
-    lines = [(f"{rate}", *(str(column[rate]) for column in columns)) for rate in columns[0]]
     text = (
         "`channel+variational` at its rate minus `channel` at the rate, interpolated, that saves "
         "as many dense multiply-accumulates; after fine-tuning: "
@@ -248,7 +228,7 @@ def _format_equal_macs(increases: pd.DataFrame) -> str:
         "for both then; `channel+variational` has more zeros. `variational` saves no dense "
         "multiply-accumulates at all."
     )
-    return text + "\n\n" + format_markdown(("rate", *WHEN), lines)
+    return text + "\n\n" + _format_by_rate(WHEN, columns)
 
 
 def _format_layers(increases: pd.DataFrame) -> str:

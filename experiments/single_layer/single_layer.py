@@ -15,85 +15,60 @@ smallest weight times root mean square of its input, which needs no information 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
+from matplotlib.figure import Figure
 from rich.console import Console
 from torch import nn
 
 from agents import Uniform
-from compress_env.data.bundle import DataBundle, load_data
+from compress_env.data.bundle import DataBundle
 from compress_env.envs.pruning import PruningEnv, PruningMethod
 from compress_env.pruning.elements import VariationalConfig
 from compress_env.seeding import derive_generator
 from compress_env.task.layers import Layer, nonzero_weights
 from compress_env.task.task import CompressionTask
 from experiments.common.checks import check_choices, check_lowest
-from experiments.common.command import run_command, run_measurement
-from experiments.common.inputs import data_digest
-from experiments.common.run_folder import RunFolder
-from experiments.common.training import limit_images, seeded_task, train_epochs
+from experiments.common.command import run_command
+from experiments.common.studies import Rows, Study, StudyConfig, run_study
+from experiments.common.training import train_epochs
 from experiments.single_layer.figures import draw_costs, draw_errors
 from experiments.single_layer.report import format_report
 
-__all__ = ["Config", "Method", "main", "prune_one_layer", "run"]
+__all__ = ["Config", "Measurement", "Method", "main", "prune_one_layer", "run"]
 
 Method = Literal[
     "magnitude",
     "channel",
-    "variational",
     "channel+variational",
+    "variational",
     "elements_by_weight",
     "elements_at_random",
 ]
-Rows = list[dict[str, Any]]
 MAX_RATE = 0.95
-ALL_METHODS: tuple[Method, ...] = (
-    "magnitude",
-    "channel",
-    "channel+variational",
-    "variational",
-    "elements_by_weight",
-    "elements_at_random",
-)
 COSTS = ("dense_macs", "sparse_macs", "dense_params", "sparse_params")
 RANDOM_TEMPERATURE = 1e9
 """So large that all elements are as likely."""
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(StudyConfig):
     """Settings of the comparison."""
 
     model: str = "cnn4"
     """Named network."""
-    dataset: str = "mnist"
-    """Named data set."""
-    label: str | None = None
-    """What tables and figures call the data set; its name when not given."""
-    data_root: Path | None = None
-    """Folder of the data set's files."""
-    download: bool = False
-    """Download the data set when it is missing."""
-    validation_images: int | None = None
-    """Images that errors are measured on; all validation images when not given."""
     calibration_images: int = 512
     """Images that channels are selected and weights are fitted on. A linear layer takes one row of
     statistics from each: with fewer rows than inputs that stay, a fit is far from the weights."""
-    methods: tuple[Method, ...] = ALL_METHODS
+    method: tuple[Method, ...] = get_args(Method)
     """What is removed, and how it is selected; the last two of the default are controls."""
     rates: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     """Pruning rates of the layer."""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Seeds of initial weights, minibatches, noise and calibration positions."""
     epochs: int = 1
     """Epochs of training of each network before pruning."""
-    learning_rate: float = 0.02
-    """Highest step size of this training."""
     finetune_steps: int = 20
     """Minibatches of fine-tuning after pruning, the same ones for every method."""
     variational_steps: int = VariationalConfig.n_steps
@@ -101,12 +76,6 @@ class Config:
     methods that have none, before they prune."""
     kl_weight: float = VariationalConfig.kl_weight
     """Weight of the KL divergence in it."""
-    device: str = "auto"
-    """auto, cpu, cuda and so on."""
-    out: Path | None = None
-    """Run folder; a new one under runs/ when not given."""
-    resume: Path | None = None
-    """Run folder of a stopped comparison to go on with."""
 
     def check(self) -> None:
         """Check what nothing else checks.
@@ -114,84 +83,44 @@ class Config:
         Raises:
             ValueError: If a setting is out of range.
         """
-        check_choices(self, "methods", "rates", "seeds")
+        super().check()
+        check_choices(self, "method", "rates")
         if not all(0.0 < rate <= MAX_RATE for rate in self.rates):
             raise ValueError(f"rates must be in (0, {MAX_RATE}], got {self.rates}")
-        check_lowest(self, 0, "seeds", "epochs", "finetune_steps")
-        check_lowest(self, 1, "validation_images")
+        check_lowest(self, 0, "epochs", "finetune_steps")
 
-    @property
-    def title(self) -> str:
-        """What tables and figures call the comparison."""
-        return f"{self.model} on {self.label or self.dataset}"
+    def load(self, **options: Any) -> DataBundle:
+        """Load the data set with as many images as are wanted, see `StudyConfig.load`."""
+        return super().load(n_calibration=self.calibration_images, **options)
 
 
-class Measurement:
+class Measurement(Study[Config]):
     """Trains the network of each seed, and prunes each of its layers by each method."""
 
-    def __init__(self, config: Config, folder: RunFolder) -> None:
-        """Load the data.
+    name = "single_layer"
 
-        Raises:
-            ValueError: If a setting is wrong.
-            FileNotFoundError: If data are not there.
-        """
-        config.check()
-        self.config = config
-        self.folder = folder
-        data = load_data(
-            config.dataset,
-            data_root=config.data_root,
-            download=config.download,
-            n_calibration=config.calibration_images,
-        )
-        self._data: DataBundle = limit_images(data, config.validation_images)
-        folder.hold_to({"data": data_digest(self._data)})
-
-    def rows(self, seed: int) -> Rows:
-        """Measure everything of one seed, but for what a stopped comparison has left."""
-        network = self._network(seed)
-        rows = self._once(f"seed{seed}-none", lambda: [self._measure_unpruned(network, seed)])
-        for method in self.config.methods:
-            measure = partial(self._measure, network, seed, method)
-            rows = rows + self._once(f"seed{seed}-{method}", measure)
-        return [{"seed": seed} | row for row in rows]
-
-    def _once(self, name: str, measure: Callable[[], Rows]) -> Rows:
-        """Measure and keep the rows, or return those that were kept."""
-        kept = self.folder.read_state(name)
-        if kept is None:
-            kept = {"rows": measure()}
-            self.folder.write_state(name, kept)
-        with self.folder.using(name):
-            return list(kept["rows"])
-
-    def _network(self, seed: int) -> nn.Module:
-        """Return the trained network of a seed."""
-        config, name = self.config, f"seed{seed}-network"
-        task = seeded_task(
-            config.model,
-            self._data,
-            seed=seed,
-            learning_rate=config.learning_rate,
-            device=config.device,
-        )
+    def measure(self, model: str, seed: int) -> Rows:
+        """Measure the unpruned network, and each layer pruned by each method at each rate."""
+        task = self.task(model, seed)
         network = copy.deepcopy(task.model)
-        kept = self.folder.read_state(name)
-        if kept is None:
-            train_epochs(task, network, config.epochs, seed)
-            self.folder.write_state(name, {"weights": network.state_dict()})
-        else:
-            with self.folder.using(name):
-                network.load_state_dict(kept["weights"])
-        return network
+        n_epochs = self.config.epochs
+        self.train_once(
+            f"seed{seed}-network", network, lambda: train_epochs(task, network, n_epochs, seed)
+        )
+        cells = {"none": partial(self._measure_unpruned, network, seed)}
+        cells |= {each: partial(self._measure, network, seed, each) for each in self.config.method}
+        return [
+            {"seed": seed} | row
+            for name, measure in cells.items()
+            for row in self.rows_once(f"seed{seed}-{name}", measure)
+        ]
 
     def _env(self, network: nn.Module, seed: int, method: Method) -> PruningEnv:
         name, variational = self._settings(method)
         trains = variational.n_steps > 0 and name in ("variational", "channel+variational")
         return PruningEnv(
             network if trains else self._trained_on(network, seed),
-            self._data,
+            self.data,
             device=self.config.device,
             method=name,
             max_pruning_rate=MAX_RATE,
@@ -203,7 +132,7 @@ class Measurement:
 
     def _trained_on(self, network: nn.Module, seed: int) -> nn.Module:
         """Return a copy that has trained as long as information dropout would have let it."""
-        task = CompressionTask(network, self._data, device=self.config.device)
+        task = CompressionTask(network, self.data, device=self.config.device)
         trained = copy.deepcopy(task.model)
         task.finetune(trained, self.config.variational_steps, derive_generator(seed, 4))
         task.reestimate_batch_norm(trained, derive_generator(seed, 3))
@@ -218,11 +147,11 @@ class Measurement:
         config = self.config
         return method, VariationalConfig(config.variational_steps, config.kl_weight)
 
-    def _measure_unpruned(self, network: nn.Module, seed: int) -> dict[str, Any]:
+    def _measure_unpruned(self, network: nn.Module, seed: int) -> Rows:
         """Measure the unpruned network: as it is, and after the training that pruned ones get."""
-        task = CompressionTask(network, self._data, device=self.config.device)
+        task = CompressionTask(network, self.data, device=self.config.device)
         trained = self._trained_on(network, seed)
-        return {
+        row = {
             "method": "none",
             "layer": "",
             "rate": 0.0,
@@ -232,6 +161,7 @@ class Measurement:
             "error_before": 1.0 - task.score(trained),
             "error_after": self._error_after(task, trained, seed),
         }
+        return [row]
 
     def _measure(self, network: nn.Module, seed: int, method: Method) -> Rows:
         """Prune each layer at each rate; one row each."""
@@ -264,6 +194,16 @@ class Measurement:
         task.reestimate_batch_norm(network, derive_generator(seed, 3))
         return 1.0 - task.score(network)
 
+    def report(self, table: pd.DataFrame) -> str:
+        """Format the report of all rows as Markdown."""
+        config = self.config
+        return format_report(table, config.title, config.finetune_steps, config.variational_steps)
+
+    def figures(self, table: pd.DataFrame) -> dict[str, Figure]:
+        """Draw the errors by rate, and by cost."""
+        title = self.config.title
+        return {"errors.png": draw_errors(table, title), "costs.png": draw_costs(table, title)}
+
 
 def prune_one_layer(env: PruningEnv, layer: str, rate: float) -> dict[str, Any]:
     """Walk through an episode that prunes one layer and leaves the others whole.
@@ -290,33 +230,8 @@ def prune_one_layer(env: PruningEnv, layer: str, rate: float) -> dict[str, Any]:
 
 
 def run(config: Config, console: Console) -> pd.DataFrame:
-    """Measure, write the run folder and print the report.
-
-    Returns:
-        One row for each seed, method, layer and rate.
-
-    Raises:
-        ValueError: If a setting is wrong.
-        FileNotFoundError: If data are not there.
-    """
-    return run_measurement("single_layer", config, console, Measurement, _measure)
-
-
-def _measure(measurement: Measurement, console: Console) -> pd.DataFrame:
-    config, folder = measurement.config, measurement.folder
-    rows: Rows = []
-    for seed in config.seeds:
-        rows += measurement.rows(seed)
-        error = next(row for row in rows if row["seed"] == seed)["error_trained"]
-        console.print(f"seed {seed}: error of the unpruned network {100 * error:.2f} %")
-    table = pd.DataFrame(rows)
-    report = format_report(table, config.title, config.finetune_steps, config.variational_steps)
-    console.print(report, soft_wrap=True, markup=False, highlight=False)
-    folder.write_text("single_layer.md", report)
-    folder.write_figure("errors.png", draw_errors(table, config.title))
-    folder.write_figure("costs.png", draw_costs(table, config.title))
-    folder.finish(rows)
-    return table
+    """Measure, see `run_study`; one row for each seed, method, layer and rate."""
+    return run_study(Measurement, config, console)
 
 
 def main() -> None:

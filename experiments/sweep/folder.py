@@ -33,6 +33,7 @@ from experiments.common.run_folder import ADDED, MAY_CHANGE, is_bare, is_bare_fi
 from experiments.common.stored import (
     check_name,
     check_tree,
+    find_stored,
     own_name,
     read_object,
     read_objects,
@@ -80,7 +81,7 @@ class SweepFolder:
     def _published(self) -> dict[str, pd.DataFrame]:
         """Rows of `sweep.csv` by cell, as they were at first; none where they do not suffice."""
         path = self.path / MERGED
-        if not self._rows_suffice or not path.exists():
+        if not self._rows_suffice or find_stored(path) is None:
             return {}
         rows = read_table(path)
         if "cell" not in rows:
@@ -93,7 +94,7 @@ class SweepFolder:
 
     def read_id(self) -> str | None:
         """Return the identifier of the sweep, or None where the folder is not to be seen."""
-        return self._read_marker().id if self.marker.exists() else None
+        return self._read_marker().id if find_stored(self.marker) else None
 
     def _read_marker(self) -> _Marker:
         """Read `sweep.json`, in which names are those of folders and of nothing else.
@@ -121,7 +122,7 @@ class SweepFolder:
         Raises:
             ValueError: If the folder is not of a sweep, or of one with other settings.
         """
-        if not self.marker.exists():
+        if not find_stored(self.marker):
             raise ValueError(f"{str(self.path)!r} is not a sweep to go on with")
         return [self._restore(*item) for item in self._read_marker().cells.items()]
 
@@ -169,7 +170,7 @@ class SweepFolder:
             ValueError: If the folder holds something else, or another grid.
         """
         check_tree(self.path)
-        if not self.marker.exists():
+        if not find_stored(self.marker):
             if self.path.exists() and not self._is_bare():
                 raise ValueError(f"output folder {str(self.path)!r} is not empty, and no sweep")
             return
@@ -215,7 +216,7 @@ class SweepFolder:
             (self.path / "cells").mkdir(parents=True, exist_ok=True)
             (self.path / "attempts").mkdir(exist_ok=True)
             with FileLock(self.path / ".lock", timeout=0):
-                if self.marker.exists():
+                if find_stored(self.marker):
                     self.check(cells)
                 sweep_id = self.read_id() or uuid.uuid4().hex
                 content = {"id": sweep_id, "cells": _manifest(cells)} | describe_run()

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.common.figures import make_panels
 from experiments.tables.tables import mean_interval
 from experiments.volatility.measures import SMOOTHING, smooth
 from experiments.volatility.report import Curves
@@ -25,17 +26,14 @@ MEASURES = {
 def draw_curves(curves: Curves, agents: Sequence[str], title: str) -> Figure:
     """Draw every seed's reward as a running mean, and the mean over seeds; one panel per agent."""
     searches = list(dict.fromkeys(search for search, _ in curves))
-    figure = Figure(
-        figsize=(1.5 + 2.4 * len(agents), 0.8 + 2.4 * len(searches)), layout="constrained"
-    )
-    axes = figure.subplots(len(searches), len(agents), sharex=True, sharey="row", squeeze=False)
+    size = (1.5 + 2.4 * len(agents), 0.8 + 2.4 * len(searches))
+    figure, axes = make_panels(len(searches), len(agents), size, sharex=True, sharey="row")
     for row, search in zip(axes, searches, strict=True):
         for number, (panel, agent) in enumerate(zip(row, agents, strict=True)):
             means = smooth(curves[search, agent])
             episodes = np.arange(means.shape[1]) + min(SMOOTHING, curves[search, agent].shape[1])
             panel.plot(episodes, means.T, color=f"C{number}", alpha=0.35, linewidth=0.8)
             panel.plot(episodes, means.mean(axis=0), color="k", linewidth=1.2)
-            panel.grid(alpha=0.3)
         row[0].set_ylabel(f"{search}\nreward")
     for panel, agent in zip(axes[0], agents, strict=True):
         panel.set_title(agent)
@@ -52,8 +50,8 @@ def draw_measures(
 ) -> Figure:
     """Draw the three measures: a dot per seed where there is one, means with 95 % intervals."""
     searches = list(dict.fromkeys(summary["search"]))
-    figure = Figure(figsize=(13, 0.8 + 2.5 * len(searches)), layout="constrained")
-    axes = figure.subplots(len(searches), len(MEASURES), sharey=True, squeeze=False)
+    size = (13, 0.8 + 2.5 * len(searches))
+    figure, axes = make_panels(len(searches), len(MEASURES), size, sharey=True)
     for line, search in zip(axes, searches, strict=True):
         for panel, measure in zip(line, MEASURES, strict=True):
             if measure in rows:
@@ -64,7 +62,6 @@ def draw_measures(
                 panel.set_yticks(range(len(agents)), agents)
             panel.set_xlim(left=0.0)
             panel.locator_params(axis="x", nbins=5)  # long numbers, small ones, would overlap
-            panel.grid(alpha=0.3)
         line[0].set_ylabel(search)
     axes[0, 0].invert_yaxis()  # shared: the first agent on top
     for panel, text in zip(axes[0], MEASURES.values(), strict=True):
@@ -77,14 +74,13 @@ def draw_overestimation(rows: pd.DataFrame, agents: Sequence[str], title: str) -
     """Draw what critics promise minus what was earned: a dot per seed, means with intervals."""
     searches = list(dict.fromkeys(rows["search"]))
     known = [a for a in agents if rows.loc[rows["agent"] == a, "q_overestimation"].notna().any()]
-    figure = Figure(figsize=(max(8.0, 1.5 + 3.8 * len(searches)), 3.6), layout="constrained")
-    axes = figure.subplots(1, len(searches), sharey=True, squeeze=False)[0]
+    size = (max(8.0, 1.5 + 3.8 * len(searches)), 3.6)
+    figure, ((*axes,),) = make_panels(1, len(searches), size, sharey=True)
     for panel, search in zip(axes, searches, strict=True):
         _draw_seeds(panel, rows[rows["search"] == search], "q_overestimation", known)
         panel.axvline(0.0, color="grey", linestyle=":")
         panel.set(title=search, xlabel="value minus return")
         panel.locator_params(axis="x", nbins=5)
-        panel.grid(alpha=0.3)
     axes[0].invert_yaxis()
     figure.suptitle(f"{title}: what critics overestimate, second half of the episodes")
     return figure

@@ -9,46 +9,29 @@ and the lower the steadier.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from experiments.tables.tables import mean_interval
+from experiments.common.intervals import Interval, bootstrap_interval
 
 __all__ = [
     "SMOOTHING",
-    "Difference",
     "cvar",
     "dispersion_across",
     "dispersion_within",
     "drawdown",
     "episodes_to_reach",
-    "paired_difference",
     "smooth",
-    "unpaired_difference",
+    "unpaired_interval",
 ]
 
 SMOOTHING = 10
 """Episodes of the running mean under which seeds are compared."""
 WINDOW = 20
 """Differences in a window of `dispersion_within`."""
-
-
-class Difference(NamedTuple):
-    """A difference between two learners and its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def outcome(self) -> str:
-        """`lower`, `higher`, or `undecided` where the interval holds 0 or is not known."""
-        if self.high < 0.0:
-            return "lower"
-        return "higher" if self.low > 0.0 else "undecided"
 
 
 def smooth(rewards: ArrayLike, window: int = SMOOTHING) -> NDArray[np.float64]:
@@ -124,24 +107,9 @@ def episodes_to_reach(rewards: ArrayLike, target: float) -> float:
     return float(reached[0] + 1) if len(reached) else float("inf")
 
 
-def paired_difference(first: ArrayLike, second: ArrayLike) -> Difference:
-    """Compare numbers of two learners seed by seed: first minus second, Student's interval.
-
-    Args:
-        first: (S,).
-        second: (S,), of the same seeds.
-    """
-    mean, half = mean_interval(np.asarray(first, np.float64) - np.asarray(second, np.float64))
-    return Difference(mean, mean - half, mean + half)
-
-
-def unpaired_difference(
-    measure: Callable[[NDArray[np.float64]], Any],
-    first: ArrayLike,
-    second: ArrayLike,
-    *,
-    n_resamples: int = 1000,
-) -> Difference:
+def unpaired_interval(
+    measure: Callable[[NDArray[np.float64]], Any], first: ArrayLike, second: ArrayLike
+) -> Interval:
     """Compare what is measured over all seeds of two learners: first minus second.
 
     The interval is a bootstrap: seeds of each learner are resampled; NaN for a single seed.
@@ -150,7 +118,6 @@ def unpaired_difference(
         measure: Maps curves (..., S, T) to numbers (...).
         first: (S, T) curves.
         second: (S', T) curves.
-        n_resamples: Resamples of the bootstrap.
     """
     curves = [np.asarray(rewards, np.float64) for rewards in (first, second)]
 
@@ -160,14 +127,4 @@ def unpaired_difference(
         return mine - other
 
     places = [np.arange(len(c)) for c in curves]
-    if min(map(len, places)) < 2:
-        return Difference(float(statistic(*places)), np.nan, np.nan)
-    found: Any = stats.bootstrap(
-        places,
-        statistic,
-        batch=100,  # of resampled curves in memory at a time
-        n_resamples=n_resamples,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return Difference(float(statistic(*places)), float(found.low), float(found.high))
+    return bootstrap_interval(places, statistic, n_resamples=1000, batch=100)

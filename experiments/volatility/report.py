@@ -13,15 +13,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from experiments.common.intervals import format_mean
+from experiments.common.intervals import (
+    Interval,
+    format_interval,
+    format_mean,
+    paired_interval,
+    student_interval,
+)
 from experiments.compress.report import format_markdown
-from experiments.tables.tables import mean_interval
 from experiments.volatility.measures import (
-    Difference,
     dispersion_across,
     episodes_to_reach,
-    paired_difference,
-    unpaired_difference,
+    unpaired_interval,
 )
 
 __all__ = ["Curves", "compare_volatility", "format_report", "summarize"]
@@ -30,24 +33,15 @@ Curves: TypeAlias = Mapping[tuple[str, str], NDArray[np.float64]]
 
 PPO_FAMILY = ("ppo", "q_critic_ppo", "q_critic_ppo_q")
 PER_SEED = {"dispersion_within": "within runs", "drawdown_cvar": "drawdown"}
-MEANS = (
-    "dispersion_within",
-    "drawdown_cvar",
-    "best_reward",
-    "final_reward",
-    "final_accuracy",
-    "q_overestimation",
-)
-HEADINGS = (
-    "agent",
-    "across seeds",
-    "within runs",
-    "drawdown",
-    "best reward",
-    "final reward",
-    "final accuracy %",
-    "Q minus return",
-)
+MEANS = {
+    "dispersion_within": "within runs",
+    "drawdown_cvar": "drawdown",
+    "best_reward": "best reward",
+    "final_reward": "final reward",
+    "final_accuracy": "final accuracy %",
+    "q_overestimation": "Q minus return",
+}
+"""Columns whose means over seeds are shown, by name and heading."""
 
 
 def summarize(rows: pd.DataFrame, curves: Curves, agents: Sequence[str]) -> pd.DataFrame:
@@ -73,16 +67,16 @@ def _of(rows: pd.DataFrame, search: str, agent: str) -> pd.DataFrame:
 
 def compare_volatility(
     rows: pd.DataFrame, curves: Curves, search: str, first: str, second: str
-) -> dict[str, Difference]:
+) -> dict[str, Interval]:
     """Compare two agents in the three measures; negative means that the first is steadier.
 
     Across seeds the interval is a bootstrap of the seeds, within runs and in drawdown Student's of
     the differences seed by seed.
     """
     mine, other = (_of(rows, search, agent) for agent in (first, second))
-    across = unpaired_difference(dispersion_across, curves[search, first], curves[search, second])
+    across = unpaired_interval(dispersion_across, curves[search, first], curves[search, second])
     return {"across seeds": across} | {
-        text: paired_difference(mine[name], other[name]) for name, text in PER_SEED.items()
+        text: paired_interval(mine[name], other[name]) for name, text in PER_SEED.items()
     }
 
 
@@ -118,20 +112,15 @@ def _format_table(rows: pd.DataFrame, summary: pd.DataFrame, search: str) -> str
     lines = []
     for row in summary[summary["search"] == search].to_dict("records"):
         mine = _of(rows, search, row["agent"])
-        has_critic = mine["q_overestimation"].notna().all()
-        lines.append(
-            (
-                f"`{row['agent']}`",
-                f"{row['dispersion_across']:.3f}",
-                format_mean(mine["dispersion_within"], 3),
-                format_mean(mine["drawdown_cvar"], 3),
-                format_mean(mine["best_reward"], 3),
-                format_mean(mine["final_reward"], 3),
-                format_mean(100.0 * mine["final_accuracy"].to_numpy(), 1),
-                format_mean(mine["q_overestimation"], 3) if has_critic else "-",
-            )
-        )
-    return format_markdown(HEADINGS, lines)
+        cells = [_format_means(name, mine[name]) for name in MEANS]
+        lines.append((f"`{row['agent']}`", f"{row['dispersion_across']:.3f}", *cells))
+    return format_markdown(("agent", "across seeds", *MEANS.values()), lines)
+
+
+def _format_means(name: str, values: pd.Series) -> str:
+    if values.isna().any():  # an agent without a critic
+        return "-"
+    return format_mean(100.0 * values, 1) if name == "final_accuracy" else format_mean(values, 3)
 
 
 def _verdicts(rows: pd.DataFrame, curves: Curves) -> list[str]:
@@ -152,31 +141,30 @@ def _steadier(rows: pd.DataFrame, curves: Curves, family: Sequence[str]) -> list
     for search in _searches(curves):
         for agent in family:
             found = compare_volatility(rows, curves, search, agent, "ddpg")
-            outcomes += [difference.outcome for difference in found.values()]
+            outcomes += [difference.side for difference in found.values()]
             texts = [f"{name} {_format(difference)}" for name, difference in found.items()]
             lines.append(f"  - {search}, `{agent}` minus `ddpg`: {'; '.join(texts)}.")
     head = "- The reward of the PPO family is less volatile than DDPG's: "
-    return [head + _judge(outcomes, "lower", "higher"), *lines]
+    return [head + _judge(outcomes, "below", "above"), *lines]
 
 
 def _overestimates(rows: pd.DataFrame, curves: Curves) -> list[str]:
     """Judge: DDPG overestimates Q; and say what other critics do."""
-    found: dict[tuple[str, str], Difference] = {}
+    found: dict[tuple[str, str], Interval] = {}
     for search, agent in curves:
         values = _of(rows, search, agent)["q_overestimation"].dropna().to_numpy()
         if len(values):
-            mean, half = mean_interval(values)
-            found[search, agent] = Difference(mean, mean - half, mean + half)
+            found[search, agent] = student_interval(values)
     lines = [
         f"  - {search}: "
         + ", ".join(f"`{a}` {_format(found[s, a])}" for s, a in found if s == search)
         + "."
         for search in _searches(curves)
     ]
-    outcomes = [found[s, a].outcome for s, a in found if a == "ddpg"]
+    outcomes = [found[s, a].side for s, a in found if a == "ddpg"]
     if not outcomes:
         return ["- DDPG overestimates Q: not measured."]
-    return ["- DDPG overestimates Q: " + _judge(outcomes, "higher", "lower"), *lines]
+    return ["- DDPG overestimates Q: " + _judge(outcomes, "above", "below"), *lines]
 
 
 def _critics(rows: pd.DataFrame, curves: Curves) -> list[str]:
@@ -186,14 +174,14 @@ def _critics(rows: pd.DataFrame, curves: Curves) -> list[str]:
         ppo, raw = (_of(rows, search, agent) for agent in ("ppo", "q_critic_ppo_q"))
         texts = []
         for name in ("best_reward", "final_reward"):
-            difference = paired_difference(raw[name], ppo[name])
-            outcomes.append(difference.outcome)
+            difference = paired_interval(raw[name], ppo[name])
+            outcomes.append(difference.side)
             texts.append(f"{name.replace('_', ' ')} {_format(difference)}")
         lines.append(f"  - {search}, `q_critic_ppo_q` minus `ppo`: {'; '.join(texts)}.")
         fewer.append(f"  - {search}: {_format_needs(curves, search)}.")
     return [
         "- With raw Q as advantage PPO is worse than with its own: "
-        + _judge(outcomes, "lower", "higher"),
+        + _judge(outcomes, "below", "above"),
         *lines,
         "- Episodes until `q_critic_ppo` first has PPO's best reward, median over seeds:",
         *fewer,
@@ -221,8 +209,5 @@ def _judge(outcomes: Sequence[str], wanted: str, opposite: str) -> str:
     return f"**{'fails' if n_opposite > n_wanted else 'undecided'}**; {counts}."
 
 
-def _format(difference: Difference) -> str:
-    text = f"{difference.mean:+.3f}"
-    if np.isnan(difference.low):
-        return text
-    return f"{text} [{difference.low:+.3f}, {difference.high:+.3f}]"
+def _format(difference: Interval) -> str:
+    return format_interval(difference, 3, "+")

@@ -24,9 +24,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from rich.console import Console
 
-from compress_env.files import replacing
+from compress_env.names import check_name
 from experiments.common.checks import check_choices, check_lowest, read_object
 from experiments.common.command import run_command
+from experiments.common.outputs import write_outputs, write_table
+from experiments.common.stored import find_stored, read_table
 from experiments.search.algorithms import SINGLE
 from experiments.sweep.cells import Cell, cell_name
 from experiments.sweep.folder import SweepFolder
@@ -55,35 +57,41 @@ OF_THE_BEST = (
 )
 """Columns that tell of the best network."""
 REWARDS = "rewards.csv"
-"""Rewards of all episodes, a line for each search."""
+"""Rewards of all episodes, a line for each search; compressed."""
 
 
 class Search(NamedTuple):
     """What is searched for."""
 
+    label: str
+    """What tables, figures and cells call it."""
     task: str
     """Id of a task, with the data set's name left out."""
-    env_kwargs: str
+    env_kwargs: str = "{}"
     """Keyword arguments in place of the task's own, JSON."""
 
+    def cell(self, agent: str, seed: int) -> str:
+        """Return the name of a cell."""
+        return cell_name(self.label.replace(", ", "_"), agent, f"seed{seed}")
 
+
+PRUNING = "compress_env/PruneLeNet5{}-v0"
+R_FLOPS = '{"reward": "flops", "flops_budget": null}'
 SEARCHES = {
-    "pruning, budget": Search("compress_env/PruneLeNet5{}-v0", "{}"),
-    "pruning, R_FLOPs": Search(
-        "compress_env/PruneLeNet5{}-v0", '{"reward": "flops", "flops_budget": null}'
-    ),
-    "quantization": Search("compress_env/QuantizeLeNet5{}-v0", "{}"),
+    "budget-pruning": Search("pruning, budget", PRUNING),
+    "reward-pruning": Search("pruning, R_FLOPs", PRUNING, R_FLOPS),
+    "quantization": Search("quantization", "compress_env/QuantizeLeNet5{}-v0"),
 }
-"""By what tables and figures call it."""
+"""By the name that `--task` has for it."""
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of the comparison."""
 
-    dataset: Literal["digits", "mnist"] = "digits"
+    data: Literal["digits", "mnist"] = "digits"
     """Data set."""
-    agents: tuple[str, ...] = (
+    algo: tuple[str, ...] = (
         "ddpg",
         "td3",
         "sac",
@@ -93,11 +101,12 @@ class Config:
         "random",
     )
     """Agents by name."""
-    searches: tuple[str, ...] = tuple(SEARCHES)
-    """What is searched for."""
+    task: tuple[str, ...] = tuple(SEARCHES)
+    """What is searched for: budget-pruning (under a budget of multiply-accumulates), reward-pruning
+    (without one, for R_FLOPs) and quantization."""
     seeds: tuple[int, ...] = ()
     """Seeds of the agents; 0 to 9 for digits and 0 to 4 for MNIST when not given."""
-    n_episodes: int = 200
+    episodes: int = 200
     """Episodes of each search."""
     jobs: int | None = None
     """Searches at a time; one for each core when not given."""
@@ -114,51 +123,44 @@ class Config:
         Raises:
             ValueError: If a setting is wrong.
         """
-        check_choices(self, "agents", "searches")
-        unknown = [label for label in self.searches if label not in SEARCHES]
-        if unknown:
-            raise ValueError(f"unknown search {unknown[0]!r}; valid: {', '.join(SEARCHES)}")
-        single = [agent for agent in self.agents if agent in SINGLE]
+        check_choices(self, "algo", "task")
+        searches = [SEARCHES[check_name("task", name, SEARCHES)] for name in self.task]
+        single = [agent for agent in self.algo if agent in SINGLE]
         if single:
             raise ValueError(f"expected agents of many episodes, got {single[0]}, which has one")
         check_lowest(self, 1, "jobs")
-        check_lowest(self, 2, "n_episodes")
+        check_lowest(self, 2, "episodes")
         given = self._read_settings()
-        return {label: self._cells_of(label, SEARCHES[label], given) for label in self.searches}
+        return {search.label: self._cells_of(search, given) for search in searches}
 
     def _read_settings(self) -> dict[str, dict[str, Any]]:
         given = read_object(self, "settings")
         if not all(isinstance(x, dict) for x in given.values()):
             raise ValueError(f"settings must be a JSON object of objects, got {self.settings!r}")
-        unknown = sorted(given.keys() - set(self.agents))
-        if unknown:
-            raise ValueError(
-                f"settings of {unknown[0]!r}, which is not run; valid: {', '.join(self.agents)}"
-            )
+        for agent in given:
+            check_name("agent in settings", agent, self.algo)
         return given
 
-    def _cells_of(
-        self, label: str, search: Search, given: Mapping[str, dict[str, Any]]
-    ) -> list[Cell]:
+    def _cells_of(self, search: Search, given: Mapping[str, dict[str, Any]]) -> list[Cell]:
         root = None if self.data_root is None else self.data_root.absolute()
-        task = search.task.format(DATASETS[self.dataset])
-        seeds = self.seeds or tuple(range(N_SEEDS[self.dataset]))
+        task = search.task.format(DATASETS[self.data])
+        seeds = self.seeds or tuple(range(N_SEEDS[self.data]))
         return [
             Cell(
-                cell_name(label.replace(", ", "_"), agent, f"seed{seed}"),
+                search.cell(agent, seed),
                 "trial",
                 Trial(
                     agent,
                     task,
                     seed,
                     evaluations=None,
-                    episodes=self.n_episodes,
+                    episodes=self.episodes,
                     env_kwargs=search.env_kwargs,
                     settings=json.dumps(given.get(agent, {})),
                     data_root=root,
                 ).complete(),
             )
-            for agent in self.agents
+            for agent in self.algo
             for seed in seeds
         ]
 
@@ -177,7 +179,7 @@ def run(config: Config, console: Console) -> pd.DataFrame:
     """
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     path = (config.out or Path("runs") / f"volatility-{stamp}").absolute()
-    folder = SweepFolder(path, rows_suffice=(path / REWARDS).exists())
+    folder = SweepFolder(path, rows_suffice=find_stored(path / REWARDS) is not None)
     by_label = config.cells()
     cells = with_stored(folder, [cell for cells in by_label.values() for cell in cells])
     for mine in by_label.values():
@@ -228,10 +230,9 @@ def _read_rewards(path: Path, cells: Sequence[str]) -> dict[str, NDArray[np.floa
     Raises:
         ValueError: If those of a cell are not there.
     """
-    file = path / REWARDS
     texts: dict[str, str] = {}
-    if file.exists():
-        known = pd.read_csv(file, dtype=str)
+    if find_stored(path / REWARDS) is not None:
+        known = read_table(path / REWARDS, ("cell", "rewards"))
         texts = dict(zip(known["cell"], known["rewards"], strict=True))
     rewards = {}
     for cell in cells:
@@ -247,31 +248,22 @@ def _publish_rewards(path: Path) -> None:
     """Write the rewards of all episodes of all searches in a folder into one file."""
     rewards = _read_rewards(path, read_trials(path)["cell"].tolist())
     rows = [(cell, " ".join(map(repr, values.tolist()))) for cell, values in rewards.items()]
-    with replacing(path / REWARDS) as temporary:
-        pd.DataFrame(rows, columns=["cell", "rewards"]).to_csv(temporary, index=False)
+    write_table(path / f"{REWARDS}.gz", pd.DataFrame(rows, columns=["cell", "rewards"]))
 
 
 def _write(
     path: Path, config: Config, table: pd.DataFrame, curves: Curves, console: Console
 ) -> None:
-    agents = list(config.agents)
-    title = f"LeNet-5 on {config.dataset}"
+    agents, title = list(config.algo), f"LeNet-5 on {config.data}"
     summary = summarize(table, curves, agents)
     report = format_report(table, curves, summary, title)
-    console.print(report, soft_wrap=True, markup=False, highlight=False)
     figures = {
         "curves.png": draw_curves(curves, agents, title),
         "measures.png": draw_measures(table, summary, agents, title),
         "overestimation.png": draw_overestimation(table, agents, title),
     }
-    for name, figure in figures.items():
-        with replacing(path / name) as temporary:
-            figure.savefig(temporary, dpi=150)
-    for name, rows in (("volatility.csv", table), ("summary.csv", summary)):
-        with replacing(path / name) as temporary:
-            rows.to_csv(temporary, index=False)
-    with replacing(path / "volatility.md") as temporary:
-        temporary.write_text(report, encoding="utf-8")
+    tables = {"volatility.csv": table, "summary.csv": summary}
+    write_outputs(path, "volatility", report, console, tables=tables, figures=figures)
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ def test_digits_splits_follow_the_seed() -> None:
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("minst", None, "unknown data set 'minst'; valid names: digits, digits16, mnist"),
+        ("minst", None, "unknown data set 'minst', did you mean 'mnist'.* valid: digits, digits16"),
         ("digits", 0, "size must be at least 1, got 0"),
         ("digits", 7, "at least 8, got 7"),
         ("mnist", 32, "mnist images keep their size"),

@@ -76,8 +76,8 @@ def _cached() -> list[Path]:
 @pytest.mark.parametrize(
     ("name", "num_classes", "shape", "message"),
     [
-        ("lenet", 10, (1, 28, 28), "unknown model 'lenet'; valid names: lenet5, .*timm/NAME"),
-        ("resnet18", 10, (3, 32, 32), "unknown model 'resnet18'; valid.*torchvision/NAME"),
+        ("lenet", 10, (1, 28, 28), "unknown model 'lenet', did you mean 'lenet5'.*timm/NAME"),
+        ("resnet18", 10, (3, 32, 32), "unknown model 'resnet18'.* valid: .*torchvision/NAME"),
         ("torchvision/", 10, (3, 32, 32), "unknown model 'torchvision/'"),
         ("keras/resnet50", 10, (3, 32, 32), "unknown model 'keras/resnet50'"),
         ("lenet5", 0, (1, 28, 28), "num_classes of at least 1.*got 0"),

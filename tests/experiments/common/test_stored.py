@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import os
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from experiments.common.run_folder import RunFolder, read_config
 from experiments.common.stored import (
     check_name,
     check_tree,
+    find_stored,
     own_name,
     parse,
     read_object,
@@ -267,3 +269,29 @@ def test_each_line_is_an_object(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"event": "started"}\n[]\n')
     with pytest.raises(ValueError, match=r"a\.jsonl', line 2 must hold a JSON object"):
         read_objects(tmp_path / "a.jsonl")
+
+
+def test_compressed_files_are_read_where_the_plain_ones_are_missing(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "rows.csv", tmp_path / "rows.csv.gz"
+    assert find_stored(plain) is None
+    packed.write_bytes(gzip.compress(b"a,b\n1,2\n", mtime=0))
+    assert find_stored(plain) == packed
+    assert read_table(plain).to_dict("records") == [{"a": "1", "b": "2"}]
+    plain.write_text("a\n3\n")
+    assert read_table(plain)["a"].tolist() == ["3"]
+
+
+@pytest.mark.parametrize("content", [b"a,b\n", gzip.compress(b"a,b\n" * 100)[:-12], b"\x1f\x8b"])
+def test_a_damaged_compressed_file_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv.gz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"rows\.csv\.gz' cannot be decompressed"):
+        read_table(tmp_path / "rows.csv")
+
+
+def test_a_compressed_file_has_the_same_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.common.stored.MAX_BYTES", 1024**2)
+    (tmp_path / "rows.csv.gz").write_bytes(gzip.compress(b"a\n" * 1024**2))
+    with pytest.raises(ValueError, match="is larger than 1 MiB"):
+        read_table(tmp_path / "rows.csv")

@@ -232,7 +232,7 @@ def test_an_agent_learns_tasks_of_other_packages(name: str, tmp_path: Path) -> N
     task = TASKS[name]
     pytest.importorskip(str(task.package))
     steps = task.n_envs * task.ppo.get("n_steps", 2048)
-    config = replace(SMALL, agent="cim_ppo", task=name, total_timesteps=steps, eval_episodes=1)
+    config = replace(SMALL, algo="cim_ppo", task=name, total_timesteps=steps, eval_episodes=1)
     row = run(replace(config, out=tmp_path / "out"), quiet())
     assert row["timesteps"] == steps and math.isfinite(row["final_return"])
 
@@ -249,7 +249,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (Config("dqn"), "unknown agent 'dqn'; valid: ppo, kl_ppo, cim_ppo"),
+        (Config("dqn"), "unknown agent 'dqn'.* valid: ppo, kl_ppo, cim_ppo"),
         (Config(task="Pong"), "unknown task 'Pong'; valid: Pendulum-v1, "),
         (Config("ddpg", "CartPole-v1"), "ddpg needs continuous actions, those of CartPole-v1"),
         (Config(n_envs=0), "n_envs must be 1 or more, got 0"),

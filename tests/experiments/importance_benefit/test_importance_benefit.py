@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from compress_env.networks.models import MODELS
+from experiments.common import studies
 from experiments.common.run_folder import RunFolder
 from experiments.importance_benefit import importance_benefit
 from experiments.importance_benefit.importance_benefit import Config, run
@@ -26,7 +27,7 @@ METHODS = ("uniform", "afie", "sbpf", "random", "q_critic_ppo")
 def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the experiment's network and data be small ones."""
     monkeypatch.setitem(MODELS, "lenet5", lambda n, shape: PlainNet(n, shape[0], shape[1]))
-    monkeypatch.setattr(importance_benefit, "load_data", lambda *_, **__: make_data())
+    monkeypatch.setattr(studies, "load_data", lambda *_, **__: make_data())
 
 
 def quiet() -> Console:
@@ -79,7 +80,7 @@ def test_every_method_removes_as_many_filters(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_fakes", "_no_figures")
 def test_targets_may_count_macs(tmp_path: Path) -> None:
     config = replace(small(tmp_path / "out"), epochs=(1,), targets=(0.5,), unit="macs")
-    table = run(replace(config, methods=("uniform", "afie")), quiet())
+    table = run(replace(config, algo=("uniform", "afie")), quiet())
     pruned = table[table["method"] != "none"]
     assert (pruned["macs"] <= 0.5).all()
     assert pruned["macs"].min() > 0.25  # half of the filters of every layer leaves about a quarter
@@ -88,7 +89,7 @@ def test_targets_may_count_macs(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_fakes", "_no_figures")
 def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(small(tmp_path / "whole"), targets=(0.5,), methods=("uniform", "sbpf"))
+    config = replace(small(tmp_path / "whole"), targets=(0.5,), algo=("uniform", "sbpf"))
     run(config, quiet())
     write = RunFolder.write_state
     names: list[str] = []
@@ -117,9 +118,9 @@ def test_evaluations_can_be_given(tmp_path: Path) -> None:
         small(tmp_path / "out"),
         targets=(0.5,),
         epochs=(1,),
-        methods=("uniform", "random", "q_critic_ppo"),
+        algo=("uniform", "random", "q_critic_ppo"),
         selection="random",
-        n_evaluations=6,
+        evaluations=6,
     )
     table = run(config, quiet()).set_index("method")
     spent, seconds = table["n_evaluations"], table["search_seconds"]
@@ -151,8 +152,9 @@ def test_differences_are_taken_seed_by_seed() -> None:
     )
     found = compare_with_uniform(rows, "afie")
     assert list(found) == [(1, 0.5)]
-    assert found[1, 0.5].mean == pytest.approx(-2.5)
-    assert found[1, 0.5].half == pytest.approx(12.706204736 * 0.5)  # t(0.975, 1) sd / sqrt(2)
+    assert found[1, 0.5].value == pytest.approx(-2.5)
+    half = 12.706204736 * 0.5  # t(0.975, 1) sd / sqrt(2)
+    assert found[1, 0.5].high == pytest.approx(-2.5 + half)
     report = format_report(rows, "net on data", "filters", "magnitude", 10)
     assert "| `afie` | 12.50 ± 57.18 | 7 | 1.50 |" in report
     assert "- `afie`: undecided 1 of 1" in report
@@ -161,14 +163,17 @@ def test_differences_are_taken_seed_by_seed() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"methods": ("uniform", "magic")}, "unknown algorithm 'magic'"),
-        ({"methods": ("afie",)}, "methods must hold 'uniform'"),
-        ({"methods": ("uniform", "uniform")}, "expected methods that differ"),
+        ({"algo": ("uniform", "magic")}, "unknown algorithm 'magic'"),
+        ({"algo": ("afie",)}, "algo must hold 'uniform'"),
+        ({"algo": ("uniform", "uniform")}, "expected algo that differ"),
         ({"targets": (1.0,)}, r"targets must be in \(0, 1\), got \(1.0,\)"),
         ({"targets": (0.99,), "epochs": (0,), "seeds": (0,)}, "filters_budget must be in"),
         ({"seeds": (-1,)}, r"seeds must be 0 or more, got \(-1,\)"),
-        ({"n_evaluations": 0}, "n_evaluations must be 1 or more, got 0"),
-        ({"selection": "variational"}, "selection must be magnitude, channel or random"),
+        ({"evaluations": 0}, "evaluations must be 1 or more, got 0"),
+        (
+            {"selection": "variational"},
+            "unknown selection .variational.; valid: magnitude",
+        ),
         ({"model": "lenet6"}, "unknown model 'lenet6'"),
     ],
     ids=["name", "no base", "twice", "target", "unreachable", "seed", "evals", "method", "model"],

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from compress_env.allocation import afie
 from compress_env.networks.models import MODELS
+from experiments.common import studies
 from experiments.common.run_folder import RunFolder
 from experiments.common.training import limit_images, seeded_task, train_epochs, train_with_marks
 from experiments.importance_stability import importance_stability
@@ -32,7 +33,7 @@ from tests.fakes import PlainNet, make_data
 def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the experiment's network and data be small ones."""
     monkeypatch.setitem(MODELS, "cnn4", lambda n, shape: PlainNet(n, shape[0], shape[1]))
-    monkeypatch.setattr(importance_stability, "load_data", lambda *_, **__: make_data())
+    monkeypatch.setattr(studies, "load_data", lambda *_, **__: make_data())
 
 
 def quiet() -> Console:
@@ -40,7 +41,7 @@ def quiet() -> Console:
 
 
 def small(out: Path) -> Config:
-    return Config(models=("cnn4",), epochs=(0, 1, 2), seeds=(0, 1), n_trials=1, out=out)
+    return Config(model=("cnn4",), epochs=(0, 1, 2), seeds=(0, 1), n_trials=1, out=out)
 
 
 @pytest.mark.usefixtures("_fakes")
@@ -178,14 +179,14 @@ def test_report_tells_width_from_information() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"models": ()}, "expected models that differ, at least one"),
-        ({"models": ("lenet6",)}, "unknown model 'lenet6'"),
+        ({"model": ()}, "expected model that differ, at least one"),
+        ({"model": ("lenet6",)}, "unknown model 'lenet6'"),
         ({"seeds": (1, 1)}, "expected seeds that differ"),
         ({"seeds": (-1,)}, "seeds must be 0 or more"),
         ({"epochs": (1, 0, 2)}, "epochs must rise"),
         ({"epochs": (0, 1)}, "two of them be above 0"),
         ({"validation_images": 0}, "validation_images must be 1 or more"),
-        ({"dataset": "none"}, "unknown data set"),
+        ({"data": "none"}, "unknown data set"),
     ],
     ids=["no model", "model", "seeds", "seed", "order", "epochs", "images", "data"],
 )

@@ -15,8 +15,8 @@ from torch import nn
 
 from compress_env.networks.models import MODELS
 from compress_env.pruning.variational import InformationDropout
+from experiments.common import studies
 from experiments.common.run_folder import RunFolder
-from experiments.information_dropout import information_dropout
 from experiments.information_dropout.information_dropout import Config, run
 from experiments.information_dropout.measures import (
     find_regions,
@@ -34,7 +34,7 @@ from tests.fakes import PlainNet, make_data
 def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the experiment's network and data be small ones."""
     monkeypatch.setitem(MODELS, "lenet5", lambda n, shape: PlainNet(n, shape[0], shape[1]))
-    monkeypatch.setattr(information_dropout, "load_data", lambda *_, **__: make_data())
+    monkeypatch.setattr(studies, "load_data", lambda *_, **__: make_data())
 
 
 def quiet() -> Console:
@@ -157,8 +157,8 @@ def test_a_strong_price_makes_units_noisier(tmp_path: Path) -> None:
         ({"seeds": ()}, r"expected seeds that differ, at least one, got \(\)"),
         ({"epochs": -1}, "epochs must be 0 or more"),
         ({"kl_weight": -1.0}, "kl_weight must be 0 or more"),
-        ({"noise_samples": 1}, "noise_samples must be at least 100"),
-        ({"dataset": "digits"}, "first layer must keep the size of its images"),
+        ({"noise_samples": 1}, "noise_samples must be 100 or more"),
+        ({"data": "digits"}, "first layer must keep the size of its images"),
     ],
     ids=["seeds", "epochs", "kl_weight", "samples", "network"],
 )

@@ -8,15 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.volatility.measures import (
-    Difference,
     cvar,
     dispersion_across,
     dispersion_within,
     drawdown,
     episodes_to_reach,
-    paired_difference,
     smooth,
-    unpaired_difference,
+    unpaired_interval,
 )
 
 CURVES = st.lists(st.floats(-10.0, 10.0), min_size=2, max_size=40)
@@ -66,24 +64,12 @@ def test_episodes_until_a_reward() -> None:
     assert episodes_to_reach([0.1, 0.2], 0.5) == np.inf
 
 
-def test_paired_difference_by_hand() -> None:
-    # Differences 1, 2 and 3: mean 2, deviation 1, t = 4.3027 with two degrees of freedom.
-    found = paired_difference([2, 4, 6], [1, 2, 3])
-    half = 4.302653 / np.sqrt(3)
-    assert found == pytest.approx((2.0, 2.0 - half, 2.0 + half), rel=1e-6)
-    assert found.outcome == "undecided"
-    assert paired_difference([1, 2, 3.1], [2, 3, 4]).outcome == "lower"
-    assert paired_difference([2, 3, 4], [1, 2, 3.1]).outcome == "higher"
-    assert paired_difference([2], [1]).outcome == "undecided"
-
-
 def test_unpaired_difference_resamples_seeds() -> None:
     rng = np.random.default_rng(0)
     steady, spread = rng.normal(0, 0.1, (8, 15)), np.arange(8)[:, None] + np.zeros((8, 15))
-    found = unpaired_difference(dispersion_across, steady, spread, n_resamples=100)
+    found = unpaired_interval(dispersion_across, steady, spread)
     expected = dispersion_across(steady) - dispersion_across(spread)
-    assert found.mean == pytest.approx(expected)
-    assert found.low < expected < found.high < 0.0 and found.outcome == "lower"
-    single = unpaired_difference(dispersion_across, steady[:1], spread)
-    assert np.isnan(single.low) and single.outcome == "undecided"
-    assert Difference(1.0, 0.5, 1.5).outcome == "higher"
+    assert found.value == pytest.approx(expected)
+    assert found.low < expected < found.high < 0.0 and found.side == "below"
+    single = unpaired_interval(dispersion_across, steady[:1], spread)
+    assert np.isnan(single.low) and single.side == "undecided"

@@ -41,11 +41,13 @@ def test_searches_are_run_measured_and_not_repeated(
     monkeypatch.setattr(trials, "LocalPool", InProcessPool)
     for draw in ("draw_curves", "draw_measures", "draw_overestimation"):
         monkeypatch.setattr(volatility, draw, lambda *_: Figure())
-    searches = {"pruning, R_FLOPs": Search(TINY[0], FLOPS), "quantization": Search(TINY[1], "{}")}
+    searches = {
+        "reward-pruning": Search("pruning, R_FLOPs", TINY[0], FLOPS),
+        "quantization": Search("quantization", TINY[1]),
+    }
     monkeypatch.setattr(volatility, "SEARCHES", searches)
-    config = Config(
-        agents=AGENTS, searches=tuple(searches), seeds=(0, 1), n_episodes=3, out=tmp_path / "out"
-    )
+    out = tmp_path / "out"
+    config = Config(algo=AGENTS, task=tuple(searches), seeds=(0, 1), episodes=3, out=out)
     with tiny_tasks():
         table = run(config, quiet())
         shown = quiet()
@@ -61,7 +63,7 @@ def test_searches_are_run_measured_and_not_repeated(
         assert np.isnan(row["q_overestimation"]) == (row["agent"] == "random")
         assert (rewards > 0.0).all() == (row["search"] == "pruning, R_FLOPs")
     assert {path.name for path in (tmp_path / "out").glob("*.*")} >= {
-        "rewards.csv",
+        "rewards.csv.gz",
         "volatility.csv",
         "summary.csv",
         "volatility.md",
@@ -77,25 +79,33 @@ def test_what_is_published_of_searches_is_gone_on_with(
     monkeypatch.setattr(trials, "LocalPool", InProcessPool)
     for draw in ("draw_curves", "draw_measures", "draw_overestimation"):
         monkeypatch.setattr(volatility, draw, lambda *_: Figure())
-    searches = {"pruning": Search(TINY[0], "{}"), "quantization": Search(TINY[1], "{}")}
+    searches = {
+        "pruning": Search("pruning", TINY[0]),
+        "quantization": Search("quantization", TINY[1]),
+    }
     monkeypatch.setattr(volatility, "SEARCHES", searches)
-    config = Config(agents=AGENTS, searches=("pruning",), seeds=(0,), n_episodes=3)
+    config = Config(algo=AGENTS, task=("pruning",), seeds=(0,), episodes=3)
     published = tmp_path / "published"
     with tiny_tasks():
         table = run(replace(config, out=tmp_path / "out"), quiet())
         published.mkdir()
-        for name in ("sweep.json", "sweep.csv", "rewards.csv"):
+        for name in ("sweep.json", "sweep.csv", "rewards.csv.gz"):
             (published / name).write_bytes((tmp_path / "out" / name).read_bytes())
-        more = replace(config, searches=("pruning", "quantization"), out=published)
+        more = replace(config, task=("pruning", "quantization"), out=published)
         shown = quiet()
         both = run(more, shown)
         assert "2 of 4 cells were finished before" in shown.file.getvalue()  # type: ignore[attr-defined]
-        alone = run(replace(more, searches=("quantization",)), quiet())
+        alone = run(replace(more, task=("quantization",)), quiet())
     assert not (published / table["cell"][0]).exists()
     pd.testing.assert_frame_equal(both[:2].assign(search=0), table.assign(search=0))
     assert list(both["search"]) == ["pruning", "pruning", "quantization", "quantization"]
     assert set(alone["search"]) == {"quantization"}
-    assert len(pd.read_csv(published / "rewards.csv")) == 4
+    rewards = pd.read_csv(published / "rewards.csv.gz")
+    assert len(rewards) == 4
+    (published / "rewards.csv.gz").unlink()
+    rewards.to_csv(published / "rewards.csv", index=False)
+    labels = dict(zip(both["cell"], both["search"], strict=True))
+    pd.testing.assert_frame_equal(measure_trials(published, labels)[0], both)
     (published / "rewards.csv").unlink()
     with pytest.raises(ValueError, match=r"has no rewards of cells/pruning-ddpg-seed0"):
         measure_trials(published, dict.fromkeys(both["cell"], "any"))
@@ -117,8 +127,9 @@ def test_nothing_is_told_of_another_network_than_the_best(
 
 
 def test_unknown_searches_are_named() -> None:
-    with pytest.raises(ValueError, match=r"unknown search 'pruning'; valid: pruning, budget, "):
-        Config(searches=("pruning",)).cells()
+    message = r"unknown task 'budget', did you mean 'budget-pruning'\? valid: budget-pruning, "
+    with pytest.raises(ValueError, match=message):
+        Config(task=("budget",)).cells()
 
 
 def made_up(noise: dict[str, float], overestimation: dict[str, float]) -> tuple[Any, Any]:
@@ -168,8 +179,8 @@ def test_a_claim_that_more_comparisons_contradict_fails(
     n_wanted: int, n_opposite: int, verdict: str
 ) -> None:
     rest = (4 - n_wanted - n_opposite) * ["undecided"]
-    outcomes = [*n_wanted * ["lower"], *n_opposite * ["higher"], *rest]
-    assert _judge(outcomes, "lower", "higher").startswith(f"**{verdict}**; {n_wanted} of 4")
+    outcomes = [*n_wanted * ["below"], *n_opposite * ["above"], *rest]
+    assert _judge(outcomes, "below", "above").startswith(f"**{verdict}**; {n_wanted} of 4")
 
 
 def test_figures_show_every_seed() -> None:
@@ -203,13 +214,13 @@ def test_comparison_is_signed_and_per_seed() -> None:
     rows, curves = made_up({"ddpg": 1.0, "ppo": 3.0}, {})
     found = compare_volatility(rows, curves, "task", "ppo", "ddpg")
     mine, other = (rows[rows["agent"] == agent]["drawdown_cvar"] for agent in ("ppo", "ddpg"))
-    assert found["drawdown"].mean == pytest.approx(mine.mean() - other.mean())
+    assert found["drawdown"].value == pytest.approx(mine.mean() - other.mean())
     assert list(found) == ["across seeds", "within runs", "drawdown"]
-    assert all(difference.mean > 0.0 for difference in found.values())
+    assert all(difference.value > 0.0 for difference in found.values())
 
 
 def test_cells_tell_searches_of_one_task_apart() -> None:
-    cells = Config(dataset="mnist", agents=("ppo",), data_root=Path("/data")).cells()
+    cells = Config(data="mnist", algo=("ppo",), data_root=Path("/data")).cells()
     assert [len(mine) for mine in cells.values()] == [5, 5, 5]
     names = [cell.name for mine in cells.values() for cell in mine]
     assert len(set(names)) == 15 and names[5] == "pruning_R_FLOPs-ppo-seed0"
@@ -220,8 +231,8 @@ def test_cells_tell_searches_of_one_task_apart() -> None:
 
 
 def test_settings_of_one_agent_replace_the_stored_ones() -> None:
-    config = Config(agents=("ppo", "ddpg"), seeds=(0,), settings='{"ppo": {"n_epochs": 3}}')
-    stored = Config(agents=("ppo", "ddpg"), seeds=(0,)).cells()["quantization"]
+    config = Config(algo=("ppo", "ddpg"), seeds=(0,), settings='{"ppo": {"n_epochs": 3}}')
+    stored = Config(algo=("ppo", "ddpg"), seeds=(0,)).cells()["quantization"]
     ppo, ddpg = config.cells()["quantization"]
     now, then = (json.loads(cell.config.settings) for cell in (ppo, stored[0]))
     assert now == then | {"n_epochs": 3}
@@ -231,16 +242,16 @@ def test_settings_of_one_agent_replace_the_stored_ones() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"agents": ("magic",)}, "unknown algorithm 'magic'"),
-        ({"agents": ()}, "expected agents that differ"),
-        ({"agents": ("ppo", "uniform")}, "expected agents of many episodes, got uniform"),
-        ({"n_episodes": 1}, "n_episodes must be 2 or more, got 1"),
+        ({"algo": ("magic",)}, "unknown agent 'magic'"),
+        ({"algo": ()}, "expected algo that differ"),
+        ({"algo": ("ppo", "uniform")}, "expected agents of many episodes, got uniform"),
+        ({"episodes": 1}, "episodes must be 2 or more, got 1"),
         ({"seeds": (0, 0)}, "expected trials that differ"),
         ({"jobs": 0}, "jobs must be 1 or more"),
         ({"settings": "[]"}, "settings must be a JSON object, got '\\[\\]'"),
         ({"settings": '{"ppo": 1}'}, "settings must be a JSON object of objects"),
         ({"settings": "{"}, "settings must be a JSON object, got '{'"),
-        ({"settings": '{"magic": {}}'}, "settings of 'magic', which is not run; valid: ddpg"),
+        ({"settings": '{"magic": {}}'}, "unknown agent in settings 'magic'; valid: ddpg"),
         ({"settings": '{"ppo": {"magic": 1}}'}, "magic"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, dict) else "",
