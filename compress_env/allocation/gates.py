@@ -89,14 +89,16 @@ def _gradients(
         found = iter(torch.autograd.grad(loss, leaves))
     # A layer may run several times, and on several rows of each image: tokens or windows.
     return {
-        name: sum(
-            next(found).double().reshape(len(images), -1, gate.numel() // len(gate)).sum(1)
-            for gate in each
-        )
-        .cpu()
-        .numpy()
+        name: _by_image([next(found) for _ in each], len(images)).cpu().numpy()
         for name, each in gates.items()
     }
+
+
+def _by_image(gradients: Sequence[Tensor], n_images: int) -> Tensor:
+    """Add up what all calls of a layer, and all rows of an image, say of a channel, (B, C)."""
+    # (r, C, 1, 1) -> (B, r / B, C) -> (B, C)
+    shares = [g.double().view(n_images, -1, g[0].numel()).sum(1) for g in gradients]
+    return torch.stack(shares).sum(0)
 
 
 @contextmanager

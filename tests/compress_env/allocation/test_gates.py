@@ -79,7 +79,7 @@ def test_layers_that_run_on_tokens_give_one_derivative_an_image() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             rows = images.reshape(-1, 8)  # (b, 1, 8, 8) -> (b * 8, 8)
             rows = self.second(torch.relu(self.first(rows)))
-            return rows.view(len(images), 8, 3).mean(1)
+            return rows.view(len(images), 8, 3).mean(1)  # type: ignore[no-any-return]
 
     model = seeded(Tokens)
     (decision,) = find_walk(model, IMAGES).decisions

@@ -27,10 +27,7 @@ def make(method: PruningMethod, build: type[nn.Module] = PlainNet, **options: An
 
 @pytest.mark.parametrize("build", [PlainNet, BranchedNet])
 def test_reconstruction_keeps_the_channels_of_magnitude(build: type[nn.Module]) -> None:
-    plain, fitted = (
-        make(method, build)
-        for method in ("magnitude", "magnitude+reconstruction")  # type: ignore[arg-type]
-    )
+    plain, fitted = (make(method, build) for method in ("magnitude", "magnitude+reconstruction"))
     for t, layer in enumerate(plain.walk):
         one, other = (env.compress_layer(t, 0.5) for env in (plain, fitted))
         for name, weight in one.named_parameters():
