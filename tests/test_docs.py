@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 
-from compress_env.networks.models import MODELS, RECIPES
+from compress_env.networks import models
 from docs.hooks import escape, link_modules, prepare_docstring
 from docs.picture import draw_agents, kind_of, read_task
 from docs.reference_pages import (
@@ -47,14 +47,10 @@ def test_something_of_each_kind_is_added() -> None:
 def test_example_runs(title: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("COMPRESS_ENV_CACHE", str(tmp_path))
     monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
-    models, recipes = dict(MODELS), dict(RECIPES)
+    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
+    monkeypatch.setattr(models, "RECIPES", dict(models.RECIPES))
     names: dict[str, Any] = {}
-    try:
-        exec(EXAMPLES[title], names)
-    finally:
-        for known, before in ((MODELS, models), (RECIPES, recipes)):
-            known.clear()
-            known.update(before)
+    exec(EXAMPLES[title], names)
     if title == "A task":
         assert (
             names["done"]
