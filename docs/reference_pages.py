@@ -118,8 +118,9 @@ def _exported(module: ModuleType) -> list[str]:
 def _belongs(module: ModuleType, name: str) -> bool:
     """Whether a name of a module is described with the module."""
     obj = getattr(module, name)
+    home = str(getattr(obj, "__module__", ""))
     public = [getattr(importlib.import_module(p), each) for p in PUBLIC for each in _public(p)]
-    elsewhere = getattr(obj, "__module__", module.__name__) != module.__name__
+    elsewhere = home != module.__name__ and home.startswith(PUBLIC)
     return not (callable(obj) and (elsewhere or any(obj is each for each in public)))
 
 
