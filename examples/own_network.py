@@ -32,7 +32,8 @@ class Block(nn.Module):
         """Map features (b, n_in, H, W) to (b, n_out, H / stride, W / stride)."""
         y = self.first_norm(self.first(x)).relu()
         y = self.second_norm(self.second(y))
-        return (y + self.shortcut(x)).relu()
+        mapped: Tensor = (y + self.shortcut(x)).relu()
+        return mapped
 
 
 class ResidualNet(nn.Module):
@@ -70,10 +71,10 @@ def trained(n_epochs: int = 10) -> ResidualNet:
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=n_steps)
     for _ in range(n_epochs):
-        for batch in torch.randperm(len(labels)).split(50):
+        for batch in torch.split(torch.randperm(len(labels)), 50):
             loss = nn.functional.cross_entropy(network(images[batch]), labels[batch])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     return network.eval()

@@ -61,15 +61,15 @@ def suggest_channel_round(
     variants = {
         n: _rounded(env, sizes, n) for n in ROUNDS if n > channel_round and n % channel_round == 0
     }
-    variants = {n: each for n, each in variants.items() if each is not None and each != sizes}
-    if not variants:
+    other = {n: each for n, each in variants.items() if each is not None and each != sizes}
+    if not other:
         return None
     networks = [
         TorchNetwork(sized_model(task.model, plan, tuple(each)), task.device)
-        for each in (sizes, *variants.values())
+        for each in (sizes, *other.values())
     ]
     before, *after = measure_latency(networks, task.example_image().shape[1:])
-    return find_faster(before, dict(zip(variants, after, strict=True)))
+    return find_faster(before, dict(zip(other, after, strict=True)))
 
 
 def _rounded(env: PruningEnv, sizes: Sizes, multiple: int) -> list[tuple[int, ...]] | None:

@@ -55,7 +55,7 @@ def test_steps_rise_to_their_full_size_and_fall() -> None:
     assert [step_share(i, None, 4) for i in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     shares = [step_share(i, 8, 2) for i in range(9)]
     assert shares[:2] == [0.5, pytest.approx((1 + math.cos(math.pi / 8)) / 2)]
-    assert (shares[4], shares[8]) == (pytest.approx(0.5), 0.0)
+    assert shares[4] == pytest.approx(0.5) and shares[8] == 0.0
 
 
 def test_warm_up_scales_the_first_steps() -> None:

@@ -201,7 +201,7 @@ def test_table_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_table_of_an_earlier_version_lacks_times(tmp_path: Path) -> None:
-    columns = {"network": ["baseline", "uniform"], "latency_1_ms": [2.0, 1.0]}
+    columns: dict[str, Any] = {"network": ["baseline", "uniform"], "latency_1_ms": [2.0, 1.0]}
     table = pd.DataFrame([ROW._asdict()] * 2)[[*ROW._fields][:15]].assign(**columns)
     table.to_csv(tmp_path / "table.csv", index=False)
     baseline, uniform = read_rows(tmp_path / "table.csv")

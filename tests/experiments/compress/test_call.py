@@ -68,7 +68,7 @@ def test_both_budgets_come_to_a_smaller_module_and_a_packed_file(tmp_path: Path)
     ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
 )
 def test_any_subset_of_budgets_is_met(
-    budgets: dict[str, float], stages: set[str], tmp_path: Path
+    budgets: dict[str, Any], stages: set[str], tmp_path: Path
 ) -> None:
     result = compress_env.compress(network(), make_data(), **budgets, out=tmp_path / "run", **QUICK)
     assert set(result.policy) == stages
@@ -84,7 +84,7 @@ def test_search_starts_from_the_rule(tmp_path: Path) -> None:
     )
     assert list(result.table["network"]) == ["baseline", "uniform", "rule", "cma_es"]
     episodes = result.episodes.set_index("search")
-    values = [name for name in episodes if name.startswith("value:")]
+    values = [name for name in map(str, episodes) if name.startswith("value:")]
     search = episodes.loc["cma_es"]
     assert list(search.iloc[0][values]) == list(episodes.loc["rule"][values])
     assert search["n_evaluations"].iloc[-1] == 8 and len(search) >= 8
@@ -97,13 +97,14 @@ def test_images_come_as_tensors_data_sets_or_loaders(tmp_path: Path) -> None:
     pairs = [(torch.rand(n, *shape, generator=generator), torch.arange(n) % 3) for n in (60, 40)]
     datasets = [TensorDataset(*pair) for pair in pairs]
     loaders = [DataLoader(dataset, 8) for dataset in datasets]
+    forms: list[list[Any]] = [[*pairs], [*datasets], [*loaders]]
     tables = [
         compress_env.compress(
-            network(), *images, macs=0.5, out=tmp_path / str(n), **QUICK
+            network(), train, test, macs=0.5, out=tmp_path / str(n), **QUICK
         ).table.drop(columns="seconds")
-        for n, images in enumerate((pairs, datasets, loaders))
+        for n, (train, test) in enumerate(forms)
     ]
-    times = [name for name in tables[0] if "latency" in name]
+    times = [name for name in map(str, tables[0]) if "latency" in name]
     first = tables[0].drop(columns=times)
     assert all(first.equals(each.drop(columns=times)) for each in tables[1:])
 

@@ -19,7 +19,6 @@ from compress_env.networks.models import build_model, load_checkpoint
 from compress_env.quantization.packing import load
 from experiments.compress import compress
 from experiments.compress.compress import Config, run
-from experiments.compress.config import DEFAULT_TASK
 from experiments.compress.exports import Export
 from experiments.compress.report import Row
 
@@ -135,7 +134,7 @@ def test_every_episode_is_recorded(finished: tuple[Path, list[Row], str]) -> Non
 def test_policy_gives_its_accuracy_again(finished: tuple[Path, list[Row], str]) -> None:
     policy = json.loads((finished[0] / "policy.json").read_text())["q_critic_ppo"]["pruning"]
     env = PruningEnv(
-        flops_budget=DEFAULT_TASK["macs"],
+        flops_budget=0.164,
         method="magnitude",
         finetune_steps=2,
         finetune_at="episode",

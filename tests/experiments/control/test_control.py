@@ -102,7 +102,7 @@ def test_a_sweep_shows_the_return_of_a_running_cell(tmp_path: Path) -> None:
     progress = {"label": "learning", "episode": 20, "episodes": 40, "note": "mean return 5.0"}
     (path / "progress.json").write_text(json.dumps(progress))
     line = Display(quiet(), folder, 1)._progress_of("cell")
-    assert line[1] == "learning" and line[3:] == ("20/40", "mean return 5.0")
+    assert line == {"completed": 20, "total": 40, "note": "learning, mean return 5.0"}
 
 
 @pytest.mark.parametrize("agent", [name for name in AGENTS if not AGENTS[name].is_ppo])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -154,5 +155,6 @@ def test_published_tables_come_of_published_rows(part: Part) -> None:
     files = list((ROOT / "results").glob(f"throughput*/{part}.csv"))
     assert files
     for path in files:
-        table = format_table(part, pd.read_csv(path).to_dict("records"))
+        rows: list[Any] = pd.read_csv(path).to_dict("records")
+        table = format_table(part, rows)
         assert table in (path.parent / "throughput.md").read_text(encoding="utf-8")
