@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from time import monotonic
 
 from rich.console import Console
 
-__all__ = ["MOST_S", "Heartbeat", "format_seconds", "time_left"]
+__all__ = ["MOST_S", "Heartbeat", "format_seconds", "showing", "time_left"]
 
 LEAST_S = 10.0
 """Seconds between two lines at least, however fast the work goes."""
@@ -71,6 +71,15 @@ class Heartbeat:
         finally:
             over.set()
             thread.join()
+
+
+@contextmanager
+def showing(console: Console, text: str) -> Iterator[None]:
+    """Say what is being done inside the block: a spinner on a terminal, lines elsewhere."""
+    heartbeat = Heartbeat(console, lambda: f"{text}: {format_seconds(heartbeat.seconds)} so far")
+    heartbeat.say(text)
+    with heartbeat.beating(), console.status(text) if console.is_terminal else nullcontext():
+        yield
 
 
 def time_left(seconds: float, done: int, total: int) -> str:

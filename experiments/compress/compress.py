@@ -12,6 +12,7 @@ from contextlib import suppress
 from rich.console import Console
 
 from experiments.common.command import resume_hint, run_command
+from experiments.common.heartbeat import showing
 from experiments.common.run_folder import RunFolder, resume_run
 from experiments.compress.config import Config
 from experiments.compress.inputs import Given
@@ -64,9 +65,10 @@ def _run_job(job: Job, folder: RunFolder, console: Console) -> list[Row]:
         _tell_plan(job)
         contenders = _contend(job)
         write_searches(folder, job, names)
-        rows = score_networks(job, folder, contenders)
-        write_pareto(folder, job)
-        write_reports(folder, job, contenders, rows)
+        with showing(console, "measuring the networks and writing the report"):
+            rows = score_networks(job, folder, contenders)
+            write_pareto(folder, job)
+            write_reports(folder, job, contenders, rows)
         folder.finish([row._asdict() for row in rows])
     except BaseException as stop:
         with suppress(OSError):  # the disk may be full

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.seeding import derive_generator
 from compress_env.task.task import CompressionTask
+from experiments.common.heartbeat import format_seconds
 from experiments.compress.choosers import AT_ONCE
 from experiments.compress.config import Config
 from experiments.search.playing import play_actions
@@ -18,7 +19,6 @@ __all__ = [
     "describe_inputs",
     "describe_stage",
     "describe_work",
-    "format_seconds",
     "timed",
 ]
 
@@ -104,10 +104,3 @@ def describe_work(config: Config, timing: Timing, n_final_steps: int) -> str:
         f"timed) and {n_finals} final fine-tunings of {n_final_steps:,} minibatches, about "
         f"{format_seconds(seconds)} in all"
     )
-
-
-def format_seconds(seconds: float) -> str:
-    """Format a time for people: `40 s`, `12 min`, `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

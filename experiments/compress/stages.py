@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 from rich.console import Console
@@ -25,6 +24,7 @@ from compress_env.store.digests import digest
 from compress_env.task.finetuner import run_finetuner
 from compress_env.task.layers import format_minimum
 from compress_env.task.task import FinetuneConfig
+from experiments.common.heartbeat import showing
 from experiments.common.inputs import data_digest, network_digest
 from experiments.common.progress import SearchProgress
 from experiments.common.run_folder import RunFolder
@@ -38,6 +38,11 @@ from experiments.search.policies import Script, StagePolicy, read_policy
 from experiments.search.resuming import ResumableSearch, read_finished
 
 __all__ = ["Contender", "Job", "Stage"]
+
+
+WARMUP = 20
+"""The step size rises for the first twentieth of a final fine-tuning: without that, distillation
+ruined a network now and then."""
 
 
 class Stage(NamedTuple):
@@ -280,21 +285,22 @@ class Job:
     def _finetune(self, label: str, model: nn.Module) -> None:
         seed, finetuner = self.config.seed, self._given.finetune
         generator = derive_generator(seed, 2**31, 0)
-        with self._status(f"{label}: fine-tuning the best network"):
+        text = f"{label}: fine-tuning the best network, {self.n_final_steps:,} minibatches"
+        with showing(self.console, text):
             if finetuner is None:
-                distill = self.config.distill
                 self.task.finetune(
-                    model, self.n_final_steps, generator, anneal=True, distill=distill
+                    model,
+                    self.n_final_steps,
+                    generator,
+                    anneal=True,
+                    warmup_steps=self.n_final_steps // WARMUP,
+                    distill=self.config.distill,
                 )
             else:
                 with global_seed(generator.initial_seed(), self.task.device):
                     image = self.task.example_image()
                     run_finetuner(model, finetuner, self.n_final_steps, image)
         self.task.reestimate_batch_norm(model, derive_generator(seed, 2**31, 1))
-
-    def _status(self, text: str) -> AbstractContextManager[object]:
-        """Show a spinner on a terminal, and nothing elsewhere."""
-        return self.console.status(text) if self.console.is_terminal else nullcontext()
 
     @property
     def n_final_steps(self) -> int:

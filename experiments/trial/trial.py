@@ -193,8 +193,15 @@ class Trial:
         if read_finished(self.folder, STATE) is None:
             config = self.config
             label = f"{config.algo}: {config.task}, seed {config.seed}"
-            total = 1 if config.algo in SINGLE else self._n_steps // len(self.env.walk)
-            progress = SearchProgress(label, total, self.folder, console, tensorboard=False)
+            is_single = config.algo in SINGLE
+            n_episodes = self._n_steps // len(self.env.walk)
+            progress = SearchProgress(
+                label,
+                1 if is_single else config.evaluations or n_episodes,
+                self.folder,
+                console,
+                unit="evaluations" if config.evaluations and not is_single else "episodes",
+            )
             with progress.shown():
                 self._run(progress)
         episodes, state = read_finished(self.folder, STATE), self.folder.read_state(STATE)
