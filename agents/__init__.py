@@ -7,7 +7,7 @@ from agents.importance import AFIE, SBPF
 from agents.overestimation import OverestimationCallback
 from agents.penalty_ppo import CIMPPO, KLPPO
 from agents.q_critic_ppo import QCriticPPO
-from agents.rules import Rule
+from agents.rules import Portfolio, Rule
 
 __all__ = [
     "AFIE",
@@ -19,6 +19,7 @@ __all__ = [
     "EpisodeSearch",
     "Greedy",
     "OverestimationCallback",
+    "Portfolio",
     "QCriticPPO",
     "Random",
     "Rule",

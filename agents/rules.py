@@ -6,7 +6,9 @@ instead of a search, and they cost seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -35,7 +37,7 @@ from compress_env.quantization.fake_quant import MAX_BITS
 from compress_env.seeding import derive_generator
 from compress_env.task.layers import layer_at
 
-__all__ = ["BIT_RULES", "PRUNING_RULES", "RULES", "Rule"]
+__all__ = ["BIT_RULES", "IN_PORTFOLIO", "PRUNING_RULES", "RULES", "Portfolio", "Rule"]
 
 N_IMAGES = 256
 """Training images whose gradients rules look at, drawn by the seed of the task."""
@@ -100,6 +102,8 @@ BIT_RULES: dict[str, Callable[[QuantizationEnv], list[float]]] = {
 """Rules that choose bits, by name."""
 RULES = (*PRUNING_RULES, *BIT_RULES)
 """The names of all rules."""
+IN_PORTFOLIO = ("l1", "l2", "batch_norm", "taylor", "fisher")
+"""Rules of pruning that a portfolio tries; `lamp` ruins most networks."""
 
 
 class Rule(GivenRates):
@@ -135,6 +139,78 @@ class Rule(GivenRates):
         is_pruning = isinstance(env.unwrapped, PruningEnv)
         super().__init__(self.values if is_pruning else self.values / MAX_BITS)
         self.seconds = perf_counter() - start
+
+
+class Portfolio(GivenRates):
+    """The best of the rules, and of the same value everywhere, by the reward of one episode each.
+
+    Ties go to accuracy, then to the first. Rules that this network has no use for (batch norms it
+    does not have, parameters without gradients) are left out.
+
+    Args:
+        env: a pruning or quantization environment with a budget, whose episode ends.
+
+    Raises:
+        TypeError: if ``env`` is of neither stage.
+        ValueError: if the environment has no budget.
+        RuntimeError: if every episode fails.
+    """
+
+    choice: str
+    """The name of the rule that is best; `uniform` for the same value everywhere."""
+    rewards: dict[str, float]
+    """Sum of the rewards of each that was tried, by name."""
+    n_evaluations: int
+    """Networks scored to arrive at the values."""
+    seconds: float
+    """Wall-clock time of that."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        """Try the rules."""
+        start, stage = perf_counter(), env.unwrapped
+        if not isinstance(stage, PruningEnv | QuantizationEnv):
+            raise TypeError(f"expected a PruningEnv or a QuantizationEnv, got {type(env).__name__}")
+        names = IN_PORTFOLIO if isinstance(stage, PruningEnv) else tuple(BIT_RULES)
+        tried = {"uniform": GivenRates(_uniform(stage))} | _rules(stage, names)
+        results = {name: _play(stage, policy) for name, policy in tried.items()}
+        self.rewards = {name: reward for name, (reward, _) in results.items()}
+        self.choice = max(results, key=lambda name: results[name])
+        if results[self.choice] == FAILED:
+            raise RuntimeError("expected an episode that ends, got none")
+        super().__init__(tried[self.choice].rates)
+        per_episode = len(stage.walk) if stage.reward_at == "layer" else 1
+        self.n_evaluations = per_episode * len(tried)
+        self.seconds = perf_counter() - start
+
+
+FAILED = (-math.inf, -math.inf)
+"""Reward and accuracy of an episode that has failed."""
+
+
+def _uniform(env: PruningEnv | QuantizationEnv) -> NDArray[np.float64]:
+    return np.full(len(env.walk), env.uniform_value() / env.value_scale)
+
+
+def _rules(env: PruningEnv | QuantizationEnv, names: Sequence[str]) -> dict[str, Rule]:
+    """Return the rules that an environment's network has a use for."""
+    found = {}
+    for name in names:
+        with suppress(FloatingPointError, ValueError):
+            found[name] = Rule(env, name)
+    if not found:
+        Rule(env, names[0])  # which says why
+    return found
+
+
+def _play(env: PruningEnv | QuantizationEnv, policy: GivenRates) -> tuple[float, float]:
+    """Return the sum of rewards of an episode, and its accuracy."""
+    observation, info = env.reset()
+    reward, ended = 0.0, False
+    while not ended:
+        action, _ = policy.predict(observation)
+        observation, _, ended, _, info = env.step(action)
+        reward += info["reward_terms"]["reward"]
+    return FAILED if "error" in info else (reward, float(info["accuracy"]))
 
 
 def _apply(env: gym.Env[Any, Any], name: str) -> list[float]:

@@ -98,11 +98,11 @@ def compress(
 ) -> CompressionResult:
     """Compress a trained network to a budget: prune it, quantize it, or both.
 
-    A search-free rule and, unless `effort` is `"quick"`, a search that starts from it choose what
-    each layer gives up; the network is fine-tuned after each stage. Of all that is within the
-    budgets, the network with the highest validation accuracy is handed back. The test images are
-    looked at once, at the end. Called again with the same `out`, a stopped run goes on, and a
-    finished one is read.
+    Search-free rules and, unless `effort` is `"quick"`, a search that starts from the best of them
+    choose what each layer gives up; the network is fine-tuned after each stage. Of all that is
+    within the budgets, the network with the highest validation accuracy is handed back. The test
+    images are looked at once, at the end. Called again with the same `out`, a stopped run goes on,
+    and a finished one is read.
 
     Args:
         model: A trained network from images (b, C, H, W) to logits (b, classes); not changed.
@@ -113,8 +113,8 @@ def compress(
         macs: Highest multiply-accumulates after pruning, a fraction of the network's, in (0, 1].
         params: Highest parameters after pruning, likewise.
         size: Highest bytes after quantization, a fraction of the float32 network's.
-        effort: `"quick"` (a rule), `"normal"` (100 network evaluations in each stage) or
-            `"thorough"` (300).
+        effort: `"quick"` (the best of a few rules), `"normal"` (a search of 100 network evaluations
+            in each stage) or `"thorough"` (of 300).
         evaluations: Network evaluations of the search in each stage, in place of `effort`'s.
         algo: Who searches, see `compress-env compress --help`.
         score: Maps a network in evaluation mode to a score in [0, 1], used in place of validation

@@ -5,38 +5,31 @@ from __future__ import annotations
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
-from agents import CMAES
-from agents.rules import PRUNING_RULES
+from agents import CMAES, Portfolio
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
-from experiments.search.algorithms import SINGLE, make_learner, make_rule, make_single
+from experiments.search.algorithms import make_learner, make_single
 from experiments.search.entrants import PRUNING_ONLY
 from experiments.search.episodes import EpisodeLog
 from experiments.search.playing import play
 
-__all__ = ["AT_ONCE", "make_agent", "make_policy"]
+__all__ = ["make_agent", "make_policy"]
 
-AT_ONCE = (*PRUNING_RULES, *SINGLE)
-"""Those that always do the same, so that one episode is all there is."""
 SPREAD = 0.3
-"""Standard deviation of the first points of CMA-ES around what the rule does."""
+"""Standard deviation of the first points of CMA-ES around what the best rule does."""
 
 
 def make_policy(
     name: str, env: LayerwiseCompressionEnv, log: EpisodeLog, seed: int
 ) -> PolicyPredictor:
-    """Return one of `AT_ONCE`; those that know nothing of bits leave them to `Uniform`.
+    """Return an agent of one episode; those that know nothing of bits leave them to `Uniform`.
 
     Args:
-        name: Its name.
+        name: Its name, one of `experiments.search.entrants.SINGLE`.
         env: The environment.
         log: Told of the evaluations and the time that choosing takes.
         seed: Of those that draw.
     """
-    if name in PRUNING_RULES:
-        rule = make_rule(env, name)
-        log.spend(rule.n_evaluations, rule.seconds)
-        return rule
     has_no_bits = name in PRUNING_ONLY and not isinstance(env, PruningEnv)
     return make_single("uniform" if has_no_bits else name, env, log, seed)
 
@@ -44,16 +37,18 @@ def make_policy(
 def make_agent(
     name: str, env: LayerwiseCompressionEnv, log: EpisodeLog, n_evaluations: int, seed: int
 ) -> BaseAlgorithm:
-    """Return a learner, or a search; that of CMA-ES starts from what the rule does.
+    """Return a learner, or a search; that of CMA-ES starts from what the best rule does.
 
     Args:
         name: Its name.
         env: The environment.
-        log: The environment, or several, as the agent sees them.
+        log: The environment, or several, as the agent sees them; told what the rules take.
         n_evaluations: Evaluations that the agent will have.
         seed: Of the agent.
     """
     if name == "cma_es" and log.walk_length > 1:
-        start = play(env, make_rule(env)).actions
+        portfolio = Portfolio(env)
+        log.spend(portfolio.n_evaluations, portfolio.seconds)
+        start = play(env, portfolio).actions
         return CMAES("MlpPolicy", log, seed=seed, start=start, sigma0=SPREAD)
     return make_learner(name, log, n_steps=n_evaluations * log.walk_length, seed=seed)

@@ -24,8 +24,8 @@ from experiments.search.policies import read_policy
 __all__ = ["COMPARED", "DEFAULT_TASK", "Config", "Effort"]
 
 Effort = Literal["quick", "normal", "thorough"]
-RULE = "rule"
-"""The search-free rules, as a contender: one of pruning, one of bits."""
+RULE = "portfolio"
+"""What needs no search: the best of several rules, by one episode each."""
 EVALUATIONS = {"quick": 1, "normal": 100, "thorough": 300}
 """Network evaluations of the search in each stage, by effort."""
 COMPARED = ("uniform", RULE, *PRUNING_RULES, "random", "8bit", "uniform-bits")
@@ -74,17 +74,17 @@ class Config:
     size: float | None = None
     """Highest bytes after quantization, a fraction of the unpruned network's as float32."""
     effort: Effort = "normal"
-    """quick: a search-free rule; normal and thorough: a search from there, of 100 and 300 network
-    evaluations in each stage."""
+    """quick: the best of a few search-free rules; normal and thorough: a search from there, of 100
+    and 300 network evaluations in each stage."""
     evaluations: int | None = None
     """Network evaluations of the search in each stage; by effort when not given."""
     algo: str | None = None
     """Who chooses: cma_es, tpe, q_critic_ppo, ppo, kl_ppo, cim_ppo, a2c, ddpg, td3, sac, random,
-    uniform, greedy, rule or the name of a rule (fisher, taylor, l1, l2, batch_norm, lamp); afie or
-    sbpf, which choose pruning rates only and leave the bits to uniform. By effort when not given:
-    rule, or cma_es that starts from it."""
+    uniform, greedy, portfolio (the best of the rules) or a rule (fisher, taylor, l1, l2,
+    batch_norm, lamp); afie or sbpf, which choose pruning rates only and leave the bits to uniform.
+    By effort when not given: portfolio, or cma_es that starts from it."""
     compare: tuple[str, ...] = ("uniform", RULE)
-    """What it is compared with: uniform, rule, the names of rules, random, 8bit, uniform-bits."""
+    """What it is compared with: uniform, portfolio, rules by name, random, 8bit, uniform-bits."""
     method: PruningMethod = "magnitude"
     """How channels or elements are selected."""
     channel_round: int = 1
@@ -205,8 +205,8 @@ class Config:
         """
         if self.model is None or self.data is None:
             return self.resolved().check()
-        if self.algo not in (None, RULE, *PRUNING_RULES):
-            check_algorithm(self.algo or "")
+        if self.algo is not None:
+            check_algorithm(self.algo)
         if self.model is not None and not _is_object(self.model):
             check_model_name(self.model)
         _ = self.title  # which says if it cannot be written

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from time import perf_counter
 from typing import NamedTuple
 
+from agents.rules import IN_PORTFOLIO
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.seeding import derive_generator
 from compress_env.task.task import CompressionTask
 from experiments.common.heartbeat import format_seconds
-from experiments.compress.choosers import AT_ONCE
 from experiments.compress.config import Config
+from experiments.search.entrants import SINGLE
 from experiments.search.playing import play_actions
 
 __all__ = [
@@ -93,10 +94,7 @@ def _some(names: list[str]) -> str:
 def describe_work(config: Config, timing: Timing, n_final_steps: int) -> str:
     """Say how many episodes and minibatches there will be, and the time that they take."""
     n_stages = config.prunes + (config.size is not None)
-    searches = [n for n in (config.searcher, "random") if n in config.contenders]
-    n_long = sum(name not in AT_ONCE for name in searches)
-    n_short = len(config.contenders) - n_long
-    n_episodes = n_stages * (n_long * config.n_evaluations + n_short)
+    n_episodes = n_stages * sum(_episodes(name, config) for name in config.contenders)
     n_finals = n_stages * len(config.contenders) - len(config.uniform_bits) * (n_stages - 1)
     seconds = n_episodes * timing.episode + n_finals * n_final_steps * timing.minibatch
     return (
@@ -104,3 +102,11 @@ def describe_work(config: Config, timing: Timing, n_final_steps: int) -> str:
         f"timed) and {n_finals} final fine-tunings of {n_final_steps:,} minibatches, about "
         f"{format_seconds(seconds)} in all"
     )
+
+
+def _episodes(name: str, config: Config) -> int:
+    """Return about how many episodes a contender takes in a stage."""
+    by_rules = 1 + len(IN_PORTFOLIO)
+    if name in SINGLE or name in config.uniform_bits:
+        return 1 + by_rules * (name == "portfolio")
+    return config.n_evaluations + by_rules * (name == "cma_es")

@@ -28,10 +28,11 @@ from experiments.common.heartbeat import showing
 from experiments.common.inputs import data_digest, network_digest
 from experiments.common.progress import SearchProgress
 from experiments.common.run_folder import RunFolder
-from experiments.compress.choosers import AT_ONCE, make_agent, make_policy
+from experiments.compress.choosers import make_agent, make_policy
 from experiments.compress.config import Config
 from experiments.compress.inputs import Given, load_images, load_network
 from experiments.search.actors import open_actors
+from experiments.search.entrants import SINGLE
 from experiments.search.episodes import Episode, EpisodeLog, best_episode
 from experiments.search.playing import play_actions
 from experiments.search.policies import Script, StagePolicy, read_policy
@@ -319,7 +320,7 @@ class Job:
             self.searches[key] = finished
             return finished
         given = self._policy.get(key[1])
-        is_single = algorithm in AT_ONCE or given is not None
+        is_single = algorithm in SINGLE or given is not None
         config, limit = self.config, self.config.n_evaluations
         progress = SearchProgress(
             ": ".join(key),

@@ -12,7 +12,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, PolicyPredictor
 
-from agents import AFIE, SBPF, Greedy, Random, Rule
+from agents import AFIE, SBPF, Greedy, Portfolio, Random, Rule
+from agents.rules import PRUNING_RULES
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
 from experiments.search.entrants import (
@@ -36,7 +37,6 @@ __all__ = [
     "check_algorithm",
     "make_agent",
     "make_learner",
-    "make_rule",
     "make_single",
 ]
 
@@ -99,9 +99,11 @@ def make_single(
     """
     if name == "uniform":
         return uniform_policy(env, log.spend)
-    agent: AFIE | SBPF | Greedy | Rule
-    if name == "rule":
-        agent = make_rule(env)
+    agent: AFIE | SBPF | Greedy | Portfolio | Rule
+    if name == "portfolio":
+        agent = Portfolio(env)
+    elif name in PRUNING_RULES:  # bits have a rule of their own
+        agent = Rule(env, name if isinstance(env, PruningEnv) else "relative_error")
     elif name == "greedy":
         agent = Greedy(env)
     elif not isinstance(env, PruningEnv):
@@ -110,18 +112,6 @@ def make_single(
         agent = AFIE(env) if name == "afie" else SBPF(env, seed=seed)
     log.spend(agent.n_evaluations, agent.seconds)
     return agent
-
-
-def make_rule(env: LayerwiseCompressionEnv, name: str = "rule") -> Rule:
-    """Build a search-free rule of pruning, which of bits is always the same one.
-
-    Args:
-        env: The environment.
-        name: One of `agents.rules.PRUNING_RULES`, or `rule` for the one that is used by default.
-    """
-    if not isinstance(env, PruningEnv):
-        return Rule(env, "relative_error")
-    return Rule(env, "fisher" if name == "rule" else name)
 
 
 def make_learner(

@@ -12,6 +12,7 @@ from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents import CIMPPO, CMAES, KLPPO, TPE, QCriticPPO
+from agents.rules import PRUNING_RULES
 from compress_env.names import check_name
 from experiments.search.foreign import find
 
@@ -71,7 +72,8 @@ ENTRANTS = {
     "afie": Entrant(is_single=True, knows_bits=False),
     "sbpf": Entrant(is_single=True, knows_bits=False),
     "greedy": Entrant(is_single=True),
-    "rule": Entrant(is_single=True),
+    "portfolio": Entrant(is_single=True),
+    **{name: Entrant(is_single=True) for name in PRUNING_RULES},
     "tqc": Entrant("TQC", "sac"),
     # One step of conjugate gradients, no entropy bonus.
     "trpo": Entrant("TRPO", "ppo", lacks=("n_epochs", "ent_coef")),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.evaluation import evaluate_policy
 from torch import nn
 
-from agents.rules import BIT_RULES, PRUNING_RULES, RULES, Rule
+from agents.rules import BIT_RULES, PRUNING_RULES, RULES, Portfolio, Rule
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv, PruningMethod
 from compress_env.envs.quantization import QuantizationEnv
@@ -124,3 +124,31 @@ def test_rules_run_under_evaluate_policy() -> None:
     env = make(flops_budget=0.5)
     mean, std = evaluate_policy(Rule(env, "l2"), env, n_eval_episodes=2, warn=False)
     assert (mean, std) == (-0.5, 0.0)
+
+
+@pytest.mark.parametrize("stage", [PruningEnv, QuantizationEnv])
+def test_portfolio_is_the_best_of_what_it_tries(stage: Any) -> None:
+    budget = {"flops_budget": 0.5} if stage is PruningEnv else {"size_budget": 0.3}
+    options: dict[str, Any] = {"finetune_steps": 1, "reward_at": "episode", "device": "cpu"}
+    env = stage(seeded(PlainNet), make_data(), **budget, **options)
+    agent = Portfolio(env)
+    assert agent.choice in agent.rewards and "uniform" in agent.rewards
+    assert agent.rewards[agent.choice] == max(agent.rewards.values())
+    assert agent.n_evaluations == len(agent.rewards) >= 2
+    assert ("relative_error" in agent.rewards) == (stage is QuantizationEnv)
+    observation, _ = env.reset()
+    reward, ended = 0.0, False
+    while not ended:
+        action, _ = agent.predict(observation)
+        observation, _, ended, _, info = env.step(action)
+        reward += info["reward_terms"]["reward"]
+    assert reward == agent.rewards[agent.choice]
+
+
+def test_portfolio_leaves_out_rules_that_do_not_apply() -> None:
+    network = seeded(PlainNet)
+    network.requires_grad_(False)  # no gradients, and there are no batch norms
+    env = PruningEnv(network, make_data(), flops_budget=0.5, finetune_steps=0, device="cpu")
+    assert {"uniform", "l1", "l2"} <= Portfolio(env).rewards.keys()
+    with pytest.raises(ValueError, match="expected an environment with a budget"):
+        Portfolio(PruningEnv(network, make_data(), finetune_steps=0, device="cpu"))

@@ -48,6 +48,6 @@ def test_command_line_does_the_same_from_an_empty_folder(tmp_path: Path) -> None
         command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"COLUMNS": "120"}
     )
     assert result.returncode == 0, result.stderr
-    assert "10 decisions" in result.stdout and "rule" in result.stdout
+    assert "10 decisions" in result.stdout and "portfolio" in result.stdout
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert {"report.html", "network-rule.cenv", "network-rule.onnx", "table.csv"} <= names
+    assert {"report.html", "network-portfolio.cenv", "network-portfolio.onnx", "table.csv"} <= names

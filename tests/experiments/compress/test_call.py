@@ -39,13 +39,13 @@ def test_both_budgets_come_to_a_smaller_module_and_a_packed_file(tmp_path: Path)
     assert sum(p.numel() for p in result.model.parameters()) < sum(
         p.numel() for p in model.parameters()
     )
-    assert list(result.table["network"]) == ["baseline", "uniform", "rule"]
+    assert list(result.table["network"]) == ["baseline", "uniform", "portfolio"]
     assert result.table["is_chosen"].sum() == 1
     chosen = result.table[result.table["is_chosen"]].iloc[0]
     assert chosen["macs"] <= 0.6 and chosen["size"] <= 0.4 and chosen["within_budget"]
     assert chosen["test_accuracy"] == 1.0 - chosen["test_error"]
     assert set(result.policy) == {"pruning", "quantization"}
-    assert set(result.episodes["search"]) == {"uniform", "rule"}
+    assert set(result.episodes["search"]) == {"uniform", "portfolio"}
     n_bytes = result.save(tmp_path / "small.cenv")
     assert n_bytes == chosen["size_bytes"]
     again = compress_env.load(tmp_path / "small.cenv", network())
@@ -82,13 +82,13 @@ def test_search_starts_from_the_rule(tmp_path: Path) -> None:
     result = compress_env.compress(
         network(), make_data(), macs=0.5, out=tmp_path / "run", **settings
     )
-    assert list(result.table["network"]) == ["baseline", "uniform", "rule", "cma_es"]
+    assert list(result.table["network"]) == ["baseline", "uniform", "portfolio", "cma_es"]
     episodes = result.episodes.set_index("search")
     values = [name for name in map(str, episodes) if name.startswith("value:")]
     search = episodes.loc["cma_es"]
-    assert list(search.iloc[0][values]) == list(episodes.loc["rule"][values])
+    assert list(search.iloc[0][values]) == list(episodes.loc["portfolio"][values])
     assert search["n_evaluations"].iloc[-1] == 8 and len(search) >= 8
-    assert search["reward"].max() >= episodes.loc["rule"]["reward"]
+    assert search["reward"].max() >= episodes.loc["portfolio"]["reward"]
 
 
 def test_images_come_as_tensors_data_sets_or_loaders(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from experiments.compress.report import Row
 
 SMALL: dict[str, Any] = {
     "algo": "q_critic_ppo",
-    "compare": ("uniform", "rule", "random", "8bit", "uniform-bits"),
+    "compare": ("uniform", "portfolio", "random", "8bit", "uniform-bits"),
     "evaluations": 3,
     "finetune_steps": 2,
     "final_finetune_steps": 5,
@@ -64,7 +64,7 @@ def test_table_compares_networks_within_the_budgets(
     out, rows, text = finished
     baseline, *others = rows
     bits = ["q_critic_ppo-8bit", "q_critic_ppo-uniform-bits"]
-    names = ["uniform", "rule", "random", *bits, "q_critic_ppo"]
+    names = ["uniform", "portfolio", "random", *bits, "q_critic_ppo"]
     assert [row.network for row in rows] == ["baseline", *names]
     assert (baseline.macs, baseline.params, baseline.size) == (1.0, 1.0, 1.0)
     default = Config().resolved()
@@ -171,12 +171,29 @@ def test_same_seed_gives_the_same_rows(
 
 @pytest.mark.parametrize(
     "algo",
-    ["rule", "cma_es", "ppo", "a2c", "ddpg", "td3", "sac", "random", "uniform", "afie", "sbpf"],
+    [
+        "portfolio",
+        "cma_es",
+        "ppo",
+        "a2c",
+        "ddpg",
+        "td3",
+        "sac",
+        "random",
+        "uniform",
+        "afie",
+        "sbpf",
+    ],
 )
 def test_every_algorithm_runs_the_job(algo: str, tmp_path: Path) -> None:
-    settings = SMALL | {"evaluations": 2, "finetune_steps": 0, "algo": algo, "compare": ("rule",)}
+    settings = SMALL | {
+        "evaluations": 2,
+        "finetune_steps": 0,
+        "algo": algo,
+        "compare": ("portfolio",),
+    }
     rows = run(Config(out=tmp_path / "out", **settings), Console(file=StringIO()))
-    expected = ["baseline", "rule", algo] if algo != "rule" else ["baseline", "rule"]
+    expected = ["baseline", "portfolio", algo] if algo != "portfolio" else ["baseline", "portfolio"]
     assert [row.network for row in rows] == expected
 
 

@@ -253,7 +253,7 @@ def test_a_task_may_be_named_without_its_namespace(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", TINY)
 def test_rules_choose_without_an_evaluation_of_their_own(task: str, tmp_path: Path) -> None:
-    row = run(small(tmp_path / "out", algo="rule", task=task), quiet())
+    row = run(small(tmp_path / "out", algo="l1", task=task), quiet())
     assert (row["n_episodes"], row["n_evaluations"]) == (1, 1)
     assert row["actions"] == row["final_actions"]
 
