@@ -22,6 +22,8 @@ __all__ = ["UsageError", "as_called", "parse_command"]
 C = TypeVar("C")
 INPUTS = ("best_known", "checkpoint", "policy", "resume", "run", "runs", "sweeps", "weights")
 """Settings that name files or folders which must be there."""
+OTHERS = {"episodes": "evaluations", "n_episodes": "evaluations", "no_baselines": "compare"}
+"""What is counted, or said, otherwise now by commands that have the new name alone."""
 BY_TYRO = ("-h", "--help", "--tyro-print-completion", "--tyro-write-completion")
 """Options that print something and end the program."""
 
@@ -89,8 +91,9 @@ def _check_options(config_class: type[Any], arguments: Sequence[str]) -> None:
         name = option.partition("=")[0].removeprefix("--").replace("-", "_")
         if not option.startswith("--") or name in valid:
             continue
-        if RENAMED.get(name) in valid:
-            raise UsageError(f"{_option(name)} is called {_option(RENAMED[name])} now")
+        now = next((new for new in (RENAMED.get(name), OTHERS.get(name)) if new in valid), None)
+        if now is not None:
+            raise UsageError(f"{_option(name)} is called {_option(now)} now")
         hint = nearest(_option(name), map(_option, valid))
         raise UsageError(f"there is no option {_option(name)}{hint or '; --help lists them'}")
 

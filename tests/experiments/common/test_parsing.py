@@ -11,6 +11,7 @@ import tyro
 
 from experiments.common.command import ending_in_one_line, resume_hint
 from experiments.common.parsing import UsageError, as_called, parse_command
+from experiments.compress import compress
 
 
 @dataclass(frozen=True)
@@ -96,3 +97,11 @@ def test_commands_are_named_as_the_user_has_called_one(monkeypatch: pytest.Monke
     assert resume_hint("experiments.trial", "x") == "go on with: compress-env trial --resume x"
     monkeypatch.setattr("sys.argv", ["python -m experiments.trial"])
     assert as_called(text) == text
+
+
+def test_main_job_says_what_is_called_otherwise_there() -> None:
+    for old, new in {"n_episodes": "evaluations", "episodes": "evaluations", "dataset": "data",
+                     "flops_budget": "macs", "no_baselines": "compare"}.items():  # fmt: skip
+        option = f"--{old.replace('_', '-')}"
+        with pytest.raises(UsageError, match=f"^{option} is called --{new} now$"):
+            parse_command(compress.Config, [option, "3"])
