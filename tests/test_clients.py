@@ -167,6 +167,7 @@ def weights_after(vector: VecEnv) -> list[NDArray[np.float32]]:
     return [p.detach().numpy().copy() for p in agent.policy.parameters()]
 
 
+@pytest.mark.slow
 def test_ppo_learns_the_same_from_processes_as_without() -> None:
     actors = compress_env.make_actors(make, 1, threads_per_actor=1)
     workers = SubprocVecEnv(list(actors), start_method="spawn")

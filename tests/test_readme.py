@@ -125,6 +125,7 @@ def test_files_are_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert all(isinstance(p, nn.Parameter) for p in names["again"].parameters())
 
 
+@pytest.mark.slow
 def test_parallel_actors(tmp_path: Path) -> None:
     (tmp_path / "actors.py").write_text(snippet(PAGES["clients.md"], 3), encoding="utf-8")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -74,6 +74,7 @@ def test_q_critic_ppo_learns_from_two_environments_at_once() -> None:
     assert agent.replay_buffer is not None and agent.replay_buffer.size() == 30
 
 
+@pytest.mark.slow
 def test_q_critic_ppo_finds_what_to_keep() -> None:
     """Fewer bits always pay here, whatever becomes of the network."""
     env = make(IDS[1], scorer=lambda _: 1.0, reward=lambda x: -x.cost / x.cost_high)

@@ -55,7 +55,11 @@ def observations(n: int = 5) -> th.Tensor:
 @pytest.mark.parametrize("n_envs", [1, 2], ids=["1 env", "2 envs"])
 @pytest.mark.parametrize(
     ("n_steps", "target_steps", "gamma"),
-    [(1, 1, 0.99), (2, 10, 0.99), (2, 10, 1.0)],
+    [
+        (1, 1, 0.99),
+        pytest.param(2, 10, 0.99, marks=pytest.mark.slow),
+        pytest.param(2, 10, 1.0, marks=pytest.mark.slow),
+    ],
     ids=["one-step targets", "returns, discounted", "returns, undiscounted"],
 )
 def test_learns_in_500_steps(n_envs: int, n_steps: int, target_steps: int, gamma: float) -> None:

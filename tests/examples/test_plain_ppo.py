@@ -146,6 +146,7 @@ def test_it_runs_from_the_command_line(
     assert len(rates.split()) == 4 and all(1 <= float(bits) <= 8 for bits in rates.split())
 
 
+@pytest.mark.slow
 def test_worker_processes_step_as_one_process_does(tmp_path: Path) -> None:
     """Gymnasium's `make_vec` starts real processes by spawn."""
     config = Config(n_envs=2, finetune_steps=1, store=str(tmp_path / "transitions.sqlite"))

@@ -113,6 +113,7 @@ def untouched_process() -> Iterator[None]:
     assert (torch.get_num_threads(), signal.getsignal(signal.SIGINT)) == before
 
 
+@pytest.mark.slow
 def test_processes_share_one_store_and_the_machine(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

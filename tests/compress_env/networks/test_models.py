@@ -249,6 +249,7 @@ def test_networks_of_packages_are_loaded_by_checkpoint(digits: DataBundle, tmp_p
         load_baseline(name, coloured)
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_train_once(tmp_path: Path) -> None:
     script = (
         "import logging, sys, torch\n"

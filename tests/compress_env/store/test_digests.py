@@ -314,6 +314,7 @@ def test_bundle_digest_covers_all_but_the_test_set_and_the_name() -> None:
     assert len({before, *changed}) == 6
 
 
+@pytest.mark.slow
 def test_processes_agree() -> None:
     script = (
         "import torch\n"

@@ -124,6 +124,7 @@ def test_killed_worker_ends_the_job_which_then_goes_on(
     assert same_outcome(folder, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_full_disk_ends_the_job_which_then_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     # In blocks of 512 bytes: enough for the searches, too few for the baseline network.

@@ -85,6 +85,7 @@ def watch(process: BaseProcess, folder: Path, n_saves: int) -> None:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.slow
 def test_job_killed_at_twenty_random_moments_ends_as_if_undisturbed(tmp_path: Path) -> None:
     run(Config(out=tmp_path / "whole", **LONG), quiet())
     moments = random.Random(0)
@@ -149,7 +150,17 @@ def test_signal_ends_the_job_with_a_word_on_how_to_go_on(
     assert RunFolder(folder).read_state("q_critic_ppo-pruning") is not None
 
 
-@pytest.mark.parametrize("algo", ["ppo", "kl_ppo", "a2c", "ddpg", "td3", "sac", "random"])
+@pytest.mark.parametrize(
+    "algo",
+    [
+        "ppo",
+        "random",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("kl_ppo", "a2c", "ddpg", "td3", "sac")
+        ),
+    ],
+)
 def test_every_algorithm_goes_on_exactly(
     algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,7 +401,11 @@ def test_saving_takes_a_small_share_of_the_time(
     assert saves == 6  # at 1, and from then on 190 seconds after the one before
 
 
-@pytest.mark.parametrize("options", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"PYTHONIOENCODING": "ascii"}, pytest.param({"LC_ALL": "C"}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_names_that_a_terminal_cannot_show_stop_nothing(
     options: dict[str, str], tmp_path: Path
 ) -> None:

@@ -119,6 +119,7 @@ def test_calibration_images_are_as_many_as_asked(
 
 
 @pytest.mark.usefixtures("_fakes")
+@pytest.mark.slow
 def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(small(tmp_path / "whole", ("magnitude", "variational")), quiet())
     write = RunFolder.write_state

@@ -553,6 +553,7 @@ def sweep_slowly(out: Path) -> None:
 
 
 @pytest.mark.timeout(240)  # it may be the first to start processes
+@pytest.mark.slow
 def test_cells_die_with_a_sweep_that_is_killed(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "out")
     name = "fake-well-seed0"

@@ -86,6 +86,7 @@ def test_episodes_are_drawn_as_they_are_called() -> None:
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.slow
 def test_actors_are_timed_and_a_stopped_measurement_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +121,7 @@ def test_actors_are_timed_and_a_stopped_measurement_goes_on(
     assert all(row["steps"] == 8 and row["steps_per_s"] > 0 for row in results["actors"])
 
 
+@pytest.mark.slow
 def test_selection_is_timed_without_network_and_images(tmp_path: Path) -> None:
     config = Config(
         parts=("lasso",),
