@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from agents.rules import PRUNING_RULES
 from compress_env.data.bundle import DATASETS
@@ -24,6 +24,7 @@ from experiments.search.policies import read_policy
 __all__ = ["COMPARED", "DEFAULT_TASK", "Config", "Effort"]
 
 Effort = Literal["quick", "normal", "thorough"]
+Schedule = Literal["cosine", "constant"]
 RULE = "portfolio"
 """What needs no search: the best of several rules, by one episode each."""
 EVALUATIONS = {"quick": 1, "normal": 100, "thorough": 300}
@@ -98,14 +99,17 @@ class Config:
     finetune_at: FinetuneAt = "episode"
     """Fine-tune after every layer or once at the end of an episode."""
     final_finetune_steps: int | None = None
-    """Minibatches of fine-tuning after each stage, learning rate annealed; when not given, ten
-    passes over the training images and at least 1,000 minibatches."""
+    """Minibatches of fine-tuning after each stage; when not given, ten passes over the training
+    images and at least 1,000 minibatches."""
     distill: float = 0.5
     """Weight of the unpruned network's answers in the loss of the final fine-tunings, in [0, 1]."""
     distill_temperature: float = 4.0
     """What logits are divided by where answers are compared."""
     learning_rate: float = 0.01
     """Step size of fine-tuning."""
+    schedule: Schedule = "cosine"
+    """How the step size goes in the final fine-tunings, after it has risen for a twentieth of them:
+    down to 0 along a cosine, or not at all."""
     batch_size: int = 64
     """Images in a minibatch of fine-tuning."""
     bf16: bool = False
@@ -214,6 +218,7 @@ class Config:
         self._check_numbers()
         check_name("reward", self.reward, REWARDS)
         check_name("effort", self.effort, EVALUATIONS)
+        check_name("schedule", self.schedule, get_args(Schedule))
         for name in self.compare:
             check_name("comparison", name, COMPARED)
         if not self.prunes and self.size is None:

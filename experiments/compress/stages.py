@@ -293,7 +293,7 @@ class Job:
                     model,
                     self.n_final_steps,
                     generator,
-                    anneal=True,
+                    anneal=self.config.schedule == "cosine",
                     warmup_steps=self.n_final_steps // WARMUP,
                     distill=self.config.distill,
                 )
