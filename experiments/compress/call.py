@@ -84,7 +84,7 @@ def compress(
     macs: float | None = None,
     params: float | None = None,
     size: float | None = None,
-    effort: Effort = "normal",
+    effort: Effort = "quick",
     evaluations: int | None = None,
     algo: str | None = None,
     score: Callable[[nn.Module], float] | None = None,

@@ -34,7 +34,7 @@ COMPARED = ("uniform", RULE, *PRUNING_RULES, "random", "8bit", "uniform-bits")
 many evaluations, and the searched pruned network with 8 bits, or the most that fit, everywhere."""
 BITS = {"8bit": True, "uniform-bits": False}
 """Those that are bits of the searched pruned network, and whether they are free of the budget."""
-DEFAULT_TASK = {"model": "lenet5", "data": "digits", "macs": 0.164, "size": 0.03}
+DEFAULT_TASK = {"model": "vgg8", "data": "digits16", "macs": 0.1, "size": 0.02}
 """What is done where the command line names neither a network nor images."""
 LOWEST = {
     "n_envs": 1,
@@ -74,7 +74,7 @@ class Config:
     """Highest parameters after pruning, a fraction of the unpruned network's."""
     size: float | None = None
     """Highest bytes after quantization, a fraction of the unpruned network's as float32."""
-    effort: Effort = "normal"
+    effort: Effort = "quick"
     """quick: the best of a few search-free rules; normal and thorough: a search from there, of 100
     and 300 network evaluations in each stage."""
     evaluations: int | None = None
@@ -100,7 +100,7 @@ class Config:
     """Fine-tune after every layer or once at the end of an episode."""
     final_finetune_steps: int | None = None
     """Minibatches of fine-tuning after each stage; when not given, ten passes over the training
-    images and at least 1,000 minibatches."""
+    images and at least 500 minibatches."""
     distill: float = 0.5
     """Weight of the unpruned network's answers in the loss of the final fine-tunings, in [0, 1]."""
     distill_temperature: float = 4.0

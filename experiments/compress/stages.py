@@ -308,7 +308,7 @@ class Job:
         """Minibatches of each final fine-tuning."""
         if self.config.final_finetune_steps is not None:
             return self.config.final_finetune_steps
-        return max(1000, 10 * len(self.task.data.train) // self.task.config.batch_size)
+        return max(500, 10 * len(self.task.data.train) // self.task.config.batch_size)
 
     def _search(
         self, key: tuple[str, str], env: LayerwiseCompressionEnv, algorithm: str

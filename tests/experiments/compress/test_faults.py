@@ -31,6 +31,10 @@ from experiments.compress.compress import Config, run
 from tests.fakes import flags
 
 SMALL: dict[str, Any] = {
+    "model": "lenet5",
+    "data": "digits",
+    "macs": 0.164,
+    "size": 0.03,
     "algo": "q_critic_ppo",
     "evaluations": 4,
     "finetune_steps": 1,

@@ -36,7 +36,13 @@ from experiments.search.episodes import EpisodeLog
 from experiments.search.resuming import ResumableSearch
 from tests.fakes import PlainNet, flags, make_data, seeded
 
-SMALL: dict[str, Any] = {
+LENET: dict[str, Any] = {
+    "model": "lenet5",
+    "data": "digits",
+    "macs": 0.164,
+    "size": 0.03,
+}
+SMALL: dict[str, Any] = LENET | {
     "algo": "q_critic_ppo",
     "compare": ("uniform", "random"),
     "evaluations": 3,
@@ -45,7 +51,7 @@ SMALL: dict[str, Any] = {
     "onnx": False,
 }
 # Longer than the agent's random start, so that there are updates to resume.
-LONG: dict[str, Any] = {
+LONG: dict[str, Any] = LENET | {
     "algo": "q_critic_ppo",
     "evaluations": 30,
     "finetune_steps": 3,
@@ -164,7 +170,7 @@ def test_signal_ends_the_job_with_a_word_on_how_to_go_on(
 def test_every_algorithm_goes_on_exactly(
     algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings: dict[str, Any] = {"algo": algo, "evaluations": 12, "finetune_steps": 0}
+    settings = LENET | {"algo": algo, "evaluations": 12, "finetune_steps": 0}
     settings |= {"final_finetune_steps": 0, "compare": (), "onnx": False}
     run(Config(out=tmp_path / "whole", **settings), quiet())
     write = RunFolder.write_state

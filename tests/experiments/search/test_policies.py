@@ -18,6 +18,10 @@ from experiments.common.figures import non_dominated
 from experiments.compress.compress import Config, run
 
 SMALL: dict[str, Any] = {
+    "model": "lenet5",
+    "data": "digits",
+    "macs": 0.164,
+    "size": 0.03,
     "algo": "q_critic_ppo",
     "evaluations": 4,
     "finetune_steps": 1,
