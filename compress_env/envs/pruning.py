@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Unpack
 
 import numpy as np
@@ -16,10 +17,12 @@ from compress_env.counts import check_count
 from compress_env.data.bundle import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.options import config_of
+from compress_env.envs.priors import rescale_rates
 from compress_env.pruning.budgets import budgets_of
 from compress_env.pruning.channels.calibration import Calibration
 from compress_env.pruning.channels.reconstruction import reconstruct
 from compress_env.pruning.channels.selection import (
+    columns_of,
     select_at_random,
     select_by_lasso,
     select_by_magnitude,
@@ -266,16 +269,40 @@ class PruningEnv(LayerwiseCompressionEnv):
         return LiveChannels(self.task.copy_model())
 
     def _bounds(self, executed: Prefix, result: Transition) -> tuple[float, float]:
-        plan, t = self.plan, len(executed)
+        plan = self.plan
+        lowest = plan.smallest_rate(
+            len(executed), lambda rate: self._meets(executed, [rate], result)
+        )
+        return lowest, plan.max_pruning_rate
 
-        def fits(rate: float) -> bool:
-            candidate = (*executed, plan.decide(executed, rate))
-            return all(
-                plan.highest(candidate, unit, t, result.nonzeros) <= limit
-                for unit, limit in self.budgets.items()
-            )
+    def _rules(self) -> dict[str, Callable[[], list[float]]]:
+        from compress_env.allocation.rules import (  # which takes time to import
+            N_IMAGES,
+            PRUNING_RULES,
+            PruningTask,
+        )
 
-        return plan.smallest_rate(t, fits), plan.max_pruning_rate
+        n_batches = -(-N_IMAGES // self.task.config.batch_size)
+        batches = self.task.train_batches(n_batches, derive_generator(self.task_seed, 0, 4))
+        task = PruningTask(self.task.model, self.plan, self.budgets, batches)
+        return {name: partial(rule, task) for name, rule in PRUNING_RULES.items()}
+
+    @property
+    def _has_budget(self) -> bool:
+        return bool(self.budgets)
+
+    @property
+    def _range(self) -> tuple[float, float]:
+        return 0.0, self.plan.max_pruning_rate
+
+    def _meets(self, executed: Prefix, values: Sequence[float], result: Transition) -> bool:
+        return self.plan.can_meet(executed, values, self.budgets, result.nonzeros)
+
+    def _rescale(
+        self, executed: Prefix, values: Sequence[float], result: Transition
+    ) -> list[float]:
+        highest = self.plan.max_pruning_rate
+        return rescale_rates(values, highest, lambda rates: self._meets(executed, rates, result))
 
     def _decide(self, before: Prefix, value: float) -> tuple[tuple[int, ...], float]:
         executed = self.plan.decide(before, value)
@@ -313,7 +340,7 @@ class PruningEnv(LayerwiseCompressionEnv):
         weight = layer.weight.detach().flatten(1)  # (N, C, H, W) -> (N, D)
         statistics = self._statistics(network, name)
         outputs, alive = network.positions(name, "out"), network.positions(name, "in")
-        columns = [_columns(alive, group.columns(name), weight.shape[1]) for group in groups]
+        columns = [columns_of(alive, group.columns(name), weight.shape[1]) for group in groups]
         stay = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
         pruned_weight = weight.clone()
         for group, group_columns, n_keep in zip(groups, columns, kept, strict=True):
@@ -365,21 +392,3 @@ class PruningEnv(LayerwiseCompressionEnv):
     def _cost(self, result: Transition, executed: Prefix) -> tuple[float, float, float]:
         macs = result.dense_macs if self.macs == "dense" else result.sparse_macs
         return macs, self._min_macs, self._full_macs
-
-
-def _columns(alive: NDArray[np.int64], positions: NDArray[np.int64], n_columns: int) -> Tensor:
-    """Columns of a live layer's flattened weight that each channel of a group owns.
-
-    Args:
-        alive: (n,) unpruned input positions that the layer still has.
-        positions: (n_channels, k) unpruned input positions of each channel.
-        n_columns: n times the elements of a kernel.
-
-    Returns:
-        (n_channels, k * H * W) int64 on the CPU.
-    """
-    live = np.searchsorted(alive, positions)
-    area = n_columns // len(alive)
-    # (n_channels, k) -> (n_channels, k, H*W) -> (n_channels, k*H*W)
-    columns = live[:, :, None] * area + np.arange(area)
-    return torch.from_numpy(columns.reshape(len(live), -1))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from compress_env.counts import check_count
 from compress_env.data.bundle import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
+from compress_env.envs.priors import shift_bits
 from compress_env.envs.state import replace_weight
 from compress_env.networks.checkpoints import checkpoint_bytes
 from compress_env.quantization.activations import (
@@ -125,6 +127,7 @@ class QuantizationEnv(LayerwiseCompressionEnv):
 
     value_name = "bits"
     value_scale = float(MAX_BITS)
+    values_are_whole = True
 
     def __init__(
         self,
@@ -226,9 +229,39 @@ class QuantizationEnv(LayerwiseCompressionEnv):
 
     def _bounds(self, executed: Prefix, result: Transition) -> tuple[float, float]:
         def fits(bits: float) -> bool:
-            return self.most_bytes([*flatten(executed), int(bits)]) <= self.budget_bytes
+            return self._meets(executed, [bits], result)
 
         return self.min_bits, largest_bits_within(self.min_bits, MAX_BITS, fits)
+
+    def _rules(self) -> dict[str, Callable[[], list[float]]]:
+        from compress_env.allocation.rules import BIT_RULES, BitTask  # which takes time to import
+
+        weights = [layer_at(self.task.model, name).weight for name in self._names]
+        fit = SCALES[self.scales]
+        task = BitTask(weights, fit, self.min_bits, self.most_bytes, self.budget_bytes)
+        return {name: partial(rule, task) for name, rule in BIT_RULES.items()}
+
+    @property
+    def _has_budget(self) -> bool:
+        return self.budget_bytes != float("inf")
+
+    @property
+    def _range(self) -> tuple[float, float]:
+        return self.min_bits, MAX_BITS
+
+    def _meets(self, executed: Prefix, values: Sequence[float], result: Transition) -> bool:
+        bits = [*flatten(executed), *(int(value) for value in values)]
+        return self.most_bytes(bits) <= self.budget_bytes
+
+    def _rescale(
+        self, executed: Prefix, values: Sequence[float], result: Transition
+    ) -> list[float]:
+        def meets(bits: Sequence[int]) -> bool:
+            return self._meets(executed, bits, result)
+
+        bits = [int(value) for value in values]
+        bounds = self.min_bits, MAX_BITS
+        return [float(n) for n in shift_bits(bits, bounds, meets, fills=self.prior != "uniform")]
 
     def _decide(self, before: Prefix, value: float) -> tuple[int, int]:
         bits = int(np.floor(value + 0.5))
