@@ -10,8 +10,7 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 from gymnasium.utils import EzPickle
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from compress_env.counts import check_count
 from compress_env.data.bundle import DataBundle
@@ -21,12 +20,7 @@ from compress_env.envs.priors import rescale_rates
 from compress_env.pruning.budgets import budgets_of
 from compress_env.pruning.channels.calibration import Calibration
 from compress_env.pruning.channels.reconstruction import reconstruct
-from compress_env.pruning.channels.selection import (
-    columns_of,
-    select_at_random,
-    select_by_lasso,
-    select_by_magnitude,
-)
+from compress_env.pruning.channels.selection import columns_of
 from compress_env.pruning.channels.statistics import LayerStatistics
 from compress_env.pruning.cost import Unit
 from compress_env.pruning.elements import VariationalConfig, prune_elements
@@ -36,6 +30,7 @@ from compress_env.pruning.methods import (
     MacsKind,
     PruningMethod,
     check_arguments,
+    select_channels,
 )
 from compress_env.pruning.plan import PruningPlan
 from compress_env.pruning.sizes import check_costs, sized_model, warn_of_little
@@ -75,9 +70,22 @@ class PruningEnv(LayerwiseCompressionEnv):
 
     ## Action
 
-    `Box(-1, 1, (1,), float32)`, mapped affinely onto [`action_low`, `action_high`]: the pruning
-    rate a, the fraction of the layer that is removed. Every action is feasible.
-    `info["pruning_rate"]` is the fraction really removed, after rounding.
+    `Box(-1, 1, (1,), float32)`: the pruning rate a, the fraction of the layer that is removed. -1
+    stands for `action_low`, 0 for the prior, clipped to the interval, and 1 for `action_high`; in
+    between the map is affine. Every action is feasible. `info["pruning_rate"]` is the fraction
+    really removed, after rounding. `env.unwrapped.action_for(rate)` is the action for a rate.
+
+    | `prior` | The rate of action 0 |
+    | --- | --- |
+    | `"middle"` | the middle of the interval |
+    | `"uniform"` | the one that, for this and all later layers, just meets what budgets are left |
+    | a name in `env.unwrapped.rules()` | what the rule gives, see `compress_env.allocation.rules` |
+    | an array (T,) | the value of the layer |
+
+    A prior stays as it is while decisions come to what it says. After one that departs from it, the
+    fractions that later layers keep by it are scaled by one factor, the largest that the budgets
+    allow **(ours)**. One that exceeds the budgets is scaled at once. Without a budget `"uniform"`
+    is the middle, rules are refused, and values stay as they are.
 
     ## Transition
 
@@ -125,6 +133,7 @@ class PruningEnv(LayerwiseCompressionEnv):
     | `channel_share` | by method | s: 1 removes channels only, 0 elements only |
     | `macs` | by method | what budgets and cost count: `"dense"` or `"sparse"` |
     | `variational` | None | a `VariationalConfig`, or some of its fields by name |
+    | `prior` | `"middle"` | what action 0 stands for |
     | others | | see `LayerwiseCompressionEnv` |
 
     Without a budget the reward `err` is best served by pruning nothing. With several budgets every
@@ -133,7 +142,7 @@ class PruningEnv(LayerwiseCompressionEnv):
 
     ## Version history
 
-    v0: first version.
+    v0: first version. `prior="middle"` is what it does.
     """
 
     value_name = "pruning_rate"
@@ -345,7 +354,9 @@ class PruningEnv(LayerwiseCompressionEnv):
         pruned_weight = weight.clone()
         for group, group_columns, n_keep in zip(groups, columns, kept, strict=True):
             with self._timed("selection"):
-                keep = self._select(statistics, pruned_weight, group_columns, n_keep, generator)
+                keep = select_channels(
+                    self.method, statistics, pruned_weight, group_columns, n_keep, generator
+                )
             gone = np.setdiff1d(np.arange(group.n_channels), keep)
             gone_columns = group_columns[torch.from_numpy(gone)].flatten()
             stay[gone_columns] = False
@@ -369,25 +380,6 @@ class PruningEnv(LayerwiseCompressionEnv):
         if not bool(torch.isfinite(statistics.input_energy).all()):
             raise FloatingPointError(f"inputs of {name!r} are not finite")
         return statistics
-
-    def _select(
-        self,
-        statistics: LayerStatistics | None,
-        weight: Tensor,
-        columns: Tensor,
-        n_keep: int,
-        generator: torch.Generator,
-    ) -> NDArray[np.int64]:
-        """Return the channels of a group that stay, as numbers within the group."""
-        if n_keep == len(columns):
-            return np.arange(len(columns))
-        if self.method == "random":
-            keep = select_at_random(len(columns), n_keep, generator)
-        elif statistics is None or self.method == "magnitude+reconstruction":
-            keep = select_by_magnitude(weight, columns, n_keep)
-        else:
-            keep = select_by_lasso(statistics, weight, columns, n_keep)
-        return np.asarray(keep.cpu().numpy(), np.int64)
 
     def _cost(self, result: Transition, executed: Prefix) -> tuple[float, float, float]:
         macs = result.dense_macs if self.macs == "dense" else result.sparse_macs

@@ -78,8 +78,23 @@ class QuantizationEnv(LayerwiseCompressionEnv):
 
     ## Action
 
-    `Box(-1, 1, (1,), float32)`, mapped affinely onto [`action_low`, `action_high`] and rounded:
-    `info["bits"]`, an integer in 1..8. Every action is feasible.
+    `Box(-1, 1, (1,), float32)`: -1 stands for `action_low`, 0 for the prior, clipped to the
+    interval, and 1 for `action_high`; in between the map is affine, and the value is rounded:
+    `info["bits"]`, an integer in 1..8. Every action is feasible. `env.unwrapped.action_for(bits)`
+    is the action for some bits.
+
+    | `prior` | The bits of action 0 |
+    | --- | --- |
+    | `"middle"` | the middle of the interval |
+    | `"uniform"` | the most that, for this and all later layers, fit what is left of the budget |
+    | a name in `env.unwrapped.rules()` | what the rule gives, see `compress_env.allocation.rules` |
+    | an array (T,) | the whole number of the layer |
+
+    A prior stays as it is while decisions come to what it says. After one that departs from it, the
+    bits of all later layers are raised or lowered by as much, as high as the budget allows; then,
+    unless it is `"uniform"`, each of them in the order of the walk gets one more if that fits
+    **(ours)**. One that exceeds the budget is lowered at once. Without a budget `"uniform"` is the
+    middle, rules are refused, and values stay as they are.
 
     ## Transition
 
@@ -113,6 +128,7 @@ class QuantizationEnv(LayerwiseCompressionEnv):
     | `min_bits` | 1 | fewest bits of any layer |
     | `activation_bits` | None | 8: inputs of decided layers are rounded to 256 levels |
     | `scales` | `"rounded"` | `"best"`: the best scales, not the best clips' scales rounded |
+    | `prior` | `"middle"` | what action 0 stands for |
     | others | | see `LayerwiseCompressionEnv` |
 
     Without a budget the reward `err` is best served by 8 bits everywhere. With one, what counts is
@@ -121,8 +137,8 @@ class QuantizationEnv(LayerwiseCompressionEnv):
 
     ## Version history
 
-    v0: first version. `scales="rounded"` is what it does; `"best"` errs less in channels of few
-    weights, such as depthwise filters.
+    v0: first version. `scales="rounded"` and `prior="middle"` are what it does; `"best"` errs less
+    in channels of few weights, such as depthwise filters.
     """
 
     value_name = "bits"
