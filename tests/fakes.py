@@ -159,6 +159,8 @@ def tiny_tasks() -> Iterator[None]:
 class InProcessPool:
     """Works on tasks in this process, one after the other; stands in for `LocalPool`."""
 
+    place = "in this process"
+
     def __init__(self, *, jobs: int, retries: int) -> None:
         self._tasks: list[Task] = []
 

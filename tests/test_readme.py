@@ -91,7 +91,7 @@ def test_own_network_and_data() -> None:
         "test_labels": torch.arange(30) % 3,
         "trained_module": seeded(PlainNet),
     }
-    exec(snippet(PAGES["own_network.md"], 0), names)
+    exec(snippet(PAGES["own_network.md"], 1), names)
     env = names["env"]
     env.reset(seed=0)
     info = env.step(np.zeros(1, np.float32))[-1]
@@ -100,7 +100,7 @@ def test_own_network_and_data() -> None:
 
 def test_a_network_with_branches_on_tensors() -> None:
     names: dict[str, Any] = {}
-    exec(snippet(PAGES["own_network.md"], 1), names)
+    exec(snippet(PAGES["own_network.md"], 2), names)
     env, network, small = names["env"].unwrapped, names["network"], names["small"]
     assert env.skipped_layers == {}
     assert [layer.name for layer in env.walk] == ["pointwise", "head"]

@@ -16,6 +16,7 @@ from compress_env.pruning.plan import PruningPlan
 __all__ = ["Scores", "checked_scores", "rank_channels", "take_back"]
 
 Scores = Sequence[NDArray[np.float64]]
+"""Scores of all channels, by decision."""
 
 
 def rank_channels(scores: Scores, plan: PruningPlan, budgets: Mapping[Unit, float]) -> list[float]:

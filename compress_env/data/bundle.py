@@ -301,6 +301,11 @@ def _folder(request: DataRequest) -> DataBundle:
 def _unsplit_folder(request: DataRequest) -> DataBundle:
     from compress_env.data.image_folders import ImageTree
 
+    if not any(child.is_dir() for child in request.root.iterdir()):
+        raise FileNotFoundError(
+            f"folder: expected train/ and val/ or test/, or a folder for each class, in "
+            f"{request.root}; name the tree with data_root= (--data-root)"
+        )
     tree = ImageTree(request.root, allow_empty=False)
     n_held_out = len(tree) // 10
     if n_held_out == 0:

@@ -67,7 +67,8 @@ class Episode:
         """
         cost = state["cost"]
         failed = cost != cost  # NaN: it has none
-        return replace(restore(Episode, state | {"cost": 0.0 if failed else cost}), cost=cost)
+        found = restore(Episode, state | {"cost": 0.0 if failed else cost})
+        return replace(found, cost=cost, values=tuple(state["values"]))  # bits stay whole numbers
 
 
 def format_actions(actions: Sequence[float]) -> str:

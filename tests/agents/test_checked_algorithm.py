@@ -219,7 +219,7 @@ class TestArguments:
                 if any(kind in str(parameter.annotation) for kind in ("int", "float")):
                     names.add(name)
         assert names >= {"seed", "n_steps"} or agent in SEARCHES
-        assert names - {"verbose", "sde_sample_freq"} <= set(agent.ranges)
+        assert names - {"verbose", "sde_sample_freq", "start"} <= set(agent.ranges)
 
     @each_agent
     def test_what_is_out_of_range_is_refused_in_a_line(self, agent: Any) -> None:

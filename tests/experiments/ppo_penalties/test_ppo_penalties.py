@@ -34,6 +34,8 @@ from experiments.sweep.pools import Outcome
 class PoolHere:
     """Works on cells in this process, which has imported everything."""
 
+    place = "in this process"
+
     def __init__(self, *, jobs: int, retries: int) -> None:
         assert jobs >= 1 and retries == 3
         self._tasks: list[Task] = []

@@ -242,7 +242,7 @@ def test_settings_of_one_agent_replace_the_stored_ones() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"algo": ("magic",)}, "unknown agent 'magic'"),
+        ({"algo": ("magic",)}, "unknown algorithm 'magic'"),
         ({"algo": ()}, "expected algo that differ"),
         ({"algo": ("ppo", "uniform")}, "expected agents of many episodes, got uniform"),
         ({"episodes": 1}, "episodes must be 2 or more, got 1"),
