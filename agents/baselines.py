@@ -3,14 +3,16 @@
 from copy import deepcopy
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.utils import is_vectorized_observation
 
 from agents.arguments import SEED, Range, checked, in_a_line
+from compress_env.envs.base import LayerwiseCompressionEnv
 
-__all__ = ["Random", "Uniform", "actions_for", "is_batch", "place_in_walk"]
+__all__ = ["Random", "Uniform", "actions_for", "asked_for_actions", "is_batch", "place_in_walk"]
 
 _INDEX = Range(0, is_whole=True)
 # How far bounds that are equal may lie apart in float32.
@@ -72,21 +74,31 @@ class Uniform:
     An observation says onto which interval ``[low, high]`` the action space ``Box(-1, 1, (1,))``
     is mapped affinely for the layer about to be decided. The action is the inverse of that map,
     ``2 (value - low) / (high - low) - 1``, clipped to [-1, 1]; 0 where the interval is one point.
+    Where an environment has another prior than the middle, the observation does not tell the map:
+    then the environment itself must be given, and is asked.
 
     Args:
         value: the pruning rate of every layer, or its bits divided by the largest bits, in [0, 1].
         low_index: which entry of the observation holds ``low``; 6 is `LayerState.action_low`.
         high_index: which entry holds ``high``; 7 is `LayerState.action_high`.
+        env: that is acted on; needed if its `prior` is not ``"middle"``.
 
     Raises:
         ValueError: if ``value`` is outside [0, 1] or an index is negative.
     """
 
-    def __init__(self, value: float, low_index: int = 6, high_index: int = 7) -> None:
+    def __init__(
+        self,
+        value: float,
+        low_index: int = 6,
+        high_index: int = 7,
+        env: gym.Env[Any, Any] | None = None,
+    ) -> None:
         """Check and keep the arguments, which the class's docstring lists."""
         self.value = checked("value", value, Range(0, 1))
         self.low_index = checked("indices", low_index, _INDEX)
         self.high_index = checked("indices", high_index, _INDEX)
+        self._asked = asked_for_actions(env)
 
     def predict(
         self,
@@ -107,9 +119,11 @@ class Uniform:
             Actions in [-1, 1], float32, (1,) or (n, 1), and ``state``.
 
         Raises:
-            ValueError: if the observation has another shape or too few entries, or is a dict.
+            ValueError: if the observation has another shape or too few entries, or is a dict, or is
+                not the present one of an environment with a prior.
         """
-        return actions_for(self.value, observation, self.low_index, self.high_index), state
+        indices = self.low_index, self.high_index
+        return actions_for(self.value, observation, *indices, self._asked), state
 
 
 def actions_for(
@@ -117,6 +131,7 @@ def actions_for(
     observation: NDArray[Any] | dict[str, NDArray[Any]],
     low_index: int,
     high_index: int,
+    asked: LayerwiseCompressionEnv | None = None,
 ) -> NDArray[np.float32]:
     """Return the actions that stand for values, each clipped to the interval observed.
 
@@ -125,13 +140,15 @@ def actions_for(
         observation: (n_entries,), or a batch (n, n_entries).
         low_index: which entry of the observation holds the interval's lower end.
         high_index: which entry holds its upper end.
+        asked: the environment observed, from `asked_for_actions`.
 
     Returns:
         Actions in [-1, 1], (1,) or (n, 1).
 
     Raises:
         ValueError: if the observation has another shape or too few entries, is a dict, or what it
-            holds is no interval, as where it has been normalised.
+            holds is no interval, as where it has been normalised, or is not the present one of the
+            environment that is asked.
     """
     array = _as_array(observation)
     n_needed = max(low_index, high_index) + 1
@@ -148,11 +165,38 @@ def actions_for(
             f"expected observations of intervals, not normalised, got {in_a_line(low)} as low and "
             f"{in_a_line(low + width)} as high"
         )
+    if asked is not None:
+        return _ask(asked, value, array)
     is_point = width == 0.0
     # () -> (1,), or (n,) -> (n, 1)
     fraction = (np.asarray(value, np.float64)[..., None] - low) / np.where(is_point, 1.0, width)
     actions = np.where(is_point, 0.0, np.clip(2.0 * fraction - 1.0, -1.0, 1.0))
     return actions.astype(np.float32)
+
+
+def asked_for_actions(env: gym.Env[Any, Any] | None) -> LayerwiseCompressionEnv | None:
+    """Return the environment that must be asked what actions stand for; None if observations tell.
+
+    Args:
+        env: that is acted on, with any wrappers that leave the action as it is.
+    """
+    stage = None if env is None else env.unwrapped
+    if isinstance(stage, LayerwiseCompressionEnv) and stage.prior != "middle":
+        return stage
+    return None
+
+
+def _ask(
+    env: LayerwiseCompressionEnv, value: ArrayLike, observation: NDArray[Any]
+) -> NDArray[np.float32]:
+    """Return the action for the present observation, (1,), or a batch of it alone, (1, 1)."""
+    if observation.ndim == 2 and len(observation) != 1:
+        raise ValueError(
+            f"expected one observation, as the environment has a prior, got {len(observation)}"
+        )
+    single = observation.reshape(-1)  # (n_entries,) or (1, n_entries) -> (n_entries,)
+    action = env.action_for(np.asarray(value).item() * env.value_scale, single)
+    return action.reshape(*observation.shape[:-1], 1)
 
 
 def place_in_walk(index: NDArray[Any], n_decisions: int) -> NDArray[np.int64]:

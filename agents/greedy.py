@@ -66,7 +66,7 @@ class Greedy(GivenRates):
         self.profile = _measure(stage, self.levels)
         self.n_evaluations = 1 + self.profile[:, 1:].size
         chosen = choose_levels(self.profile, lambda at: cost(self.levels[list(at)]), budget)
-        super().__init__(self.levels[chosen] / stage.value_scale)
+        super().__init__(self.levels[chosen] / stage.value_scale, stage)
         self.seconds = perf_counter() - start
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from agents.arguments import SEED, checked, in_a_line
-from agents.baselines import actions_for, place_in_walk
+from agents.baselines import actions_for, asked_for_actions, place_in_walk
 from compress_env.allocation import afie, allocate, allocate_in_rounds, sensitivity
 from compress_env.envs.base import LayerState
 from compress_env.envs.pruning import PruningEnv
@@ -37,13 +37,15 @@ class GivenRates:
 
     Args:
         rates: (T,) pruning rates in [0, 1], in the order of the walk.
+        env: that is acted on; needed if its `prior` is not ``"middle"``, see `agents.Uniform`.
 
     Raises:
         ValueError: if a rate is outside [0, 1], or there is none.
     """
 
-    def __init__(self, rates: NDArray[np.float64]) -> None:
+    def __init__(self, rates: NDArray[np.float64], env: gym.Env[Any, Any] | None = None) -> None:
         """Check and keep the rates."""
+        self._asked = asked_for_actions(env)
         self.rates = np.array(rates, np.float64)
         is_valid = (self.rates >= 0.0) & (self.rates <= 1.0)
         if self.rates.ndim != 1 or self.rates.size == 0 or not is_valid.all():
@@ -68,11 +70,12 @@ class GivenRates:
             Actions in [-1, 1], float32, (1,) or (n, 1), and ``state``.
 
         Raises:
-            ValueError: if the observation has another shape, is a dict, or is none of this walk.
+            ValueError: if the observation has another shape, is a dict, or is none of this walk, or
+                is not the present one of an environment with a prior.
         """
         actions_for(0.0, observation, LOW, HIGH)  # which says what is wrong
         place = place_in_walk(np.asarray(observation)[..., INDEX], len(self.rates))
-        return actions_for(self.rates[place], observation, LOW, HIGH), state
+        return actions_for(self.rates[place], observation, LOW, HIGH, self._asked), state
 
 
 class AFIE(GivenRates):
@@ -108,7 +111,7 @@ class AFIE(GivenRates):
         targets = _targets_of(pruning, target, unit)
         self.scores = afie(pruning.task.model)
         self.table = allocate(self.scores["afie"], targets, plan=pruning.plan)
-        super().__init__(self.table["pruning_rate"].to_numpy())
+        super().__init__(self.table["pruning_rate"].to_numpy(), pruning)
         self.seconds = perf_counter() - start
 
 
@@ -187,7 +190,7 @@ class SBPF(GivenRates):
             plan=pruning.plan,
             n_rounds=n_rounds,
         )
-        super().__init__(self.table["pruning_rate"].to_numpy())
+        super().__init__(self.table["pruning_rate"].to_numpy(), pruning)
         self.seconds = perf_counter() - start
 
 
@@ -212,7 +215,7 @@ def _targets_of(env: PruningEnv, target: float | None, unit: Unit | None) -> dic
 
 def _play(env: PruningEnv, rates: list[float]) -> tuple[nn.Module, int]:
     """Return the network that an episode at given rates ends with, and what it has evaluated."""
-    policy = GivenRates(np.asarray(rates))
+    policy = GivenRates(np.asarray(rates), env)
     observation, info = env.reset()
     n_before = info["n_evaluations"]
     for layer in env.walk:

@@ -16,10 +16,10 @@ from torch import nn
 
 from compress_env.counts import check_count
 from compress_env.data.bundle import DataBundle
-from compress_env.envs.episode import EpisodePlace
 from compress_env.envs.options import (
     SNAPSHOT_BYTES,
     FinetuneAt,
+    PriorOption,
     RewardAt,
     StoreOption,
     TaskOptions,
@@ -28,6 +28,7 @@ from compress_env.envs.options import (
     fingerprints_of,
     open_store,
 )
+from compress_env.envs.priors import PriorActions, copied_prior
 from compress_env.envs.rendering import draw_bars, format_table
 from compress_env.envs.stage import Action, Observation
 from compress_env.envs.state import (
@@ -53,7 +54,7 @@ from compress_env.task.task import CompressionTask, FinetuneConfig, Finetuner, S
 __all__ = ["LayerState", "LayerwiseCompressionEnv", "RewardAt", "TaskOptions"]
 
 
-class LayerwiseCompressionEnv(EpisodePlace):
+class LayerwiseCompressionEnv(PriorActions):
     """Compress a network layer by layer; subclasses say what is decided and how it is done.
 
     A step compresses one layer, fine-tunes for `finetune_steps` minibatches, estimates the running
@@ -87,6 +88,11 @@ class LayerwiseCompressionEnv(EpisodePlace):
         seed: The task's seed: minibatch order and sampled positions. Independent of
             `reset(seed=...)`.
         transition_noise: Draw a new seed of the minibatches at each `reset` instead.
+        prior: What action 0 stands for (`PriorActions`): `"middle"`, the middle of the interval;
+            `"uniform"`, the one value that, used for this and all later layers, just meets what is
+            left of the budget, or the middle without one; a rule by name (`rules()`); or (T,)
+            values, one for each decision. Rules and values are rescaled to what is left of the
+            budget after every decision that departs from them. Transitions do not depend on it.
         render_mode: None, `"ansi"` or `"rgb_array"`.
         store: Where the results of steps are kept: `"memory"` for this environment alone, a file
             for all processes and runs that name it, a `TransitionStore`, or None to compute every
@@ -116,6 +122,7 @@ class LayerwiseCompressionEnv(EpisodePlace):
         reward_at: RewardAt = "layer",
         seed: int = 0,
         transition_noise: bool = False,
+        prior: PriorOption = "middle",
         render_mode: str | None = None,
         store: StoreOption = "memory",
         snapshot_bytes: int = SNAPSHOT_BYTES,
@@ -148,6 +155,7 @@ class LayerwiseCompressionEnv(EpisodePlace):
         self.reward_at = reward_at
         self.render_mode = render_mode
         self.transition_noise = transition_noise
+        self.prior = copied_prior(prior)
         functions = {"scorer": scorer, "finetuner": finetuner}
         self._fingerprints = fingerprints_of(functions)
         self.store = open_store(store, functions)
@@ -177,6 +185,7 @@ class LayerwiseCompressionEnv(EpisodePlace):
         self._uncompressed = self._describe(self.task.model, (), None)
         self.unpruned = reward_input(self._uncompressed, self._cost(self._uncompressed, ()))
         self._reward_low = lower_bound(self.reward_fn, self.unpruned)
+        self._allocation = self._allocate_prior()
         self._own_arguments()
         self._restart(self._noise_seed)
 
@@ -184,7 +193,8 @@ class LayerwiseCompressionEnv(EpisodePlace):
         """Compress the layer about to be decided.
 
         Args:
-            action: (1,) float32 in [-1, 1], mapped affinely onto [`action_low`, `action_high`].
+            action: (1,) float32 in [-1, 1], mapped onto [`action_low`, `action_high`], 0 onto the
+                prior.
 
         Returns:
             Observation (9,) float32, reward, terminated, truncated (always False) and info, with
@@ -197,7 +207,7 @@ class LayerwiseCompressionEnv(EpisodePlace):
         """
         if self._ended:
             raise gym.error.ResetNeeded("the episode has ended, call reset()")
-        value = action_to_value(action, self._interval)
+        value = action_to_value(action, self._interval, self._clipped_prior())
         with self._all_or_nothing():
             return self._take(float(action[0]), value)
 
@@ -218,7 +228,7 @@ class LayerwiseCompressionEnv(EpisodePlace):
         self._t += 1
         self._ended = self._t == len(self.walk)
         if not self._ended:
-            self._interval = self._bounds(prefix, result)
+            self._look_ahead(result)
         self._count(prefix)
         info = self._get_info() | {"layer": layer, self.value_name: value, "reward_terms": terms}
         if result.accuracy is not None:
@@ -323,6 +333,7 @@ class LayerwiseCompressionEnv(EpisodePlace):
         self._lent = self._ended = False
         self._noise_seed, self._interval, self._current = noise_seed, interval, self._uncompressed
         self._t, self._executed, self._actions, self._history = 0, (), (), ()
+        self._planned = self._allocation
 
     def _fail(
         self, executed: Prefix, value: float, error: str

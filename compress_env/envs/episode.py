@@ -19,6 +19,7 @@ _PLACE = (
     "_t",
     "_ended",
     "_interval",
+    "_planned",
     "_executed",
     "_actions",
     "_current",
@@ -41,6 +42,12 @@ class EpisodePlace(StoredTransitions, EzPickle):
     _t: int
     _ended: bool
     _interval: tuple[float, float]
+    prior: str | tuple[float, ...]
+    """The name of the prior, or its values."""
+    _allocation: tuple[float, ...] | None
+    """The prior's value of every decision; None for the middle of each interval."""
+    _planned: tuple[float, ...] | None
+    """The same from the next decision on."""
     _actions: tuple[float, ...]
     _current: Transition
     _history: tuple[LayerDecision, ...]
@@ -53,7 +60,9 @@ class EpisodePlace(StoredTransitions, EzPickle):
         on_cpu = self.task.device.type == "cpu"
         model = self.task.model if on_cpu else self.task.copy_model().cpu()
         self._ezpickle_args = (model, data)
-        own = {"checkpoint": None, "finetune_config": self.task.config}
+        own: dict[str, Any] = {"checkpoint": None, "finetune_config": self.task.config}
+        if self.prior not in ("middle", "uniform"):  # a rule need not be applied again
+            own["prior"] = self._allocation
         self._ezpickle_kwargs = {**self._ezpickle_kwargs, **own}
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar
 
 import torch
+from numpy.typing import NDArray
 
 from compress_env.store.store import TransitionStore
 from compress_env.task.rewards import Reward
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SNAPSHOT_BYTES",
     "FinetuneAt",
+    "PriorOption",
     "RewardAt",
     "StoreOption",
     "TaskOptions",
@@ -34,6 +36,8 @@ FinetuneAt = Literal["layer", "episode"]
 """When it is fine-tuned."""
 StoreOption: TypeAlias = TransitionStore | Path | str | None
 """What `store` may be."""
+PriorOption: TypeAlias = str | Sequence[float] | NDArray[Any]
+"""What `prior` may be."""
 Functions: TypeAlias = Mapping[str, Callable[..., Any] | None]
 Config = TypeVar("Config", bound="DataclassInstance")
 SNAPSHOT_BYTES = 2**28
@@ -56,6 +60,7 @@ class TaskOptions(TypedDict, total=False):
     reward_at: RewardAt
     seed: int
     transition_noise: bool
+    prior: PriorOption
     render_mode: str | None
     store: StoreOption
     snapshot_bytes: int

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Unpack
 
 import numpy as np
 import torch
 from gymnasium.utils import EzPickle
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from compress_env.counts import check_count
 from compress_env.data.bundle import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.options import config_of
+from compress_env.envs.priors import rescale_rates
 from compress_env.pruning.budgets import budgets_of
 from compress_env.pruning.channels.calibration import Calibration
 from compress_env.pruning.channels.reconstruction import reconstruct
-from compress_env.pruning.channels.selection import (
-    select_at_random,
-    select_by_lasso,
-    select_by_magnitude,
-)
+from compress_env.pruning.channels.selection import columns_of
 from compress_env.pruning.channels.statistics import LayerStatistics
 from compress_env.pruning.cost import Unit
 from compress_env.pruning.elements import VariationalConfig, prune_elements
@@ -33,6 +30,7 @@ from compress_env.pruning.methods import (
     MacsKind,
     PruningMethod,
     check_arguments,
+    select_channels,
 )
 from compress_env.pruning.plan import PruningPlan
 from compress_env.pruning.sizes import check_costs, sized_model, warn_of_little
@@ -72,9 +70,22 @@ class PruningEnv(LayerwiseCompressionEnv):
 
     ## Action
 
-    `Box(-1, 1, (1,), float32)`, mapped affinely onto [`action_low`, `action_high`]: the pruning
-    rate a, the fraction of the layer that is removed. Every action is feasible.
-    `info["pruning_rate"]` is the fraction really removed, after rounding.
+    `Box(-1, 1, (1,), float32)`: the pruning rate a, the fraction of the layer that is removed. -1
+    stands for `action_low`, 0 for the prior, clipped to the interval, and 1 for `action_high`; in
+    between the map is affine. Every action is feasible. `info["pruning_rate"]` is the fraction
+    really removed, after rounding. `env.unwrapped.action_for(rate)` is the action for a rate.
+
+    | `prior` | The rate of action 0 |
+    | --- | --- |
+    | `"middle"` | the middle of the interval |
+    | `"uniform"` | the one that, for this and all later layers, just meets what budgets are left |
+    | a name in `env.unwrapped.rules()` | what the rule gives, see `compress_env.allocation.rules` |
+    | an array (T,) | the value of the layer |
+
+    A prior stays as it is while decisions come to what it says. After one that departs from it, the
+    fractions that later layers keep by it are scaled by one factor, the largest that the budgets
+    allow **(ours)**. One that exceeds the budgets is scaled at once. Without a budget `"uniform"`
+    is the middle, rules are refused, and values stay as they are.
 
     ## Transition
 
@@ -122,6 +133,7 @@ class PruningEnv(LayerwiseCompressionEnv):
     | `channel_share` | by method | s: 1 removes channels only, 0 elements only |
     | `macs` | by method | what budgets and cost count: `"dense"` or `"sparse"` |
     | `variational` | None | a `VariationalConfig`, or some of its fields by name |
+    | `prior` | `"middle"` | what action 0 stands for |
     | others | | see `LayerwiseCompressionEnv` |
 
     Without a budget the reward `err` is best served by pruning nothing. With several budgets every
@@ -130,7 +142,7 @@ class PruningEnv(LayerwiseCompressionEnv):
 
     ## Version history
 
-    v0: first version.
+    v0: first version. `prior="middle"` is what it does.
     """
 
     value_name = "pruning_rate"
@@ -266,16 +278,40 @@ class PruningEnv(LayerwiseCompressionEnv):
         return LiveChannels(self.task.copy_model())
 
     def _bounds(self, executed: Prefix, result: Transition) -> tuple[float, float]:
-        plan, t = self.plan, len(executed)
+        plan = self.plan
+        lowest = plan.smallest_rate(
+            len(executed), lambda rate: self._meets(executed, [rate], result)
+        )
+        return lowest, plan.max_pruning_rate
 
-        def fits(rate: float) -> bool:
-            candidate = (*executed, plan.decide(executed, rate))
-            return all(
-                plan.highest(candidate, unit, t, result.nonzeros) <= limit
-                for unit, limit in self.budgets.items()
-            )
+    def _rules(self) -> dict[str, Callable[[], list[float]]]:
+        from compress_env.allocation.rules import (  # which takes time to import
+            N_IMAGES,
+            PRUNING_RULES,
+            PruningTask,
+        )
 
-        return plan.smallest_rate(t, fits), plan.max_pruning_rate
+        n_batches = -(-N_IMAGES // self.task.config.batch_size)
+        batches = self.task.train_batches(n_batches, derive_generator(self.task_seed, 0, 4))
+        task = PruningTask(self.task.model, self.plan, self.budgets, batches)
+        return {name: partial(rule, task) for name, rule in PRUNING_RULES.items()}
+
+    @property
+    def _has_budget(self) -> bool:
+        return bool(self.budgets)
+
+    @property
+    def _range(self) -> tuple[float, float]:
+        return 0.0, self.plan.max_pruning_rate
+
+    def _meets(self, executed: Prefix, values: Sequence[float], result: Transition) -> bool:
+        return self.plan.can_meet(executed, values, self.budgets, result.nonzeros)
+
+    def _rescale(
+        self, executed: Prefix, values: Sequence[float], result: Transition
+    ) -> list[float]:
+        highest = self.plan.max_pruning_rate
+        return rescale_rates(values, highest, lambda rates: self._meets(executed, rates, result))
 
     def _decide(self, before: Prefix, value: float) -> tuple[tuple[int, ...], float]:
         executed = self.plan.decide(before, value)
@@ -313,12 +349,14 @@ class PruningEnv(LayerwiseCompressionEnv):
         weight = layer.weight.detach().flatten(1)  # (N, C, H, W) -> (N, D)
         statistics = self._statistics(network, name)
         outputs, alive = network.positions(name, "out"), network.positions(name, "in")
-        columns = [_columns(alive, group.columns(name), weight.shape[1]) for group in groups]
+        columns = [columns_of(alive, group.columns(name), weight.shape[1]) for group in groups]
         stay = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
         pruned_weight = weight.clone()
         for group, group_columns, n_keep in zip(groups, columns, kept, strict=True):
             with self._timed("selection"):
-                keep = self._select(statistics, pruned_weight, group_columns, n_keep, generator)
+                keep = select_channels(
+                    self.method, statistics, pruned_weight, group_columns, n_keep, generator
+                )
             gone = np.setdiff1d(np.arange(group.n_channels), keep)
             gone_columns = group_columns[torch.from_numpy(gone)].flatten()
             stay[gone_columns] = False
@@ -343,43 +381,6 @@ class PruningEnv(LayerwiseCompressionEnv):
             raise FloatingPointError(f"inputs of {name!r} are not finite")
         return statistics
 
-    def _select(
-        self,
-        statistics: LayerStatistics | None,
-        weight: Tensor,
-        columns: Tensor,
-        n_keep: int,
-        generator: torch.Generator,
-    ) -> NDArray[np.int64]:
-        """Return the channels of a group that stay, as numbers within the group."""
-        if n_keep == len(columns):
-            return np.arange(len(columns))
-        if self.method == "random":
-            keep = select_at_random(len(columns), n_keep, generator)
-        elif statistics is None or self.method == "magnitude+reconstruction":
-            keep = select_by_magnitude(weight, columns, n_keep)
-        else:
-            keep = select_by_lasso(statistics, weight, columns, n_keep)
-        return np.asarray(keep.cpu().numpy(), np.int64)
-
     def _cost(self, result: Transition, executed: Prefix) -> tuple[float, float, float]:
         macs = result.dense_macs if self.macs == "dense" else result.sparse_macs
         return macs, self._min_macs, self._full_macs
-
-
-def _columns(alive: NDArray[np.int64], positions: NDArray[np.int64], n_columns: int) -> Tensor:
-    """Columns of a live layer's flattened weight that each channel of a group owns.
-
-    Args:
-        alive: (n,) unpruned input positions that the layer still has.
-        positions: (n_channels, k) unpruned input positions of each channel.
-        n_columns: n times the elements of a kernel.
-
-    Returns:
-        (n_channels, k * H * W) int64 on the CPU.
-    """
-    live = np.searchsorted(alive, positions)
-    area = n_columns // len(alive)
-    # (n_channels, k) -> (n_channels, k, H*W) -> (n_channels, k*H*W)
-    columns = live[:, :, None] * area + np.arange(area)
-    return torch.from_numpy(columns.reshape(len(live), -1))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from compress_env.counts import check_count
 from compress_env.data.bundle import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
+from compress_env.envs.priors import shift_bits
 from compress_env.envs.state import replace_weight
 from compress_env.networks.checkpoints import checkpoint_bytes
 from compress_env.quantization.activations import (
@@ -76,8 +78,23 @@ class QuantizationEnv(LayerwiseCompressionEnv):
 
     ## Action
 
-    `Box(-1, 1, (1,), float32)`, mapped affinely onto [`action_low`, `action_high`] and rounded:
-    `info["bits"]`, an integer in 1..8. Every action is feasible.
+    `Box(-1, 1, (1,), float32)`: -1 stands for `action_low`, 0 for the prior, clipped to the
+    interval, and 1 for `action_high`; in between the map is affine, and the value is rounded:
+    `info["bits"]`, an integer in 1..8. Every action is feasible. `env.unwrapped.action_for(bits)`
+    is the action for some bits.
+
+    | `prior` | The bits of action 0 |
+    | --- | --- |
+    | `"middle"` | the middle of the interval |
+    | `"uniform"` | the most that, for this and all later layers, fit what is left of the budget |
+    | a name in `env.unwrapped.rules()` | what the rule gives, see `compress_env.allocation.rules` |
+    | an array (T,) | the whole number of the layer |
+
+    A prior stays as it is while decisions come to what it says. After one that departs from it, the
+    bits of all later layers are raised or lowered by as much, as high as the budget allows; then,
+    unless it is `"uniform"`, each of them in the order of the walk gets one more if that fits
+    **(ours)**. One that exceeds the budget is lowered at once. Without a budget `"uniform"` is the
+    middle, rules are refused, and values stay as they are.
 
     ## Transition
 
@@ -111,6 +128,7 @@ class QuantizationEnv(LayerwiseCompressionEnv):
     | `min_bits` | 1 | fewest bits of any layer |
     | `activation_bits` | None | 8: inputs of decided layers are rounded to 256 levels |
     | `scales` | `"rounded"` | `"best"`: the best scales, not the best clips' scales rounded |
+    | `prior` | `"middle"` | what action 0 stands for |
     | others | | see `LayerwiseCompressionEnv` |
 
     Without a budget the reward `err` is best served by 8 bits everywhere. With one, what counts is
@@ -119,12 +137,13 @@ class QuantizationEnv(LayerwiseCompressionEnv):
 
     ## Version history
 
-    v0: first version. `scales="rounded"` is what it does; `"best"` errs less in channels of few
-    weights, such as depthwise filters.
+    v0: first version. `scales="rounded"` and `prior="middle"` are what it does; `"best"` errs less
+    in channels of few weights, such as depthwise filters.
     """
 
     value_name = "bits"
     value_scale = float(MAX_BITS)
+    values_are_whole = True
 
     def __init__(
         self,
@@ -226,9 +245,39 @@ class QuantizationEnv(LayerwiseCompressionEnv):
 
     def _bounds(self, executed: Prefix, result: Transition) -> tuple[float, float]:
         def fits(bits: float) -> bool:
-            return self.most_bytes([*flatten(executed), int(bits)]) <= self.budget_bytes
+            return self._meets(executed, [bits], result)
 
         return self.min_bits, largest_bits_within(self.min_bits, MAX_BITS, fits)
+
+    def _rules(self) -> dict[str, Callable[[], list[float]]]:
+        from compress_env.allocation.rules import BIT_RULES, BitTask  # which takes time to import
+
+        weights = [layer_at(self.task.model, name).weight for name in self._names]
+        fit = SCALES[self.scales]
+        task = BitTask(weights, fit, self.min_bits, self.most_bytes, self.budget_bytes)
+        return {name: partial(rule, task) for name, rule in BIT_RULES.items()}
+
+    @property
+    def _has_budget(self) -> bool:
+        return self.budget_bytes != float("inf")
+
+    @property
+    def _range(self) -> tuple[float, float]:
+        return self.min_bits, MAX_BITS
+
+    def _meets(self, executed: Prefix, values: Sequence[float], result: Transition) -> bool:
+        bits = [*flatten(executed), *(int(value) for value in values)]
+        return self.most_bytes(bits) <= self.budget_bytes
+
+    def _rescale(
+        self, executed: Prefix, values: Sequence[float], result: Transition
+    ) -> list[float]:
+        def meets(bits: Sequence[int]) -> bool:
+            return self._meets(executed, bits, result)
+
+        bits = [int(value) for value in values]
+        bounds = self.min_bits, MAX_BITS
+        return [float(n) for n in shift_bits(bits, bounds, meets, fills=self.prior != "uniform")]
 
     def _decide(self, before: Prefix, value: float) -> tuple[int, int]:
         bits = int(np.floor(value + 0.5))

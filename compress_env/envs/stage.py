@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -29,6 +30,8 @@ class CompressionStage(gym.Env[Observation, Action]):
     """Whether compressing a layer runs the network, in evaluation mode."""
     value_scale: float
     """What `action_low` and `action_high` are divided by in the observation."""
+    values_are_whole: bool = False
+    """Whether only whole values are executed."""
 
     @property
     @abstractmethod
@@ -56,5 +59,33 @@ class CompressionStage(gym.Env[Observation, Action]):
         """Return the live cost, and the lowest and highest cost there is."""
 
     @abstractmethod
+    def _get_obs(self) -> Observation:
+        """Describe the layer about to be decided; after the last decision, the last layer."""
+
+    @abstractmethod
     def uniform_value(self) -> float:
         """Return the one value that, used for every layer, just meets the budget."""
+
+    @abstractmethod
+    def _rules(self) -> dict[str, Callable[[], list[float]]]:
+        """Return what gives each decision its value without a search, by name."""
+
+    @property
+    @abstractmethod
+    def _has_budget(self) -> bool:
+        """Whether there is any."""
+
+    @property
+    @abstractmethod
+    def _range(self) -> tuple[float, float]:
+        """The lowest and highest value of any decision."""
+
+    @abstractmethod
+    def _meets(self, executed: Prefix, values: Sequence[float], result: Transition) -> bool:
+        """Return whether the budget can be met with these values for the next decisions."""
+
+    @abstractmethod
+    def _rescale(
+        self, executed: Prefix, values: Sequence[float], result: Transition
+    ) -> list[float]:
+        """Return values near the given ones that use what the decisions so far leave."""

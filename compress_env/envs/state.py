@@ -35,6 +35,7 @@ __all__ = [
     "scale_layer",
     "scales_of",
     "timed",
+    "value_to_action",
 ]
 
 ROUNDING = 1e-5
@@ -212,13 +213,16 @@ def describe_failure(failure: Exception) -> str:
     return f"{type(failure).__name__}: {reason}"
 
 
-def action_to_value(action: NDArray[Any], interval: tuple[float, float]) -> float:
-    """Map an action affinely onto the interval of the layer about to be decided.
+def action_to_value(
+    action: NDArray[Any], interval: tuple[float, float], prior: float | None = None
+) -> float:
+    """Map an action onto the interval of the layer about to be decided, affinely in two parts.
 
     Args:
         action: (1,) in [-1, 1]; beyond by no more than rounding, as `RescaleAction` may give it, is
             clipped.
         interval: What -1 and 1 stand for.
+        prior: What 0 stands for, within the interval; None for its middle.
 
     Raises:
         ValueError: If the action has the wrong shape, is not finite or is out of bounds.
@@ -233,5 +237,26 @@ def action_to_value(action: NDArray[Any], interval: tuple[float, float]) -> floa
             f"action must be in [-1, 1], got {array[0]}; gymnasium.wrappers.ClipAction clips"
         )
     low, high = interval
-    share = (min(max(array[0], -1.0), 1.0) + 1.0) / 2.0
-    return float(low + share * (high - low))
+    clipped = float(min(max(array[0], -1.0), 1.0))
+    if prior is None:
+        return float(low + (clipped + 1.0) / 2.0 * (high - low))
+    value = prior + abs(clipped) * ((low if clipped < 0.0 else high) - prior)
+    return float(min(max(value, low), high))
+
+
+def value_to_action(
+    value: float, interval: tuple[float, float], prior: float | None = None
+) -> NDArray[np.float32]:
+    """Return the action that `action_to_value` maps onto a value, (1,) float32 in [-1, 1].
+
+    Args:
+        value: What it is to stand for; clipped to the interval.
+        interval: What -1 and 1 stand for.
+        prior: What 0 stands for, within the interval; None for its middle.
+    """
+    low, high = interval
+    middle = (low + high) / 2.0 if prior is None else prior
+    away = min(max(value, low), high) - middle
+    if away == 0.0:
+        return np.zeros(1, np.float32)
+    return np.array([away / abs((low if away < 0.0 else high) - middle)], np.float32)

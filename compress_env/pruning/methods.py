@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from compress_env.names import check_name
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-__all__ = ["CHANNEL_SHARES", "MacsKind", "PruningMethod", "check_arguments"]
+from compress_env.names import check_name
+from compress_env.pruning.channels.selection import (
+    select_at_random,
+    select_by_lasso,
+    select_by_magnitude,
+)
+from compress_env.pruning.channels.statistics import LayerStatistics
+
+__all__ = ["CHANNEL_SHARES", "MacsKind", "PruningMethod", "check_arguments", "select_channels"]
 
 PruningMethod = Literal[
     "magnitude",
@@ -50,3 +61,32 @@ def check_arguments(
         raise ValueError(f"channel_share must be in (0, 1), got {channel_share}")
     if macs is not None:
         check_name("macs", macs, get_args(MacsKind))
+
+
+def select_channels(
+    method: PruningMethod,
+    statistics: LayerStatistics | None,
+    weight: Tensor,
+    columns: Tensor,
+    n_keep: int,
+    generator: torch.Generator,
+) -> NDArray[np.int64]:
+    """Return the channels of a group that stay, (n_keep,), as numbers within the group.
+
+    Args:
+        method: How they are selected.
+        statistics: Of the layer; None for methods that look at no image.
+        weight: (N, D) of the layer.
+        columns: (n_channels, k) columns of the weight that each channel of the group owns.
+        n_keep: How many stay.
+        generator: Of random choices.
+    """
+    if n_keep == len(columns):
+        return np.arange(len(columns))
+    if method == "random":
+        keep = select_at_random(len(columns), n_keep, generator)
+    elif statistics is None or method == "magnitude+reconstruction":
+        keep = select_by_magnitude(weight, columns, n_keep)
+    else:
+        keep = select_by_lasso(statistics, weight, columns, n_keep)
+    return np.asarray(keep.cpu().numpy(), np.int64)

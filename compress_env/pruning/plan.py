@@ -93,6 +93,29 @@ class PruningPlan:
         """Return whether the given rate for each decision meets all budgets, for certain."""
         return all(self.count(rates, unit) <= limit for unit, limit in budgets.items())
 
+    def can_meet(
+        self,
+        executed: Prefix,
+        rates: Sequence[float],
+        budgets: Mapping[Unit, float],
+        nonzeros: Sequence[int] = (),
+    ) -> bool:
+        """Return whether all budgets can be met with the given rates for the next decisions.
+
+        Args:
+            executed: The decisions so far, all of them carried out.
+            rates: Of some or all of the later ones.
+            budgets: The most that is allowed, by unit.
+            nonzeros: Non-zero weights of every layer of the table after those carried out.
+        """
+        whole = executed
+        for rate in rates:
+            whole = (*whole, self.decide(whole, rate))
+        return all(
+            self.highest(whole, unit, len(executed), nonzeros) <= limit
+            for unit, limit in budgets.items()
+        )
+
     def worst(self, rates: Sequence[float], budgets: Mapping[Unit, float]) -> float:
         """Return the largest cost at the given rates, as a fraction of its budget; 0 of none."""
         return max((self.count(rates, unit) / most for unit, most in budgets.items()), default=0.0)

@@ -36,7 +36,7 @@ def uniform_policy(
     if isinstance(env, PruningEnv) and _is_bound(env):
         value = _realised_rate(env, value)
         spend(0, perf_counter() - start)
-    return Uniform(value / env.value_scale)
+    return Uniform(value / env.value_scale, env=env)
 
 
 def _is_bound(env: PruningEnv) -> bool:
@@ -58,7 +58,7 @@ def _realised_rate(env: PruningEnv, planned: float) -> float:
 
 def _cost_of(env: PruningEnv, rate: float) -> float:
     """Return what one rate for every layer costs; infinite if later layers must give more."""
-    policy, ended = Uniform(rate), False
+    policy, ended = Uniform(rate, env=env), False
     observation, info = env.reset()
     while not ended:
         if observation[policy.low_index] > rate + 1e-6:

@@ -221,7 +221,7 @@ def prune_one_layer(env: PruningEnv, layer: str, rate: float) -> dict[str, Any]:
     """
     observation, info = env.reset()
     for each in env.walk:
-        wanted = Uniform(rate if each.name == layer else 0.0)
+        wanted = Uniform(rate if each.name == layer else 0.0, env=env)
         action, _ = wanted.predict(observation)
         observation, _, _, _, info = env.step(action)
         if "error" in info:

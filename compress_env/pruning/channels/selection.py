@@ -18,6 +18,7 @@ from compress_env.pruning.channels.statistics import Columns, LayerStatistics
 
 __all__ = [
     "LassoProblem",
+    "columns_of",
     "lasso_problem",
     "magnitude_scores",
     "select_at_random",
@@ -308,3 +309,21 @@ def _check_shapes(statistics: LayerStatistics, weight: Tensor, channel_columns: 
         )
     if len(torch.unique(channel_columns)) != channel_columns.numel():
         raise ValueError("expected different columns for all channels, got one twice")
+
+
+def columns_of(alive: NDArray[np.int64], positions: NDArray[np.int64], n_columns: int) -> Tensor:
+    """Columns of a live layer's flattened weight that each channel of a group owns.
+
+    Args:
+        alive: (n,) unpruned input positions that the layer still has.
+        positions: (n_channels, k) unpruned input positions of each channel.
+        n_columns: n times the elements of a kernel.
+
+    Returns:
+        (n_channels, k * H * W) int64 on the CPU.
+    """
+    live = np.searchsorted(alive, positions)
+    area = n_columns // len(alive)
+    # (n_channels, k) -> (n_channels, k, H*W) -> (n_channels, k*H*W)
+    columns = live[:, :, None] * area + np.arange(area)
+    return torch.from_numpy(columns.reshape(len(live), -1))

@@ -13,6 +13,7 @@ from torch import nn
 
 from agents import AFIE, SBPF, Greedy, Uniform
 from compress_env.envs.pruning import PruningEnv, PruningMethod
+from compress_env.pruning.budgets import Budgets
 from compress_env.pruning.plan import PruningPlan
 from compress_env.task.layers import sparse_params
 from tests.fakes import BranchedNet, PlainNet, make_data, seeded
@@ -160,3 +161,16 @@ def test_one_budget_more_changes_nothing_where_it_does_not_bind() -> None:
         env.reset()
         env.step(np.array([0.0], np.float32))
     np.testing.assert_array_equal(one._get_obs(), two._get_obs())
+
+
+@given(rates=st.lists(st.floats(0.0, 0.95), min_size=3, max_size=3), share=st.floats(0.2, 1.0))
+@settings(deadline=None)
+def test_budgets_can_be_met_as_long_as_the_highest_rates_would(
+    rates: list[float], share: float
+) -> None:
+    plan = plan_of(PlainNet, "magnitude")
+    budgets: Budgets = {"macs": share * plan.full("macs"), "params": share * plan.full("params")}
+    assert plan.can_meet((), rates, budgets) == plan.meets(rates, budgets)
+    executed = tuple(plan.at_rates(rates[:1]))
+    extreme = [*rates[:2], plan.max_pruning_rate]
+    assert plan.can_meet(executed, rates[1:2], budgets) == plan.meets(extreme, budgets)
