@@ -23,6 +23,8 @@ __all__ = ["Latency", "OnnxNetwork", "TimedNetwork", "TorchNetwork", "measure_la
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
+LIMIT_S = 10.0
+"""Seconds that all networks together take at a batch size, at most."""
 _N_WARM_UP = 10
 _WARM_UP_S = 2.0
 _N_LEAST = 5
@@ -138,7 +140,7 @@ def measure_latency(
     image_shape: tuple[int, ...],
     batch_sizes: Sequence[int] = (1, 64),
     repeats: int = 100,
-    limit_s: float = 10.0,
+    limit_s: float | None = None,
 ) -> list[list[Latency]]:
     """Time networks in one process and in alternation, on the same images of noise.
 
@@ -150,7 +152,7 @@ def measure_latency(
         batch_sizes: Numbers of images in a call.
         repeats: Timed calls of each network at each batch size, after up to 10 others.
         limit_s: Seconds after which no further round of calls is begun at a batch size, once there
-            are five.
+            are five; `LIMIT_S` when None.
 
     Returns:
         For each network, one entry per batch size.
@@ -162,13 +164,14 @@ def measure_latency(
         raise ValueError(
             f"repeats and batch_sizes must be at least 1, got {repeats} and {tuple(batch_sizes)}"
         )
+    limit = LIMIT_S if limit_s is None else limit_s
     generator = torch.Generator().manual_seed(0)
     columns = []
     for batch_size in batch_sizes:
         images = torch.rand(batch_size, *image_shape, generator=generator)
         calls = [partial(network.logits, images) for network in networks]
         _time_in_turn(calls, _N_WARM_UP, _WARM_UP_S, n_least=1)
-        seconds = _time_in_turn(calls, repeats, limit_s, n_least=_N_LEAST)
+        seconds = _time_in_turn(calls, repeats, limit, n_least=_N_LEAST)
         columns.append([_summarize(batch_size, row) for row in seconds])
     return [list(row) for row in zip(*columns, strict=True)]
 

@@ -43,6 +43,7 @@ __all__ = [
 
 FINISHED = "table.csv"
 LOCK = ".lock"
+DPI = 150
 MAY_CHANGE = {"data_root", "download", "store", "tensorboard"}
 """Settings that a resumed run may have other values of: its results do not depend on them."""
 ADDED = {"settings": "{}"}
@@ -169,9 +170,9 @@ class RunFolder:
             pd.DataFrame(rows).to_csv(path, index=False)
 
     def write_figure(self, name: str, figure: Figure) -> None:
-        """Write a figure as PNG at 150 dpi."""
+        """Write a figure as PNG."""
         with replacing(self.path / name) as path:
-            figure.savefig(path, dpi=150)
+            figure.savefig(path, dpi=DPI)
 
     def write_state(self, name: str, state: Mapping[str, Any]) -> None:
         """Write tensors and plain values to `state/NAME.pt`, in place of what was there."""
