@@ -3,10 +3,13 @@
 Shapes: B states, K sampled actions per state, D action dimensions.
 """
 
+from typing import Literal, TypeAlias
+
 import torch as th
 from torch.nn import functional as F
 
 __all__ = [
+    "Advantage",
     "adapted_coef",
     "cim_penalty",
     "clip_fraction",
@@ -18,6 +21,9 @@ __all__ = [
     "surrogate_loss",
     "td_target",
 ]
+
+Advantage: TypeAlias = Literal["q", "q_baseline"]
+"""Q itself, as in the paper, or Q minus its value at the policy's mean **(ours)**."""
 
 COEF_RANGE = (1e-6, 1e6)
 """Bounds of an adapted coefficient."""

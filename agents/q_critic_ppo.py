@@ -4,7 +4,7 @@ Shapes: B states of a minibatch, K actions sampled per state, D action dimension
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, get_args
+from typing import Any, ClassVar, NamedTuple, Self, get_args
 
 import torch as th
 from gymnasium import spaces
@@ -23,6 +23,7 @@ from torch import nn
 
 from agents.arguments import PPO_RANGES, Range
 from agents.losses import (
+    Advantage,
     clip_fraction,
     clipped_surrogate_loss,
     q_loss,
@@ -36,9 +37,6 @@ from agents.replay import ReplayPPO
 from agents.spaces import check_spaces
 
 __all__ = ["Advantage", "QCriticPPO"]
-
-Advantage: TypeAlias = Literal["q", "q_baseline"]
-"""Q itself, as in the paper, or Q minus its value at the policy's mean **(ours)**."""
 
 
 class _PriorActions(NamedTuple):

@@ -38,12 +38,7 @@ from compress_env.quantization.coding import (
     encode_integers,
     inflate,
 )
-from compress_env.quantization.contents import (
-    Contents,
-    InputLevels,
-    PackedWeight,
-    QuantizedWeight,
-)
+from compress_env.quantization.contents import Contents, InputLevels, PackedWeight, QuantizedWeight
 from compress_env.quantization.fake_quant import MAX_BITS
 from compress_env.quantization.values import (
     INTEGERS,
