@@ -34,7 +34,7 @@ def prepare_docstring(
         first = next(i for i, line in enumerate(lines) if line.startswith("## "))
         lines[first:] = ["The full specification is on the page :doc:`/environments`."]
     lines[:] = [escape(re.sub(r":(?:class|func|meth|mod):(?=`)", "", line)) for line in lines]
-    if what in ("attribute", "data"):
+    if what in ("attribute", "data", "property"):
         lines.insert(0, "\\")  # nothing, or napoleon takes what precedes a colon for a type
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from compress_env.quantization.fake_quant import dequantize, quantize_to_integers
 
-__all__ = ["choose_least", "relative_error", "relative_errors"]
+__all__ = ["FitScale", "choose_least", "relative_error", "relative_errors"]
 
 FitScale = Callable[[Tensor, int], Tensor]
+"""Finds the scales (N,) of a weight (N, ...) at a number of bits."""
 
 
 def relative_errors(
