@@ -176,7 +176,7 @@ def test_table_of_environments_is_complete_and_true() -> None:
         assert (None if percent is None else float(percent[1]) / 100) == pytest.approx(fraction)
 
 
-@pytest.mark.parametrize("runs", ["digits", "mnist", "mnist-variational"])
+@pytest.mark.parametrize("runs", ["default", "digits", "mnist", "mnist-variational"])
 def test_tables_over_seeds_are_those_of_the_stored_runs(runs: str) -> None:
     folders = tuple(sorted((ROOT / "results").glob(f"compress-{runs}-seed*")))
     assert len(folders) >= 3
