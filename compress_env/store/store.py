@@ -18,8 +18,9 @@ import json
 import logging
 import os
 import sqlite3
+import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -245,10 +246,13 @@ def _check_files(path: Path) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no directory {str(path.parent)!r}")
     for file in (path, *(Path(f"{path}{ending}") for ending in _COMPANIONS)):
-        if file.exists() and not (file.is_file() or file.is_dir()):
-            raise OSError(f"{file.name!r} is not a file")
-        if file.is_file() and file.stat().st_size > _MAX_FILE_BYTES:
-            raise OSError(f"{file.name!r} is larger than {_MAX_FILE_BYTES >> 30} GiB")
+        # Looked at once: while others make the store, its journal comes and goes.
+        with suppress(FileNotFoundError):
+            status = file.stat()
+            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+                raise OSError(f"{file.name!r} is not a file")
+            if stat.S_ISREG(status.st_mode) and status.st_size > _MAX_FILE_BYTES:
+                raise OSError(f"{file.name!r} is larger than {_MAX_FILE_BYTES >> 30} GiB")
 
 
 def _open(name: str) -> sqlite3.Connection:

@@ -118,6 +118,22 @@ def test_many_can_make_one_file_at_once(tmp_path: Path, caplog: pytest.LogCaptur
     assert warnings_of(caplog) == []
 
 
+def test_a_journal_that_comes_and_goes_meanwhile_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As between two looks at it, while another process makes the store."""
+    exists = Path.exists
+
+    def seen(self: Path, **options: bool) -> bool:
+        return self.name.endswith("-journal") or exists(self, **options)
+
+    monkeypatch.setattr(Path, "exists", seen)
+    with closing(TransitionStore(tmp_path / "store")) as store:
+        store.put("task", KEY, SCORED)
+        assert len(store) == 1
+    assert warnings_of(caplog) == []
+
+
 @pytest.mark.parametrize(
     "twin_of", [copy.deepcopy, lambda store: pickle.loads(pickle.dumps(store))]
 )

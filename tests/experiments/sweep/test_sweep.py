@@ -456,7 +456,7 @@ def test_pipe_is_told_now_and_then_how_far_all_cells_are(tmp_path: Path) -> None
         (["--experiments", "magic"], "unknown experiment 'magic'; valid: compress"),
         (["--algo", "ppo", "magic"], "unknown algorithm 'magic'; valid: q_critic_ppo"),
         (["--seeds", "1", "--", "--seed", "0"], "'seed' is given twice"),
-        (["--seeds", "0", "0"], "the grid holds a cell twice: compress-lenet5-digits"),
+        (["--seeds", "0", "0"], "the grid holds a cell twice: compress-vgg8-digits16"),
         (["--experiments", "fake", "--model", "lenet5"], "'fake' has no setting 'model'"),
         (["--seeds", "0", "--", "--seed", "3"], "'seed' is given twice"),
         (["--", "--evaluations", "0"], "evaluations must be at least 1, got 0"),
