@@ -17,7 +17,7 @@ from experiments.common.run_folder import RunFolder, resume_run
 from experiments.compress.config import Config
 from experiments.compress.inputs import Given
 from experiments.compress.outcome import score_networks, write_pareto, write_searches
-from experiments.compress.plan import describe_inputs, describe_stage, describe_work, timed
+from experiments.compress.plan import describe_inputs, describe_stage, describe_work
 from experiments.compress.presentation import write_reports
 from experiments.compress.report import Row, print_rows, read_rows
 from experiments.compress.stages import Contender, Job
@@ -73,7 +73,7 @@ def _run_job(job: Job, folder: RunFolder, console: Console) -> list[Row]:
     except BaseException as stop:
         with suppress(OSError):  # the disk may be full
             write_searches(folder, job, names)
-        stop.add_note(resume_hint("experiments.compress", folder.path, job.config))
+        stop.add_note(_hint(job))
         raise
     finally:
         folder.close()
@@ -82,10 +82,19 @@ def _run_job(job: Job, folder: RunFolder, console: Console) -> list[Row]:
     return rows
 
 
+def _hint(job: Job) -> str:
+    """Say how to go on with a job that was stopped."""
+    path = job.folder.path
+    if job.has_objects:
+        return f"go on with: compress_env.compress(..., out={str(path)!r}) and the same arguments"
+    return resume_hint("experiments.compress", path, job.config)
+
+
 def _tell_plan(job: Job) -> None:
     """Say what will be done, and about how long it takes, before anything long begins."""
     config, full = job.config, job.first_env.unpruned
-    lines = [describe_inputs(config.title, job.task, full.params, full.macs)]
+    inputs = job.task, job.baseline_score, full.params, full.macs
+    lines = [describe_inputs(config.title, *inputs)]
     if job.pruning_env is not None:
         budgets = {what: limit for what, limit in job.budgets.items() if what != "bytes"}
         n_decisions = len(job.pruning_env.walk)
@@ -95,7 +104,7 @@ def _tell_plan(job: Job) -> None:
         lines.append(describe_stage("quantize", {"bytes": config.size}, n_layers, job.unquantized))
     for line in lines:
         job.console.print(line, soft_wrap=True, markup=False, highlight=False)
-    work = describe_work(config, timed(job.first_env), job.n_final_steps)
+    work = describe_work(config, job.timed(), job.n_final_steps)
     job.console.print(work, soft_wrap=True, markup=False, highlight=False)
 
 

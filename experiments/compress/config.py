@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +24,7 @@ from experiments.common.user_code import names_code
 from experiments.search.algorithms import check_algorithm
 from experiments.search.policies import read_policy
 
-__all__ = ["COMPARED", "DEFAULT_TASK", "Config", "Effort"]
+__all__ = ["COMPARED", "DEFAULT_TASK", "Config", "Effort", "own_names"]
 
 Effort = Literal["quick", "normal", "thorough"]
 Schedule = Literal["cosine", "constant"]
@@ -36,6 +39,8 @@ BITS = {"8bit": True, "uniform-bits": False}
 """Those that are bits of the searched pruned network, and whether they are free of the budget."""
 DEFAULT_TASK = {"model": "vgg8", "data": "digits16", "macs": 0.1, "size": 0.02}
 """What is done where the command line names neither a network nor images."""
+SETTINGS = {"flops_budget": "macs", "params_budget": "params", "size_budget": "size"}
+"""What the job calls the budgets of environments."""
 LOWEST = {
     "n_envs": 1,
     "train_epochs": 1,
@@ -175,7 +180,9 @@ class Config:
         """Names of the contenders in the order of the table, the search last."""
         if self.policy is not None:
             return ["policy"]
-        others = [name for name in self.compare if name not in BITS and name != self.searcher]
+        others = [
+            name for name in dict.fromkeys(self.compare) if name not in {*BITS, self.searcher}
+        ]
         return [*others, *self.uniform_bits, self.searcher]
 
     @property
@@ -265,3 +272,13 @@ def _short(reference: str) -> str:
     if _is_object(reference):
         return reference.rpartition(":")[2]
     return reference if "/" not in reference or ":" in reference else Path(reference).name
+
+
+@contextmanager
+def own_names() -> Iterator[None]:
+    """Call budgets in errors as the job's settings are called, not as those of environments."""
+    try:
+        yield
+    except ValueError as error:
+        message = re.sub(r"\b(?:flops|params|size)_budget\b", lambda m: SETTINGS[m[0]], str(error))
+        raise ValueError(message) from error

@@ -109,7 +109,7 @@ def score_networks(job: Job, folder: RunFolder, contenders: list[Contender]) -> 
         fits = size <= job.size_budget_bytes and job.fits(macs, params)
         return Row(
             network=name,
-            validation_accuracy=job.task.accuracy(model, "validation"),
+            validation_accuracy=job.task.score(model),
             test_error=1.0 - job.task.accuracy(model, "test"),
             macs=macs["dense"] / full.macs,
             sparse_macs=macs["sparse"] / full.macs,

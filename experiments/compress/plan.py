@@ -32,31 +32,42 @@ class Timing(NamedTuple):
 
     episode: float
     """An episode of the first stage."""
-    minibatch: float
-    """A minibatch of fine-tuning."""
+    minibatch: float | None
+    """A minibatch of the final fine-tunings; None if a caller's loop does them."""
 
 
-def timed(env: LayerwiseCompressionEnv) -> Timing:
-    """Time an episode in the middle of every interval, and a few minibatches."""
+def timed(env: LayerwiseCompressionEnv, distill: float | None) -> Timing:
+    """Time an episode in the middle of every interval, and a few minibatches.
+
+    Args:
+        env: The environment, whose episode ends.
+        distill: Weight of the unpruned network's answers in the final fine-tunings; None if a
+            caller's loop does them.
+    """
     start = perf_counter()
     play_actions(env, [0.0] * len(env.walk))
     episode = perf_counter() - start
+    if distill is None:
+        return Timing(episode, None)
     model = env.task.copy_model()
     start = perf_counter()
-    env.task.finetune(model, N_TIMED, derive_generator(env.task_seed, 0, 0))
+    env.task.finetune(model, N_TIMED, derive_generator(env.task_seed, 0, 0), distill=distill)
     return Timing(episode, (perf_counter() - start) / N_TIMED)
 
 
-def describe_inputs(title: str, task: CompressionTask, n_params: int, n_macs: int) -> str:
+def describe_inputs(
+    title: str, task: CompressionTask, accuracy: float, n_params: int, n_macs: int
+) -> str:
     """Say what is compressed, and warn if it has learned nothing.
 
     Args:
         title: What the task is called.
-        task: Scores the network.
+        task: The task.
+        accuracy: Of its network on the validation images, or what a caller's measure says.
         n_params: Its parameters.
         n_macs: Its multiply-accumulates per image.
     """
-    data, accuracy = task.data, task.score(task.model)
+    data = task.data
     text = (
         f"{title}: {n_params:,} parameters, {n_macs:,} multiply-accumulates an image; "
         f"{accuracy:.2%} of {len(data.validation):,} validation images right "
@@ -96,11 +107,12 @@ def describe_work(config: Config, timing: Timing, n_final_steps: int) -> str:
     n_stages = config.prunes + (config.size is not None)
     n_episodes = n_stages * sum(_episodes(name, config) for name in config.contenders)
     n_finals = n_stages * len(config.contenders) - len(config.uniform_bits) * (n_stages - 1)
-    seconds = n_episodes * timing.episode + n_finals * n_final_steps * timing.minibatch
+    seconds = n_episodes * timing.episode + n_finals * n_final_steps * (timing.minibatch or 0.0)
+    whole = "in all" if timing.minibatch is not None else "and the time of your own loop"
     return (
         f"{', '.join(config.contenders)}: {n_episodes} episodes of {timing.episode:.2g} s (just "
         f"timed) and {n_finals} final fine-tunings of {n_final_steps:,} minibatches, about "
-        f"{format_seconds(seconds)} in all"
+        f"{format_seconds(seconds)} {whole}"
     )
 
 

@@ -87,7 +87,7 @@ def _draw_pareto(job: Job, env: PruningEnv, contender: Contender, title: str) ->
     return draw_pareto(
         episodes,
         {contender.name: contender.stages["pruning"].best},
-        (env.unpruned.cost_high, job.task.accuracy(job.task.model, "validation")),
+        (env.unpruned.cost_high, job.baseline_score),
         _limit(env),
         cost=_cost(env),
         title=title,

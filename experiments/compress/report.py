@@ -66,7 +66,8 @@ class Row(NamedTuple):
     network: str
     """Baseline, or the name of the search."""
     validation_accuracy: float
-    """Fraction of validation images that the final network gets right."""
+    """Fraction of validation images that the final network gets right, or what the caller's measure
+    says of it."""
     test_error: float
     """Fraction of test images that it gets wrong."""
     macs: float

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 from rich.console import Console
@@ -29,8 +30,9 @@ from experiments.common.inputs import data_digest, network_digest
 from experiments.common.progress import SearchProgress
 from experiments.common.run_folder import RunFolder
 from experiments.compress.choosers import make_agent, make_policy
-from experiments.compress.config import Config
+from experiments.compress.config import Config, own_names
 from experiments.compress.inputs import Given, load_images, load_network
+from experiments.compress.plan import Timing, timed
 from experiments.search.actors import open_actors
 from experiments.search.entrants import SINGLE
 from experiments.search.episodes import Episode, EpisodeLog, best_episode
@@ -39,7 +41,6 @@ from experiments.search.policies import Script, StagePolicy, read_policy
 from experiments.search.resuming import ResumableSearch, read_finished
 
 __all__ = ["Contender", "Job", "Stage"]
-
 
 WARMUP = 20
 """The step size rises for the first twentieth of a final fine-tuning: without that, distillation
@@ -119,15 +120,16 @@ class Job:
 
     def _pruning_env(self, model: nn.Module) -> PruningEnv:
         config = self.config
-        return PruningEnv(
-            model,
-            self._data,
-            method=config.method,
-            flops_budget=config.macs,
-            params_budget=config.params,
-            channel_round=config.channel_round,
-            **self._options(),
-        )
+        with own_names():
+            return PruningEnv(
+                model,
+                self._data,
+                method=config.method,
+                flops_budget=config.macs,
+                params_budget=config.params,
+                channel_round=config.channel_round,
+                **self._options(),
+            )
 
     def _check_size(self, size: float, model: nn.Module) -> QuantizationEnv:
         """Check that the size budget can be met after the strongest pruning, if there is any.
@@ -139,7 +141,8 @@ class Job:
             ValueError: If it cannot.
         """
         if self.pruning_env is None:
-            return self._quantization_env("", model)
+            with own_names():
+                return self._quantization_env("", model)
         smallest = QuantizationEnv(
             self.pruning_env.smallest_model(),
             self.pruning_env.task.data,
@@ -186,6 +189,16 @@ class Job:
         }
 
     @property
+    def has_objects(self) -> bool:
+        """Whether a caller has handed over what settings cannot name."""
+        return self._given != Given()
+
+    @cached_property
+    def baseline_score(self) -> float:
+        """Validation accuracy of the network as it is, or what the caller's measure says of it."""
+        return self.task.score(self.task.model)
+
+    @property
     def budgets(self) -> dict[str, float]:
         """The budgets that there are, fractions of the network as it is, by what is limited."""
         config, env = self.config, self.pruning_env
@@ -221,8 +234,9 @@ class Job:
         if self.pruning_env is not None:
             stages["pruning"] = self._stage((name, "pruning"), self.pruning_env, algorithm)
         if self.config.size is not None:
-            model = stages["pruning"].model if stages else self.task.model
-            env = self._quantization_env(name, model)
+            env = self.first_env  # of the whole network, if nothing is pruned
+            if stages:
+                env = self._quantization_env(name, stages["pruning"].model)
             stages["quantization"] = self._stage((name, "quantization"), env, algorithm)
         return Contender(name, stages)
 
@@ -309,6 +323,11 @@ class Job:
         if self.config.final_finetune_steps is not None:
             return self.config.final_finetune_steps
         return max(500, 10 * len(self.task.data.train) // self.task.config.batch_size)
+
+    def timed(self) -> Timing:
+        """Time an episode of the first stage, and a few minibatches of final fine-tuning."""
+        is_own = self._given.finetune is not None
+        return timed(self.first_env, None if is_own else self.config.distill)
 
     def _search(
         self, key: tuple[str, str], env: LayerwiseCompressionEnv, algorithm: str

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import compress_env
 from experiments.common.run_folder import RunFolder
-from experiments.compress import compress
+from experiments.compress import compress, outcome
 from tests.fakes import PlainNet, make_data, seeded
 
 QUICK: dict[str, Any] = {
@@ -126,12 +126,35 @@ def test_own_loop_and_own_score_take_the_place_of_the_built_in_ones(tmp_path: Pa
         **settings,
     )  # fmt: skip
     assert calls == [7]
-    assert set(result.episodes["accuracy"]) == {0.25}
+    assert set(result.episodes["accuracy"]) == set(result.table["validation_accuracy"]) == {0.25}
     compress_env.compress(
         network(), make_data(), macs=0.5, out=tmp_path / "b", finetune=finetune,
         finetune_episodes=True, **settings,
     )  # fmt: skip
     assert sorted(set(calls[1:])) == [1, 7]
+
+
+def test_own_score_chooses_the_network(tmp_path: Path) -> None:
+    scores = iter([0.5, 0.5, 0.1, 0.9])  # in the order of the table
+
+    def measure(model: nn.Module) -> float:
+        return next(scores) if final else 0.5
+
+    final, write = False, outcome.score_networks
+
+    def score_networks(*arguments: Any) -> Any:
+        nonlocal final
+        final = True
+        return write(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compress, "score_networks", score_networks)
+        settings = QUICK | {"compare": ("uniform", "l1")}
+        result = compress_env.compress(
+            network(), make_data(), macs=0.5, out=tmp_path / "run", score=measure, **settings
+        )
+    assert list(result.table["validation_accuracy"]) == [0.5, 0.5, 0.1, 0.9]
+    assert result.table.loc[result.table["is_chosen"], "network"].item() == "portfolio"
 
 
 def test_loop_that_ruins_the_network_leaves_a_run_to_go_on_with(tmp_path: Path) -> None:
@@ -143,8 +166,9 @@ def test_loop_that_ruins_the_network_leaves_a_run_to_go_on_with(tmp_path: Path) 
         return nn.Linear(2, 2)
 
     arguments: dict[str, Any] = {"macs": 0.5, "out": tmp_path / "run", **QUICK}
-    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+    with pytest.raises(FloatingPointError, match="NaN or infinite") as caught:
         compress_env.compress(network(), make_data(), finetune=ruin, **arguments)
+    assert "compress_env.compress(..., out=" in "".join(caught.value.__notes__)
     with pytest.raises(ValueError, match="must train the network that it is given"):
         compress_env.compress(network(), make_data(), finetune=other, **arguments)
     assert compress_env.compress(network(), make_data(), **arguments).table["macs"].min() <= 0.5
@@ -198,8 +222,8 @@ class TestCalledAgain:
     ("arguments", "error", "message"),
     [
         ({}, ValueError, "expected a budget"),
-        ({"macs": 0.001}, ValueError, "flops_budget must be in"),
-        ({"size": 0.001}, ValueError, "size_budget must be in"),
+        ({"macs": 0.001}, ValueError, r"^macs must be in"),
+        ({"size": 0.001}, ValueError, r"^size must be in"),
         ({"macs": 0.5, "learning_rat": 1}, TypeError, "did you mean 'learning_rate'"),
         ({"macs": 0.5, "algo": "cma"}, ValueError, "unknown algorithm 'cma'"),
         ({"macs": 0.5, "effort": "quik"}, ValueError, "did you mean 'quick'"),
