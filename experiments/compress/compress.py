@@ -8,6 +8,7 @@ compression and the search-free rules go the same way. Either stage can be left 
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
 from rich.console import Console
 
@@ -19,7 +20,7 @@ from experiments.compress.inputs import Given
 from experiments.compress.outcome import score_networks, write_pareto, write_searches
 from experiments.compress.plan import describe_inputs, describe_stage, describe_work
 from experiments.compress.presentation import write_reports
-from experiments.compress.report import Row, print_rows, read_rows
+from experiments.compress.report import Row, best_row, print_rows, read_rows
 from experiments.compress.stages import Contender, Job
 
 __all__ = ["Config", "main", "run"]
@@ -45,7 +46,7 @@ def run(config: Config, console: Console, given: Given | None = None) -> list[Ro
         if folder.is_finished:
             folder.close()
             rows = read_rows(folder.finished_path)
-            print_rows(console, rows)
+            _tell_outcome(console, rows, folder.path)
             return rows
     else:
         config = config.resolved()
@@ -77,9 +78,19 @@ def _run_job(job: Job, folder: RunFolder, console: Console) -> list[Row]:
         raise
     finally:
         folder.close()
-    print_rows(console, rows)
-    console.print(f"run folder: {folder.path}", soft_wrap=True, markup=False)
+    _tell_outcome(console, rows, folder.path)
     return rows
+
+
+def _tell_outcome(console: Console, rows: list[Row], path: Path) -> None:
+    """Print the table, and which network to take."""
+    print_rows(console, rows)
+    name = best_row(rows).network
+    lines = [f"best on validation images within the budgets: {name} ({path}/network-{name}.*)"]
+    page = path / "report.html"
+    lines += [f"page to show: {page}"] if page.is_file() else []
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _hint(job: Job) -> str:

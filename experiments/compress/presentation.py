@@ -28,16 +28,22 @@ VALUE_LABELS = {"pruning": "pruning rate (fraction removed)", "quantization": "b
 
 def draw_searches(
     folder: RunFolder, job: Job, contenders: Sequence[Contender], chosen: Contender
-) -> None:
+) -> list[str]:
     """Draw rewards, choices and trade-offs of each stage, and the pruned networks' Pareto front.
+
+    Rewards are drawn where a search had several episodes.
 
     Args:
         folder: The run folder.
         job: The job.
         contenders: All of them.
         chosen: The one whose network is marked.
+
+    Returns:
+        The names of the figures' files.
     """
     task = _plain(job.config.title)
+    figures: dict[str, Drawing] = {}
     for stage, label in VALUE_LABELS.items():
         results = {c.name: c.stages[stage] for c in contenders if stage in c.stages}
         if not results:
@@ -45,12 +51,16 @@ def draw_searches(
         title = f"{task}: {stage}"
         rewards = {n: [episode.reward for episode in r.episodes] for n, r in results.items()}
         values = {name: result.best for name, result in results.items()}
-        folder.write_figure(f"reward-{stage}.png", draw_rewards(rewards, title))
-        folder.write_figure(f"layers-{stage}.png", draw_layers(values, label, title))
-        folder.write_figure(f"tradeoff-{stage}.png", _draw_tradeoff(job, stage, title))
+        if any(len(each) > 1 for each in rewards.values()):
+            figures[f"reward-{stage}.png"] = draw_rewards(rewards, title)
+        figures[f"layers-{stage}.png"] = draw_layers(values, label, title)
+        figures[f"tradeoff-{stage}.png"] = _draw_tradeoff(job, stage, title)
     if job.pruning_env is not None:
         front = _draw_pareto(job, job.pruning_env, chosen, f"{task}: pruned networks")
-        folder.write_figure("pareto.png", front)
+        figures["pareto.png"] = front
+    for name, figure in figures.items():
+        folder.write_figure(name, figure)
+    return [*figures]
 
 
 def _plain(text: str) -> str:
@@ -100,10 +110,11 @@ def write_reports(
     """Draw the figures, and write `report.md` and `report.html`, about the best of all rows."""
     name = best_row(rows).network
     chosen = next(each for each in contenders if each.name == name)
-    draw_searches(folder, job, contenders, chosen)
+    figures = draw_searches(folder, job, contenders, chosen)
     notes = _notes(job, chosen, rows)
     skipped = job.unpruned, job.unquantized
-    folder.write_text("report.md", format_report(job.config, [*rows], *skipped, notes))
+    report = format_report(job.config, [*rows], *skipped, notes, figures)
+    folder.write_text("report.md", report)
     settings = _flat(read_object(folder.path / "config.json"))
     page = Page(
         title=job.config.title,

@@ -276,6 +276,7 @@ def format_report(
     unpruned: Mapping[str, str],
     unquantized: Mapping[str, str],
     notes: Sequence[str] = (),
+    figures: Sequence[str] = (),
 ) -> str:
     """Format `report.md`.
 
@@ -285,6 +286,7 @@ def format_report(
         unpruned: Layers left out of the pruning walk, with the reason.
         unquantized: Weights that stay float32, with the reason.
         notes: Paragraphs to put below the tables.
+        figures: Names of the figures beside it.
     """
     headings, times = format_times(rows)
     settings = [(k, str(v)) for k, v in dataclasses.asdict(config).items()]
@@ -306,10 +308,7 @@ def format_report(
             "is over the budget: 8 bits know none, and so little may have been pruned that 1 bit",
             "everywhere does not meet it.",
             "",
-            "![reward](reward-pruning.png) ![reward](reward-quantization.png)",
-            "![layers](layers-pruning.png) ![layers](layers-quantization.png)",
-            "![bits](bits.png) ![Pareto front](pareto.png)",
-            "![trade-off](tradeoff-pruning.png) ![trade-off](tradeoff-quantization.png)",
+            *(f"![{name.removesuffix('.png')}]({name})" for name in figures),
             "",
             "Layers left out of the pruning walk:",
             "",

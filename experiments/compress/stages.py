@@ -15,7 +15,7 @@ from rich.console import Console
 from stable_baselines3.common.logger import configure
 from torch import nn
 
-from agents import Random
+from agents import Portfolio, Random
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
@@ -333,7 +333,7 @@ class Job:
         self, key: tuple[str, str], env: LayerwiseCompressionEnv, algorithm: str
     ) -> list[Episode]:
         """Run a search, or what a stopped run has left of it."""
-        name = "-".join(key)
+        name, label = "-".join(key), ": ".join(key)
         finished = read_finished(self.folder, name)
         if finished is not None:
             self.searches[key] = finished
@@ -342,7 +342,7 @@ class Job:
         is_single = algorithm in SINGLE or given is not None
         config, limit = self.config, self.config.n_evaluations
         progress = SearchProgress(
-            ": ".join(key),
+            label,
             1 if is_single else limit,
             self.folder,
             self.console,
@@ -361,7 +361,12 @@ class Job:
                 search.act(Script(given.actions), 1)
                 _check_values(log.episodes[0], given)
             elif is_single:
-                search.act(make_policy(algorithm, env, log, config.seed), 1)
+                policy = make_policy(algorithm, env, log, config.seed)
+                if isinstance(policy, Portfolio):
+                    tried = ", ".join(f"{n} {r:.4f}" for n, r in policy.rewards.items())
+                    text = f"{label}: {policy.choice} is best by reward ({tried})"
+                    self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+                search.act(policy, 1)
             elif algorithm == "random":
                 policy = Random(log.observation_space, log.action_space, config.seed)
                 search.act(policy, 10 * limit, limit)

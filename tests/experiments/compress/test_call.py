@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def test_any_subset_of_budgets_is_met(
     for row in result.table.to_dict("records")[1:]:
         assert all(row[name] <= budget for name, budget in budgets.items()), row
     assert ("pruning" in stages) == (result.table["macs"].iloc[-1] < 1.0)
+    figures = re.findall(r"!\[.*?\]\((.*?)\)", (result.folder / "report.md").read_text())
+    assert {path.name for path in result.folder.glob("*.png")} == set(figures) != set()
 
 
 def test_search_starts_from_the_rule(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from compress_env.quantization.packing import load
 from experiments.compress import compress
 from experiments.compress.compress import Config, run
 from experiments.compress.exports import Export
-from experiments.compress.report import Row
+from experiments.compress.report import Row, best_row
 
 SMALL: dict[str, Any] = {
     "model": "lenet5",
@@ -84,6 +84,8 @@ def test_table_compares_networks_within_the_budgets(
         assert row.onnx_test_error == pytest.approx(row.test_error, abs=1 / 359)
         assert row.latency_1_ms and row.latency_64_ms and row.latency_64_ms > row.latency_1_ms
         assert row.network in text
+    assert f"best on validation images within the budgets: {best_row(rows).network} (" in text
+    assert "portfolio: pruning: " in text and "is best by reward (uniform -0." in text
     stored = pd.read_csv(out / "table.csv").to_dict("records")
     assert [row._asdict() for row in rows] == [pytest.approx(row) for row in stored]
 
