@@ -19,6 +19,7 @@ from rich.console import Console
 from experiments.common.given import given_in, giving, to_be_named
 from experiments.common.parsing import UsageError, as_called, parse_command
 from experiments.common.run_folder import RunFolder, resume_run
+from experiments.common.say import say
 from experiments.common.threads import settle_threads
 
 __all__ = [
@@ -158,7 +159,7 @@ def run_measurement(
         raise
     finally:
         folder.close()
-    console.print(f"run folder: {folder.path}", soft_wrap=True, markup=False)
+    say(console, f"run folder: {folder.path}")
     return result
 
 

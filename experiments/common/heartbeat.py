@@ -9,6 +9,8 @@ from time import monotonic
 
 from rich.console import Console
 
+from experiments.common.say import say
+
 __all__ = ["MOST_S", "Heartbeat", "format_seconds", "showing", "time_left"]
 
 LEAST_S = 10.0
@@ -44,7 +46,7 @@ class Heartbeat:
         """Print a line now."""
         if not self._console.is_terminal:
             self._last = self._clock()
-            self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+            say(self._console, text)
 
     def tick(self, after_s: float = LEAST_S) -> None:
         """Print the line for this moment if the last one is so many seconds ago."""

@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from compress_env.files import replacing
+from experiments.common.say import say
 
 __all__ = ["write_figure", "write_outputs", "write_table"]
 
@@ -38,7 +39,7 @@ def write_outputs(
         tables: By the name of their file, `.csv` or `.csv.gz`.
         figures: By the name of their file, `.png`.
     """
-    console.print(report, soft_wrap=True, markup=False, highlight=False)
+    say(console, report)
     with replacing(folder / f"{name}.md") as path:
         path.write_text(report, encoding="utf-8")
     for file, table in (tables or {}).items():

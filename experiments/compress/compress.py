@@ -15,6 +15,7 @@ from rich.console import Console
 from experiments.common.command import resume_hint, run_command
 from experiments.common.heartbeat import showing
 from experiments.common.run_folder import RunFolder, resume_run
+from experiments.common.say import say
 from experiments.compress.config import Config
 from experiments.compress.inputs import Given
 from experiments.compress.outcome import score_networks, write_pareto, write_searches
@@ -90,7 +91,7 @@ def _tell_outcome(console: Console, rows: list[Row], path: Path) -> None:
     page = path / "report.html"
     lines += [f"page to show: {page}"] if page.is_file() else []
     for line in lines:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        say(console, line)
 
 
 def _hint(job: Job) -> str:
@@ -114,9 +115,9 @@ def _tell_plan(job: Job) -> None:
         n_layers = job.n_quantized
         lines.append(describe_stage("quantize", {"bytes": config.size}, n_layers, job.unquantized))
     for line in lines:
-        job.console.print(line, soft_wrap=True, markup=False, highlight=False)
+        say(job.console, line)
     work = describe_work(config, job.timed(), job.n_final_steps)
-    job.console.print(work, soft_wrap=True, markup=False, highlight=False)
+    say(job.console, work)
 
 
 def _contend(job: Job) -> list[Contender]:

@@ -30,8 +30,8 @@ Effort = Literal["quick", "normal", "thorough"]
 Schedule = Literal["cosine", "constant"]
 RULE = "portfolio"
 """What needs no search: the best of several rules, by one episode each."""
-EVALUATIONS = {"quick": 1, "normal": 100, "thorough": 300}
-"""Network evaluations of the search in each stage, by effort."""
+EVALUATIONS = {"quick": 100, "normal": 100, "thorough": 300}
+"""Network evaluations of a search in each stage, by effort; a quick one has none of its own."""
 COMPARED = ("uniform", RULE, *PRUNING_RULES, "random", "8bit", "uniform-bits")
 """What a search can be compared with: one value for all layers, the rules, random search with as
 many evaluations, and the searched pruned network with 8 bits, or the most that fit, everywhere."""
@@ -83,12 +83,12 @@ class Config:
     """quick: the best of a few search-free rules; normal and thorough: a search from there, of 100
     and 300 network evaluations in each stage."""
     evaluations: int | None = None
-    """Network evaluations of the search in each stage; by effort when not given."""
+    """Network evaluations of a search in each stage, in place of effort's."""
     algo: str | None = None
     """Who chooses: cma_es, tpe, q_critic_ppo, ppo, kl_ppo, cim_ppo, a2c, ddpg, td3, sac, random,
     uniform, greedy, portfolio (the best of the rules) or a rule (fisher, taylor, l1, l2,
     batch_norm, lamp); afie or sbpf, which choose pruning rates only and leave the bits to uniform.
-    By effort when not given: portfolio, or cma_es that starts from it."""
+    When not given: portfolio; or, with evaluations or more effort, cma_es that starts from it."""
     compare: tuple[str, ...] = ("uniform", RULE)
     """What it is compared with: uniform, portfolio, rules by name, random, 8bit, uniform-bits."""
     method: PruningMethod = "magnitude"
@@ -163,7 +163,8 @@ class Config:
     @property
     def searcher(self) -> str:
         """Name of the agent, or of the rules."""
-        return self.algo or (RULE if self.effort == "quick" else "cma_es")
+        is_quick = self.effort == "quick" and self.evaluations is None
+        return self.algo or (RULE if is_quick else "cma_es")
 
     @property
     def n_evaluations(self) -> int:

@@ -17,6 +17,7 @@ from compress_env.task.counting import total_macs
 from compress_env.task.layers import dense_params, sparse_macs, sparse_params
 from experiments.common.figures import non_dominated
 from experiments.common.run_folder import RunFolder
+from experiments.common.say import say
 from experiments.compress.exports import Export, export_networks, time_networks
 from experiments.compress.report import Row, with_ratios
 from experiments.compress.stages import Contender, Job, Stage
@@ -139,7 +140,7 @@ def _export(job: Job, folder: RunFolder, models: dict[str, nn.Module]) -> dict[s
     try:
         return export_networks(folder.path, models, job.task)
     except ValueError as error:
-        job.console.print(f"no ONNX files: {error}", soft_wrap=True, markup=False)
+        say(job.console, f"no ONNX files: {error}")
         return {}
 
 

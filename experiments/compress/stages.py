@@ -6,6 +6,7 @@ was stopped goes on where it was.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from functools import cached_property
@@ -29,6 +30,7 @@ from experiments.common.heartbeat import showing
 from experiments.common.inputs import data_digest, network_digest
 from experiments.common.progress import SearchProgress
 from experiments.common.run_folder import RunFolder
+from experiments.common.say import say
 from experiments.compress.choosers import make_agent, make_policy
 from experiments.compress.config import Config, own_names
 from experiments.compress.inputs import Given, load_images, load_network
@@ -258,7 +260,7 @@ class Job:
         """Make the environment of the last stage; its budget is the nearest that can be met."""
         budget = None if is_free else self._size_budget(name, model)
         return QuantizationEnv(
-            model.cpu(),
+            copy.deepcopy(model).cpu(),  # which may be somebody's
             self._data,
             size_budget=budget,
             activation_bits=self.config.activation_bits,
@@ -365,7 +367,7 @@ class Job:
                 if isinstance(policy, Portfolio):
                     tried = ", ".join(f"{n} {r:.4f}" for n, r in policy.rewards.items())
                     text = f"{label}: {policy.choice} is best by reward ({tried})"
-                    self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+                    say(self.console, text)
                 search.act(policy, 1)
             elif algorithm == "random":
                 policy = Random(log.observation_space, log.action_space, config.seed)

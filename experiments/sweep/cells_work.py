@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
+from experiments.common.say import say
 from experiments.sweep.cells import EXPERIMENTS, Cell
 from experiments.sweep.display import Display
 from experiments.sweep.folder import SweepFolder, Task
@@ -56,7 +57,7 @@ def work_on(
         pool.stop()
     n_finished = folder.merge(cells)
     console.print(f"{n_finished} of {len(cells)} cells finished", highlight=False)
-    console.print(f"sweep folder: {folder.path}", soft_wrap=True, markup=False)
+    say(console, f"sweep folder: {folder.path}")
     return failed
 
 

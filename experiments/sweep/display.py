@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column
 
 from experiments.common.heartbeat import MOST_S, Heartbeat, time_left
+from experiments.common.say import say
 from experiments.common.stored import read_object
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.pools import Outcome
@@ -126,7 +127,7 @@ class Display:
     def _print(self, text: str) -> None:
         """Print a line, above the bars on a terminal."""
         if self._console.is_terminal:
-            self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+            say(self._console, text)
         self._heartbeat.say(text)
 
     def _line(self) -> str:

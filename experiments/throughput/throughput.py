@@ -34,6 +34,7 @@ from compress_env.task.task import FinetuneConfig, select_device
 from experiments.common.command import run_command, run_measurement
 from experiments.common.inputs import data_digest, network_digest
 from experiments.common.run_folder import RunFolder
+from experiments.common.say import say
 from experiments.common.stored import check_name
 from experiments.compress.report import format_markdown
 from experiments.throughput.lasso_timing import conv_size, measure_peak_bytes, time_lasso
@@ -355,7 +356,7 @@ def _measure(measurement: Measurement, console: Console) -> dict[Part, Rows]:
         results[part] = measurement.measure(part)
         folder.write_rows(f"{part}.csv", results[part])
         texts.append(f"{TITLES[part]}:\n\n{format_table(part, results[part])}\n")
-        console.print(texts[-1], soft_wrap=True, markup=False, highlight=False)
+        say(console, texts[-1])
     folder.write_text("throughput.md", "\n".join(texts))
     folder.finish([{"part": part} | row for part in parts for row in results[part]])
     return results

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import compress_env
 from experiments.common.run_folder import RunFolder
 from experiments.compress import compress, outcome
+from experiments.compress.config import Config
 from tests.fakes import PlainNet, make_data, seeded
 
 QUICK: dict[str, Any] = {
@@ -78,6 +79,24 @@ def test_any_subset_of_budgets_is_met(
     assert ("pruning" in stages) == (result.table["macs"].iloc[-1] < 1.0)
     figures = re.findall(r"!\[.*?\]\((.*?)\)", (result.folder / "report.md").read_text())
     assert {path.name for path in result.folder.glob("*.png")} == set(figures) != set()
+
+
+class Watched(PlainNet):
+    """Knows which of its kind were told to move."""
+
+    moved: ClassVar[list[nn.Module]] = []
+
+    def cpu(self) -> Watched:
+        self.moved.append(self)
+        return super().cpu()
+
+
+@pytest.mark.parametrize("budgets", [{"size": 0.4}, {"macs": 0.6}, {"macs": 0.6, "size": 0.4}])
+def test_network_that_is_given_stays_where_it_is(budgets: dict[str, Any], tmp_path: Path) -> None:
+    model = seeded(Watched)
+    Watched.moved.clear()
+    compress_env.compress(model, make_data(), **budgets, out=tmp_path / "run", **QUICK)
+    assert not any(moved is model for moved in Watched.moved) and Watched.moved
 
 
 def test_search_starts_from_the_rule(tmp_path: Path) -> None:
@@ -243,3 +262,16 @@ def test_bad_input_is_told_in_one_line_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
     with pytest.raises(TypeError, match=r"must be a trained torch\.nn\.Module, got str"):
         compress_env.compress("lenet5", make_data(), macs=0.5)  # type: ignore[arg-type]
+
+
+def test_effort_evaluations_and_agent_say_who_searches_and_how_long() -> None:
+    def plan(**settings: Any) -> tuple[str, int]:
+        config = Config(model="lenet5", data="digits", macs=0.5, **settings)
+        return config.searcher, config.n_evaluations
+
+    assert plan()[0] == "portfolio"
+    assert plan(effort="normal") == ("cma_es", 100)
+    assert plan(effort="thorough") == ("cma_es", 300)
+    assert plan(evaluations=7) == ("cma_es", 7)
+    assert plan(algo="ppo") == ("ppo", 100)
+    assert plan(algo="ppo", evaluations=7) == ("ppo", 7)
