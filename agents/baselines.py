@@ -9,7 +9,7 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.utils import is_vectorized_observation
 
-from agents.arguments import SEED, Range, checked, in_a_line
+from agents.common.arguments import SEED, Range, checked, in_a_line
 from compress_env.envs.base import LayerwiseCompressionEnv
 
 __all__ = ["Random", "Uniform", "actions_for", "asked_for_actions", "is_batch", "place_in_walk"]

@@ -19,11 +19,11 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from agents.arguments import SEED, Range, checked, in_a_line
 from agents.baselines import is_batch, place_in_walk
-from agents.checked_algorithm import CheckedAlgorithm
-from agents.optimizers import CovarianceAdaptation, Optimizer, ParzenEstimator
-from agents.spaces import check_bounds, check_observations
+from agents.common.arguments import SEED, Range, checked, in_a_line
+from agents.common.checked_algorithm import CheckedAlgorithm
+from agents.common.optimizers import CovarianceAdaptation, Optimizer, ParzenEstimator
+from agents.common.spaces import check_bounds, check_observations
 
 __all__ = ["CMAES", "TPE", "EpisodeSearch"]
 

@@ -17,8 +17,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import nn
 
-from agents.arguments import SEED, checked, in_a_line
 from agents.baselines import actions_for, asked_for_actions, place_in_walk
+from agents.common.arguments import SEED, checked, in_a_line
 from compress_env.allocation import afie, allocate, allocate_in_rounds, sensitivity
 from compress_env.envs.base import LayerState
 from compress_env.envs.pruning import PruningEnv

@@ -12,7 +12,7 @@ from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from agents.arguments import Range, checked
+from agents.common.arguments import Range, checked
 
 __all__ = ["OverestimationCallback", "OverestimationRecord", "discounted_returns"]
 

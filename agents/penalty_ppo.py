@@ -19,9 +19,9 @@ from stable_baselines3.common.utils import explained_variance
 from torch import nn
 from torch.nn import functional as F
 
-from agents.arguments import PPO_RANGES, Range, in_a_line
-from agents.checked_algorithm import CheckedAlgorithm
-from agents.losses import (
+from agents.common.arguments import PPO_RANGES, Range, in_a_line
+from agents.common.checked_algorithm import CheckedAlgorithm
+from agents.common.losses import (
     adapted_coef,
     cim_penalty,
     clip_fraction,
@@ -29,8 +29,8 @@ from agents.losses import (
     parameter_shift,
     surrogate_loss,
 )
+from agents.common.spaces import check_bounds, check_observations
 from agents.policies import QCriticPolicy
-from agents.spaces import check_bounds, check_observations
 
 __all__ = ["CIMPPO", "KLPPO", "PenaltyPPO", "PolicyBatch"]
 

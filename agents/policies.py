@@ -23,8 +23,8 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from agents.arguments import Range, checked, in_a_line
-from agents.spaces import check_spaces
+from agents.common.arguments import Range, checked, in_a_line
+from agents.common.spaces import check_spaces
 
 __all__ = ["GaussianActor", "MlpPolicy", "QCriticPolicy", "check_spaces"]
 

@@ -21,8 +21,8 @@ from stable_baselines3.common.type_aliases import (
 from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
 from torch import nn
 
-from agents.arguments import PPO_RANGES, Range
-from agents.losses import (
+from agents.common.arguments import PPO_RANGES, Range
+from agents.common.losses import (
     Advantage,
     clip_fraction,
     clipped_surrogate_loss,
@@ -31,10 +31,10 @@ from agents.losses import (
     scale_to_unit_rms,
     td_target,
 )
+from agents.common.spaces import check_spaces
 from agents.overestimation import OverestimationCallback
 from agents.policies import MlpPolicy, QCriticPolicy
 from agents.replay import ReplayPPO
-from agents.spaces import check_spaces
 
 __all__ = ["Advantage", "QCriticPPO"]
 

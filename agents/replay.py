@@ -14,8 +14,8 @@ from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.arguments import in_a_line
-from agents.checked_algorithm import CheckedAlgorithm
+from agents.common.arguments import in_a_line
+from agents.common.checked_algorithm import CheckedAlgorithm
 from agents.policies import QCriticPolicy
 
 __all__ = ["ReplayPPO", "load_buffer", "truncate_last_episode"]

@@ -33,7 +33,7 @@ from experiments.benchmark.table import (
     read_best_known,
     update_best_known,
 )
-from experiments.common.intervals import format_mean, paired_interval
+from experiments.common.drawing.intervals import format_mean, paired_interval
 from experiments.common.latency import OnnxNetwork
 from experiments.common.stored import find_stored
 from experiments.compress.report import (

@@ -39,10 +39,10 @@ from experiments.benchmark.table import (
     write_best_known,
 )
 from experiments.common.checks import check_choices, check_lowest
-from experiments.common.command import ending_in_one_line
-from experiments.common.outputs import write_outputs
-from experiments.common.parsing import parse_command
-from experiments.common.say import say
+from experiments.common.cli.command import ending_in_one_line
+from experiments.common.cli.parsing import parse_command
+from experiments.common.cli.say import say
+from experiments.common.drawing.outputs import write_outputs
 from experiments.search.entrants import ACCEPTED, PRUNING_ONLY
 from experiments.sweep.cells import Cell, make_cell
 from experiments.sweep.folder import SweepFolder

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from experiments.benchmark.table import OPPONENTS, Reference
-from experiments.common.intervals import Interval, format_mean
+from experiments.common.drawing.intervals import Interval, format_mean
 from experiments.compress.report import format_markdown
 from experiments.search.entrants import SINGLE
 from experiments.search.names import short_name

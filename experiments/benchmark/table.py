@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from compress_env.files import replacing
 from compress_env.names import check_name
 from compress_env.suite import SUITE
-from experiments.common.intervals import Interval, improvement_interval, iqm_interval
+from experiments.common.drawing.intervals import Interval, improvement_interval, iqm_interval
 from experiments.common.stored import parse, read_table
 from experiments.search.names import short_name
 from experiments.trial.networks import stored_digest

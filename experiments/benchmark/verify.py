@@ -36,8 +36,8 @@ from experiments.benchmark.table import (
     read_runs,
     select,
 )
-from experiments.common.parsing import parse_command
-from experiments.common.say import say
+from experiments.common.cli.parsing import parse_command
+from experiments.common.cli.say import say
 from experiments.common.stored import parse, read_table
 from experiments.search.entrants import SINGLE
 from experiments.search.names import task_id

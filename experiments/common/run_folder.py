@@ -23,10 +23,10 @@ from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
 from compress_env.files import replacing
-from experiments.common.given import is_given, trusted
+from experiments.common.cli.given import is_given, trusted
+from experiments.common.cli.renamed import current_names
 from experiments.common.inputs import differing
 from experiments.common.provenance import describe_run
-from experiments.common.renamed import current_names
 from experiments.common.stored import check_name, check_tree, read_object, restore
 
 __all__ = [
@@ -320,7 +320,7 @@ def resume_run(config: C, path: Path) -> tuple[C, RunFolder]:
     Raises:
         ValueError: If it is not a run of this experiment, another process works in it, a setting
             is given that the run was not started with, or one must be given, see
-            `experiments.common.given`.
+            `experiments.common.cli.given`.
     """
     settings = read_config(type(config), path)
     changes: dict[str, Any] = {"resume": path}

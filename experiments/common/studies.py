@@ -21,9 +21,9 @@ from compress_env.data.bundle import DataBundle, load_data
 from compress_env.networks.models import check_model_name
 from compress_env.task.task import CompressionTask
 from experiments.common.checks import check_choices, check_lowest
-from experiments.common.command import run_measurement
+from experiments.common.cli.command import run_measurement
+from experiments.common.drawing.outputs import write_outputs
 from experiments.common.inputs import data_digest
-from experiments.common.outputs import write_outputs
 from experiments.common.run_folder import RunFolder
 from experiments.common.training import limit_images, seeded_task
 

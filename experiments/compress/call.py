@@ -22,7 +22,7 @@ from compress_env.quantization.export import export_onnx
 from compress_env.quantization.fake_quant import bake
 from compress_env.quantization.packing import load, save
 from compress_env.task.task import Finetuner
-from experiments.common.given import HANDED_OVER, giving
+from experiments.common.cli.given import HANDED_OVER, giving
 from experiments.common.inputs import data_digest, network_digest
 from experiments.common.run_folder import RunFolder
 from experiments.common.stored import read_object

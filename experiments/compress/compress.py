@@ -12,10 +12,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.common.command import resume_hint, run_command
-from experiments.common.heartbeat import showing
+from experiments.common.cli.command import resume_hint, run_command
+from experiments.common.cli.heartbeat import showing
+from experiments.common.cli.say import say
 from experiments.common.run_folder import RunFolder, resume_run
-from experiments.common.say import say
 from experiments.compress.config import Config
 from experiments.compress.inputs import Given
 from experiments.compress.outcome import score_networks, write_pareto, write_searches

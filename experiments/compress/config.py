@@ -18,9 +18,9 @@ from compress_env.names import check_name, nearest
 from compress_env.networks.models import check_model_name
 from compress_env.quantization.activations import ACTIVATION_BITS
 from compress_env.task.rewards import REWARDS
-from experiments.common.given import HANDED_OVER
-from experiments.common.progress import check_tensorboard
-from experiments.common.user_code import names_code
+from experiments.common.cli.given import HANDED_OVER
+from experiments.common.cli.progress import check_tensorboard
+from experiments.common.cli.user_code import names_code
 from experiments.search.algorithms import check_algorithm
 from experiments.search.policies import read_policy
 

@@ -15,9 +15,9 @@ from compress_env.data.intake import as_bundle
 from compress_env.networks.models import Recipe, load_baseline, load_checkpoint, train_by_recipe
 from compress_env.seeding import global_seed
 from compress_env.task.task import Finetuner, Scorer, select_device
-from experiments.common.given import HANDED_OVER
+from experiments.common.cli.given import HANDED_OVER
+from experiments.common.cli.user_code import load_object, names_code
 from experiments.common.run_folder import RunFolder
-from experiments.common.user_code import load_object, names_code
 from experiments.compress.config import Config
 
 __all__ = ["Given", "load_images", "load_network"]

@@ -15,9 +15,9 @@ from compress_env.quantization.fake_quant import bake
 from compress_env.quantization.packing import save
 from compress_env.task.counting import total_macs
 from compress_env.task.layers import dense_params, sparse_macs, sparse_params
-from experiments.common.figures import non_dominated
+from experiments.common.cli.say import say
+from experiments.common.drawing.figures import non_dominated
 from experiments.common.run_folder import RunFolder
-from experiments.common.say import say
 from experiments.compress.exports import Export, export_networks, time_networks
 from experiments.compress.report import Row, with_ratios
 from experiments.compress.stages import Contender, Job, Stage

@@ -10,7 +10,7 @@ from agents.rules import IN_PORTFOLIO
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.seeding import derive_generator
 from compress_env.task.task import CompressionTask
-from experiments.common.heartbeat import format_seconds
+from experiments.common.cli.heartbeat import format_seconds
 from experiments.compress.config import Config
 from experiments.search.entrants import SINGLE
 from experiments.search.playing import play_actions

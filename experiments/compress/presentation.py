@@ -10,10 +10,10 @@ from typing import Any
 from matplotlib.figure import Figure as Drawing
 
 from compress_env.envs.pruning import PruningEnv
-from experiments.common.figures import draw_layers, draw_pareto, draw_rewards, draw_tradeoff
+from experiments.common.drawing.figures import draw_layers, draw_pareto, draw_rewards, draw_tradeoff
+from experiments.common.drawing.svg import to_svg
 from experiments.common.run_folder import RunFolder
 from experiments.common.stored import read_object
-from experiments.common.svg import to_svg
 from experiments.compress.exports import describe_timing
 from experiments.compress.page import Figure, Page, format_page, format_snippets
 from experiments.compress.report import Row, best_row, format_noise, format_report

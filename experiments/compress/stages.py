@@ -26,11 +26,11 @@ from compress_env.store.digests import digest
 from compress_env.task.finetuner import run_finetuner
 from compress_env.task.layers import format_minimum
 from compress_env.task.task import FinetuneConfig
-from experiments.common.heartbeat import showing
+from experiments.common.cli.heartbeat import showing
+from experiments.common.cli.progress import SearchProgress
+from experiments.common.cli.say import say
 from experiments.common.inputs import data_digest, network_digest
-from experiments.common.progress import SearchProgress
 from experiments.common.run_folder import RunFolder
-from experiments.common.say import say
 from experiments.compress.choosers import make_agent, make_policy
 from experiments.compress.config import Config, own_names
 from experiments.compress.inputs import Given, load_images, load_network

@@ -18,7 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 from agents.penalty_ppo import PenaltyPPO
 from experiments.common.checks import check_lowest
-from experiments.common.command import run_command, run_measurement
+from experiments.common.cli.command import run_command, run_measurement
 from experiments.common.run_folder import RunFolder
 from experiments.control.agents import AGENTS, TASKS, check_agent, check_task, make_agent, make_env
 from experiments.control.records import CurveRecorder, UpdateRecorder

@@ -33,7 +33,7 @@ from compress_env.names import check_name
 from compress_env.seeding import derive_generator
 from compress_env.task.task import CompressionTask
 from experiments.common.checks import check_choices, check_lowest
-from experiments.common.command import run_command
+from experiments.common.cli.command import run_command
 from experiments.common.studies import Rows, Study, StudyConfig, run_study
 from experiments.common.training import train_with_marks
 from experiments.importance_benefit.report import draw_errors, format_report

@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.common.figures import beside, draw_means, make_panels, name_lines
-from experiments.common.intervals import (
+from experiments.common.drawing.figures import beside, draw_means, make_panels, name_lines
+from experiments.common.drawing.intervals import (
     Interval,
     count_outcomes,
     format_mean,

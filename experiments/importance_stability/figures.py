@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.common.figures import make_panels, name_lines
+from experiments.common.drawing.figures import make_panels, name_lines
 from experiments.importance_stability.report import STABLE, TRACKED, agreement_with_final
 
 __all__ = ["draw_agreement", "draw_scores"]

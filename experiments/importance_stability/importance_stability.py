@@ -25,7 +25,7 @@ from compress_env.envs.pruning import PruningEnv
 from compress_env.pruning.plan import PruningPlan
 from compress_env.task.task import CompressionTask
 from experiments.common.checks import check_choices
-from experiments.common.command import run_command
+from experiments.common.cli.command import run_command
 from experiments.common.studies import Rows, Study, StudyConfig, run_study
 from experiments.common.training import train_with_marks
 from experiments.importance_stability.figures import draw_agreement, draw_scores

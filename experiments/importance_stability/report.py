@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from experiments.common.intervals import format_mean
+from experiments.common.drawing.intervals import format_mean
 from experiments.compress.report import format_markdown
 
 __all__ = [

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from experiments.common.figures import make_panels
+from experiments.common.drawing.figures import make_panels
 
 __all__ = ["Noise", "draw_information", "draw_noise", "draw_weights"]
 

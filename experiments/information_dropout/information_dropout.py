@@ -31,7 +31,7 @@ from compress_env.seeding import derive_generator
 from compress_env.task.layers import compute_layers
 from compress_env.task.task import CompressionTask
 from experiments.common.checks import check_lowest
-from experiments.common.command import run_command
+from experiments.common.cli.command import run_command
 from experiments.common.run_folder import RunFolder
 from experiments.common.studies import Rows, Study, StudyConfig, run_study
 from experiments.common.training import train_epochs

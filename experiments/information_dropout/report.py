@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from experiments.common.intervals import format_mean, student_interval
+from experiments.common.drawing.intervals import format_mean, student_interval
 from experiments.compress.report import format_markdown
 
 __all__ = ["format_report"]

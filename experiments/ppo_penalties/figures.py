@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from experiments.common.figures import beside, draw_means, make_panels, name_lines
-from experiments.common.intervals import iqm_interval
+from experiments.common.drawing.figures import beside, draw_means, make_panels, name_lines
+from experiments.common.drawing.intervals import iqm_interval
 from experiments.control.agents import PENALTIES, TASKS
 from experiments.ppo_penalties.report import FEWEST_UPDATES, with_asymmetry
 

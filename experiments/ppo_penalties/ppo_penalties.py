@@ -22,9 +22,9 @@ import pandas as pd
 from rich.console import Console
 
 from experiments.common.checks import check_choices, check_lowest
-from experiments.common.command import Interrupted, run_command
-from experiments.common.given import is_given
-from experiments.common.outputs import write_outputs
+from experiments.common.cli.command import Interrupted, run_command
+from experiments.common.cli.given import is_given
+from experiments.common.drawing.outputs import write_outputs
 from experiments.control import control
 from experiments.ppo_penalties.figures import draw_asymmetry, draw_curves
 from experiments.ppo_penalties.report import Results, format_report

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from experiments.common.intervals import (
+from experiments.common.drawing.intervals import (
     format_interval,
     format_mean,
     iqm_interval,

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, ScalarFormatter
 
-from experiments.common.figures import draw_means, make_panels, name_lines
+from experiments.common.drawing.figures import draw_means, make_panels, name_lines
 from experiments.single_layer.report import WHEN, When, error_increases
 
 __all__ = ["draw_costs", "draw_errors"]

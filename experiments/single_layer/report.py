@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from experiments.common.intervals import (
+from experiments.common.drawing.intervals import (
     Interval,
     count_outcomes,
     format_mean,

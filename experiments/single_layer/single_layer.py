@@ -32,7 +32,7 @@ from compress_env.seeding import derive_generator
 from compress_env.task.layers import Layer, nonzero_weights
 from compress_env.task.task import CompressionTask
 from experiments.common.checks import check_choices, check_lowest
-from experiments.common.command import run_command
+from experiments.common.cli.command import run_command
 from experiments.common.studies import Rows, Study, StudyConfig, run_study
 from experiments.common.training import train_epochs
 from experiments.single_layer.figures import draw_costs, draw_errors

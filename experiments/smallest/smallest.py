@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from compress_env.files import replacing
-from experiments.common.command import run_command
+from experiments.common.cli.command import run_command
 from experiments.common.stored import check_columns, parse, read_table
 from experiments.compress.report import Row, format_markdown
 

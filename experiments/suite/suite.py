@@ -29,8 +29,8 @@ from compress_env.names import check_name
 from compress_env.networks.models import RECIPES, build_model, train_by_recipe
 from compress_env.suite import SUITE, describe_suite
 from experiments.common.checks import check_lowest
-from experiments.common.command import run_command
-from experiments.common.say import say
+from experiments.common.cli.command import run_command
+from experiments.common.cli.say import say
 from experiments.compress.report import format_markdown
 from experiments.search.names import short_name, task_id
 from experiments.search.playing import play

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from compress_env.names import check_name
-from experiments.common.given import given_in
-from experiments.common.parsing import UsageError, parse_command
+from experiments.common.cli.given import given_in
+from experiments.common.cli.parsing import UsageError, parse_command
 from experiments.compress import compress
 from experiments.control import control
 from experiments.trial import trial

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
-from experiments.common.say import say
+from experiments.common.cli.say import say
 from experiments.sweep.cells import EXPERIMENTS, Cell
 from experiments.sweep.display import Display
 from experiments.sweep.folder import SweepFolder, Task

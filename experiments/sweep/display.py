@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from experiments.common.heartbeat import MOST_S, Heartbeat, time_left
-from experiments.common.say import say
+from experiments.common.cli.heartbeat import MOST_S, Heartbeat, time_left
+from experiments.common.cli.say import say
 from experiments.common.stored import read_object
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.pools import Outcome

@@ -26,9 +26,9 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from compress_env.files import replacing
-from experiments.common.given import WITH_CODE, giving, trusted
+from experiments.common.cli.given import WITH_CODE, giving, trusted
+from experiments.common.cli.renamed import current_names
 from experiments.common.provenance import describe_run
-from experiments.common.renamed import current_names
 from experiments.common.run_folder import ADDED, MAY_CHANGE, is_bare, is_bare_file, restore_config
 from experiments.common.stored import (
     check_name,

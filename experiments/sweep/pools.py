@@ -24,7 +24,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from experiments.common.command import Interrupted, interruptible, one_line
+from experiments.common.cli.command import Interrupted, interruptible, one_line
 from experiments.sweep.folder import SweepFolder, Task, work
 
 __all__ = ["LocalPool", "Outcome", "Pool", "RayPool"]

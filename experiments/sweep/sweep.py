@@ -20,9 +20,9 @@ import tyro
 from rich.console import Console
 
 from compress_env.envs.pruning import PruningMethod
-from experiments.common.command import Interrupted, ending_in_one_line, resume_hint
-from experiments.common.given import given_in, giving, is_given
-from experiments.common.parsing import parse_command
+from experiments.common.cli.command import Interrupted, ending_in_one_line, resume_hint
+from experiments.common.cli.given import given_in, giving, is_given
+from experiments.common.cli.parsing import parse_command
 from experiments.sweep.cells import Cell, make_cells
 from experiments.sweep.cells_work import work_on
 from experiments.sweep.folder import SweepFolder

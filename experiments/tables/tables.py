@@ -18,7 +18,7 @@ from rich.console import Console
 from scipy import stats
 
 from compress_env.files import replacing
-from experiments.common.command import run_command
+from experiments.common.cli.command import run_command
 from experiments.common.stored import parse, read_object, read_table
 from experiments.compress.report import Row, format_markdown
 

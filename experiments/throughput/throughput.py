@@ -31,10 +31,10 @@ from compress_env.envs.options import FinetuneAt, RewardAt, StoreOption
 from compress_env.envs.pruning import PruningEnv, PruningMethod
 from compress_env.networks.models import build_model, load_baseline
 from compress_env.task.task import FinetuneConfig, select_device
-from experiments.common.command import run_command, run_measurement
+from experiments.common.cli.command import run_command, run_measurement
+from experiments.common.cli.say import say
 from experiments.common.inputs import data_digest, network_digest
 from experiments.common.run_folder import RunFolder
-from experiments.common.say import say
 from experiments.common.stored import check_name
 from experiments.compress.report import format_markdown
 from experiments.throughput.lasso_timing import conv_size, measure_peak_bytes, time_lasso

@@ -35,10 +35,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from agents.overestimation import OverestimationCallback, OverestimationRecord
 from compress_env.envs.base import LayerwiseCompressionEnv
 from experiments.common.checks import check_lowest, read_object
-from experiments.common.command import run_command, run_measurement
-from experiments.common.given import is_given
+from experiments.common.cli.command import run_command, run_measurement
+from experiments.common.cli.given import is_given
+from experiments.common.cli.progress import SearchProgress
 from experiments.common.inputs import data_digest, file_digest, network_digest
-from experiments.common.progress import SearchProgress
 from experiments.common.run_folder import RunFolder
 from experiments.common.stored import typed
 from experiments.search.algorithms import Learner, make_agent

@@ -14,8 +14,8 @@ import pandas as pd
 from rich.console import Console
 
 from experiments.common.checks import read_object
-from experiments.common.command import Interrupted
-from experiments.common.say import say
+from experiments.common.cli.command import Interrupted
+from experiments.common.cli.say import say
 from experiments.common.stored import find_stored, own_name, parse, read_table
 from experiments.sweep.cells import Cell
 from experiments.sweep.cells_work import work_on

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.common.intervals import format_mean
+from experiments.common.drawing.intervals import format_mean
 from experiments.compress.report import format_markdown
 from experiments.search.entrants import ENTRANTS
 from experiments.search.hyperparameters import HYPERPARAMETERS

@@ -20,8 +20,8 @@ from filelock import FileLock, Timeout
 from numpy.typing import ArrayLike
 from rich.console import Console
 
-from experiments.common.renamed import current_names
-from experiments.common.say import say
+from experiments.common.cli.renamed import current_names
+from experiments.common.cli.say import say
 from experiments.search.hyperparameters import stored_settings
 from experiments.search.names import short_name
 from experiments.trial import trial

@@ -26,8 +26,8 @@ from pathlib import Path
 from rich.console import Console
 
 from compress_env.files import replacing
-from experiments.common.command import Interrupted, run_command
-from experiments.common.outputs import write_outputs
+from experiments.common.cli.command import Interrupted, run_command
+from experiments.common.drawing.outputs import write_outputs
 from experiments.common.provenance import describe_run
 from experiments.common.stored import check_tree
 from experiments.tune import study as tune_study

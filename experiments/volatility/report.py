@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from experiments.common.intervals import (
+from experiments.common.drawing.intervals import (
     Interval,
     format_interval,
     format_mean,

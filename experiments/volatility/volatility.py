@@ -26,8 +26,8 @@ from rich.console import Console
 
 from compress_env.names import check_name
 from experiments.common.checks import check_choices, check_lowest, read_object
-from experiments.common.command import run_command
-from experiments.common.outputs import write_outputs, write_table
+from experiments.common.cli.command import run_command
+from experiments.common.drawing.outputs import write_outputs, write_table
 from experiments.common.stored import find_stored, read_table
 from experiments.search.algorithms import SINGLE
 from experiments.sweep.cells import Cell, cell_name

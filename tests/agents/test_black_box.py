@@ -18,7 +18,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from agents import CMAES, TPE, EpisodeSearch
-from agents.optimizers import CovarianceAdaptation, ParzenEstimator
+from agents.common.optimizers import CovarianceAdaptation, ParzenEstimator
 from tests.agents.fakes import TargetEnv
 
 SEARCHES = [CMAES, TPE]

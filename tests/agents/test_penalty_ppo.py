@@ -20,7 +20,7 @@ from stable_baselines3.common.distributions import (
 from torch.distributions import Bernoulli, Categorical, Normal
 
 from agents import CIMPPO, KLPPO
-from agents.losses import adapted_coef, cim_penalty, parameter_shift, surrogate_loss
+from agents.common.losses import adapted_coef, cim_penalty, parameter_shift, surrogate_loss
 from agents.penalty_ppo import PenaltyPPO, _kl
 
 SETTINGS: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "seed": 0, "device": "cpu"}

@@ -21,7 +21,7 @@ from experiments.benchmark.table import (
     read_runs,
     update_best_known,
 )
-from experiments.common.intervals import improvement_interval, iqm_interval
+from experiments.common.drawing.intervals import improvement_interval, iqm_interval
 from experiments.trial.trials import read_trials
 from tests.fakes import TINY
 

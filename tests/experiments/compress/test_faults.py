@@ -24,8 +24,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.networks.models import build_model, save_checkpoint
 from compress_env.task.task import CompressionTask
-from experiments.common.command import one_line
-from experiments.common.progress import SearchProgress
+from experiments.common.cli.command import one_line
+from experiments.common.cli.progress import SearchProgress
 from experiments.compress import compress
 from experiments.compress.compress import Config, run
 from tests.fakes import flags

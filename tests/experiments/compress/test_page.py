@@ -19,7 +19,7 @@ from compress_env.networks.models import build_model, save_checkpoint
 from compress_env.quantization.export import export_onnx
 from compress_env.quantization.fake_quant import attach, bake
 from compress_env.quantization.packing import save
-from experiments.common.svg import to_svg
+from experiments.common.drawing.svg import to_svg
 from experiments.compress.page import Figure, Page, format_headline, format_page, format_snippets
 from experiments.compress.report import Row, format_noise, with_ratios
 from tests.fakes import make_data, seeded

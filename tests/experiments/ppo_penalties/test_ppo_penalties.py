@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from scipy import stats
 
-from experiments.common.intervals import iqm_interval, student_interval
+from experiments.common.drawing.intervals import iqm_interval, student_interval
 from experiments.control import control
 from experiments.ppo_penalties import ppo_penalties
 from experiments.ppo_penalties.figures import draw_asymmetry, draw_curves, improvement_by_fifth

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from experiments.common.figures import non_dominated
+from experiments.common.drawing.figures import non_dominated
 from experiments.compress.compress import Config, run
 
 SMALL: dict[str, Any] = {

@@ -21,7 +21,7 @@ from rich.console import Console
 from stable_baselines3 import PPO
 
 from agents import Random
-from experiments.common.progress import SearchProgress
+from experiments.common.cli.progress import SearchProgress
 from experiments.search import algorithms
 from experiments.search.entrants import CONTRIB, ENTRANTS
 from experiments.search.hyperparameters import HYPERPARAMETERS, stored_settings

@@ -9,7 +9,7 @@ from time import monotonic
 
 from rich.console import Console
 
-from experiments.common.say import say
+from experiments.common.cli.say import say
 
 __all__ = ["MOST_S", "Heartbeat", "format_seconds", "showing", "time_left"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments.common.figures import draw_layers, draw_pareto, draw_tradeoff
+from experiments.common.drawing.figures import draw_layers, draw_pareto, draw_tradeoff
 from experiments.search.episodes import Episode
 
 EPISODE = Episode(

@@ -16,11 +16,11 @@ from typing import Any, NoReturn, TypeVar
 
 from rich.console import Console
 
-from experiments.common.given import given_in, giving, to_be_named
-from experiments.common.parsing import UsageError, as_called, parse_command
+from experiments.common.cli.given import given_in, giving, to_be_named
+from experiments.common.cli.parsing import UsageError, as_called, parse_command
+from experiments.common.cli.say import say
+from experiments.common.cli.threads import settle_threads
 from experiments.common.run_folder import RunFolder, resume_run
-from experiments.common.say import say
-from experiments.common.threads import settle_threads
 
 __all__ = [
     "Interrupted",

@@ -22,7 +22,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from agents import CIMPPO, CMAES, KLPPO, TPE, QCriticPPO
-from agents.checked_algorithm import CheckedAlgorithm
+from agents.common.checked_algorithm import CheckedAlgorithm
 from agents.penalty_ppo import PenaltyPPO
 from agents.policies import MlpPolicy, QCriticPolicy
 from tests.agents.fakes import TargetEnv

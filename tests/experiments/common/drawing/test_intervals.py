@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments.common.intervals import (
+from experiments.common.drawing.intervals import (
     Interval,
     count_outcomes,
     format_interval,

@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import tyro
 
 from compress_env.names import nearest, nearest_path
+from experiments.common.cli.renamed import RENAMED
 from experiments.common.provenance import program
-from experiments.common.renamed import RENAMED
 
 __all__ = ["UsageError", "as_called", "parse_command"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from experiments.common.command import resume_hint
-from experiments.common.given import given_in, giving, is_given, trusted
+from experiments.common.cli.command import resume_hint
+from experiments.common.cli.given import given_in, giving, is_given, trusted
 from experiments.compress import compress
 from experiments.trial import trial
 

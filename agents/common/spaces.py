@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from agents.arguments import in_a_line
+from agents.common.arguments import in_a_line
 
 __all__ = ["check_bounds", "check_observations", "check_spaces"]
 

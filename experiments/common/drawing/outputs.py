@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from compress_env.files import replacing
-from experiments.common.say import say
+from experiments.common.cli.say import say
 
 __all__ = ["write_figure", "write_outputs", "write_table"]
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments.common.heartbeat import Heartbeat, format_seconds, time_left
+from experiments.common.cli.heartbeat import Heartbeat, format_seconds, time_left
 from experiments.common.run_folder import RunFolder
 from experiments.search.episodes import Episode, EpisodeLog, best_episode
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.common.threads import settle_threads
+from experiments.common.cli.threads import settle_threads
 
 
 @pytest.fixture(autouse=True)

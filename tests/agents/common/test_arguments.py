@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.arguments import SEED, Range, check_device, checked, in_a_line
+from agents.common.arguments import SEED, Range, check_device, checked, in_a_line
 
 SCHEDULE = Range(0, is_open=True, may_be_schedule=True)
 

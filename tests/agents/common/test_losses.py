@@ -5,7 +5,7 @@ import math
 import pytest
 import torch as th
 
-from agents import losses
+from agents.common import losses
 
 
 def test_clipped_surrogate_takes_the_pessimistic_branch() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.common.renamed import RENAMED, current_names
+from experiments.common.cli.renamed import RENAMED, current_names
 
 VALID = ("algo", "task", "seed", "evaluations")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common.user_code import load_object, names_code
+from experiments.common.cli.user_code import load_object, names_code
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from experiments.common.heartbeat import MOST_S, Heartbeat, format_seconds, time_left
-from experiments.common.progress import SearchProgress
+from experiments.common.cli.heartbeat import MOST_S, Heartbeat, format_seconds, time_left
+from experiments.common.cli.progress import SearchProgress
 from experiments.common.run_folder import RunFolder
 from tests.experiments.common.test_parts import EPISODE, Settings
 
@@ -75,7 +75,7 @@ def test_a_search_that_goes_on_reckons_with_its_own_time(
 
 
 def test_no_line_comes_too_soon_and_none_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.common.heartbeat.WAKE_S", 0.001)
+    monkeypatch.setattr("experiments.common.cli.heartbeat.WAKE_S", 0.001)
     text, clock = StringIO(), Clock()
     heartbeat: Heartbeat = Heartbeat(
         Console(file=text), lambda: f"at {heartbeat.seconds:.0f}", clock

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
-from experiments.common.outputs import write_outputs, write_table
+from experiments.common.drawing.outputs import write_outputs, write_table
 
 TABLE = pd.DataFrame({"a": [1, 2], "b": [0.5, 0.1 + 0.2]})
 

@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorD
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from agents.arguments import SEED, Range, check_device, checked, checked_all, in_a_line
+from agents.common.arguments import SEED, Range, check_device, checked, checked_all, in_a_line
 
 __all__ = ["CheckedAlgorithm"]
 

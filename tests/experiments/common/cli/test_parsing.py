@@ -9,8 +9,8 @@ from typing import Literal
 import pytest
 import tyro
 
-from experiments.common.command import ending_in_one_line, resume_hint
-from experiments.common.parsing import UsageError, as_called, parse_command
+from experiments.common.cli.command import ending_in_one_line, resume_hint
+from experiments.common.cli.parsing import UsageError, as_called, parse_command
 from experiments.compress import compress
 
 

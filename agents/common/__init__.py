@@ -1,0 +1,1 @@
+"""What do all agents share? Checked arguments and spaces, losses, and others' optimizers."""

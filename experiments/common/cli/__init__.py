@@ -1,0 +1,1 @@
+"""How does a command read its line, and tell how far it is?"""

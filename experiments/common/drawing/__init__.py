@@ -1,0 +1,1 @@
+"""How are rows shown? Intervals, figures, reports and tables."""
