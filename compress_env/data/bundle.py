@@ -8,15 +8,12 @@ import copy
 import functools
 import math
 import os
-import pickle
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from compress_env.data.datasets import (
     Augment,
@@ -25,10 +22,15 @@ from compress_env.data.datasets import (
     ImageSource,
     RandomCropFlip,
     TensorSource,
-    bundle_of,
     make_data_bundle,
-    split_in_two,
     stratified_split,
+)
+from compress_env.data.official import (
+    READ_ERRORS,
+    DataRequest,
+    OfficialDataset,
+    named_bundle,
+    reason_of,
 )
 from compress_env.names import check_name
 from compress_env.networks.checkpoints import cache_dir, default_data_root
@@ -48,40 +50,11 @@ __all__ = [
     "stratified_split",
 ]
 
-_MAX_TRAIN_IMAGES = 50_000
 # Every process of a search holds a copy: 8 of them 8 GiB. 7,133 images of 224x224.
 _MAX_DECODED_BYTES = 2**30
 _MAX_WORKERS = 8
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-# What torchvision's readers raise on files that are not as they should be.
-_READ_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-)
-
-
-@dataclass(frozen=True)
-class DataRequest:
-    """What a builder of a named data set needs."""
-
-    root: Path
-    """Directory with the files of the data sets."""
-    download: bool = False
-    """Whether to download missing files."""
-    size: int | None = None
-    """Side of the images in pixels; None for the data set's own."""
-    n_calibration: int = 512
-    """Number of calibration images; all training images if there are fewer."""
-    seed: int = 0
-    """Seed of the splits."""
 
 
 def load_data(
@@ -141,107 +114,12 @@ def _digits(name: str, own_size: int, request: DataRequest) -> DataBundle:
         TensorSource(images[chosen], labels[chosen], mean=[mean], std=[std], augment=augment)
         for chosen, augment in zip(splits, (shift, None, None), strict=True)
     ]
-    return _bundle(name, request, 10, *sources)
+    return named_bundle(name, request, 10, *sources)
 
 
 def _digits16(request: DataRequest) -> DataBundle:
     """`digits` at 16x16; 128 images calibrate, so that a step of pruning is cheap **(ours)**."""
     return _digits("digits16", 16, replace(request, n_calibration=min(128, request.n_calibration)))
-
-
-def _bundle(
-    name: str, request: DataRequest, num_classes: int, train: ImageSource, *held_out: ImageSource
-) -> DataBundle:
-    """Make a bundle; if there is one held-out set only, split it into validation and test."""
-    if len(held_out) == 1:
-        held_out = split_in_two(held_out[0], 0.5, request.seed)
-    return bundle_of(
-        name,
-        train,
-        *held_out,
-        num_classes=num_classes,
-        n_calibration=request.n_calibration,
-        seed=request.seed,
-    )
-
-
-@dataclass(frozen=True)
-class _Official:
-    """A torchvision data set that fits in memory, with its official training and test images."""
-
-    name: str
-    reader_name: str
-    """torchvision's class."""
-    mean: Sequence[float]
-    std: Sequence[float]
-    augment: Augment
-    num_classes: int = 10
-
-    @property
-    def reader(self) -> Any:
-        """The class itself."""
-        from torchvision import datasets
-
-        return getattr(datasets, self.reader_name)
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The files that must be there, relative to the data root, all in one directory."""
-        reader = self.reader
-        if hasattr(reader, "resources"):  # of the MNIST family
-            names = [file.removesuffix(".gz") for file, _ in reader.resources]
-            return tuple(f"{reader.__name__}/raw/{name}" for name in names)
-        names = [file for file, _ in reader.train_list + reader.test_list]
-        return tuple(f"{reader.base_folder}/{name}" for name in [*names, reader.meta["filename"]])
-
-    def __call__(self, request: DataRequest) -> DataBundle:
-        """Split the test images in two and keep at most 50,000 of the training images."""
-        if request.size is not None:
-            raise ValueError(
-                f"{self.name} images keep their size; size= is for digits, imagenet and folder"
-            )
-        train, test = self._read(request)
-        if len(train) > _MAX_TRAIN_IMAGES:
-            chosen = stratified_split(train.labels, [_MAX_TRAIN_IMAGES], request.seed)[0]
-            train = train.subset(chosen)
-        return _bundle(self.name, request, self.num_classes, train, test)
-
-    def _read(self, request: DataRequest) -> tuple[TensorSource, TensorSource]:
-        files = self.files
-        directory = (request.root / files[0]).parent
-        missing = [file for file in files if not (request.root / file).is_file()]
-        if missing and not request.download:
-            raise FileNotFoundError(
-                f"{self.name}: no {missing[0]} in {request.root}; download it with download=True "
-                "(--download) or name another directory with data_root= (--data-root)"
-            )
-        lock = FileLock(request.root / f".{self.name}.lock") if request.download else nullcontext()
-        try:
-            with lock:
-                return self._source(request, train=True), self._source(request, train=False)
-        except _READ_ERRORS as error:
-            if missing:
-                raise ConnectionError(
-                    f"{self.name}: cannot download to {directory}: {_reason(error)}"
-                ) from error
-            raise ValueError(
-                f"{self.name}: corrupt file in {directory} ({_reason(error)}); delete the "
-                "directory and download it again with download=True (--download)"
-            ) from error
-
-    def _source(self, request: DataRequest, *, train: bool) -> TensorSource:
-        official = self.reader(request.root, train=train, download=request.download)
-        images = torch.as_tensor(official.data)
-        # (n, H, W) -> (n, 1, H, W) or (n, H, W, C) -> (n, C, H, W)
-        images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
-        labels = torch.as_tensor(official.targets)
-        augment = self.augment if train else None
-        return TensorSource(images, labels, mean=self.mean, std=self.std, augment=augment)
-
-
-def _reason(error: BaseException) -> str:
-    """Return the first line of an error's message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _imagenet(request: DataRequest) -> DataBundle:
@@ -261,8 +139,8 @@ def _imagenet(request: DataRequest) -> DataBundle:
     try:
         train = datasets.ImageNet(root, "train")
         held_out = datasets.ImageNet(root, "val")
-    except _READ_ERRORS as error:
-        raise ValueError(f"imagenet: corrupt file in {root} ({_reason(error)})") from error
+    except READ_ERRORS as error:
+        raise ValueError(f"imagenet: corrupt file in {root} ({reason_of(error)})") from error
     # 256 for 224, the usual evaluation crop.
     train.transform = held_out.transform = _resize(round(size * 256 / 224), size)
     augmented = copy.copy(train)
@@ -270,7 +148,7 @@ def _imagenet(request: DataRequest) -> DataBundle:
         [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()]
     )
     sources = _lazy(train, augmented=augmented), _lazy(held_out)
-    return _bundle("imagenet", request, len(train.classes), *sources)
+    return named_bundle("imagenet", request, len(train.classes), *sources)
 
 
 def _folder(request: DataRequest) -> DataBundle:
@@ -295,7 +173,7 @@ def _folder(request: DataRequest) -> DataBundle:
     for split, tree in zip(splits, trees, strict=True):
         if tree.classes != classes:
             raise ValueError(f"folder: the classes in {split}/ differ from those in train/")
-    return _bundle("folder", request, len(classes), *_folder_sources(trees, request.size))
+    return named_bundle("folder", request, len(classes), *_folder_sources(trees, request.size))
 
 
 def _unsplit_folder(request: DataRequest) -> DataBundle:
@@ -314,7 +192,7 @@ def _unsplit_folder(request: DataRequest) -> DataBundle:
     sizes = [len(tree) - 2 * n_held_out, n_held_out, n_held_out]
     splits = stratified_split(source.labels, sizes, request.seed)
     sources = [source.subset(chosen) for chosen in splits]
-    return _bundle("folder", request, len(tree.classes), *sources)
+    return named_bundle("folder", request, len(tree.classes), *sources)
 
 
 def _folder_sources(trees: Sequence[Any], size: int | None) -> list[ImageSource]:
@@ -364,34 +242,36 @@ def _lazy(dataset: Any, *, augmented: Any = None, augment: Augment | None = None
 DATASETS: dict[str, Callable[[DataRequest], DataBundle]] = {
     "digits": functools.partial(_digits, "digits", 32),
     "digits16": _digits16,
-    "mnist": _Official(
+    "mnist": OfficialDataset(
         name="mnist",
         reader_name="MNIST",
         mean=(0.1307,),
         std=(0.3081,),
         augment=RandomCropFlip(padding=2, flip=False),
     ),
-    "fashion_mnist": _Official(
+    "fashion_mnist": OfficialDataset(
         name="fashion_mnist",
         reader_name="FashionMNIST",
         mean=(0.2860,),
         std=(0.3530,),
         augment=RandomCropFlip(padding=2),
     ),
-    "cifar10": _Official(
+    "cifar10": OfficialDataset(
         name="cifar10",
         reader_name="CIFAR10",
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
         augment=RandomCropFlip(padding=4),
+        tree_shape=(3, 32, 32),
     ),
-    "cifar100": _Official(
+    "cifar100": OfficialDataset(
         name="cifar100",
         reader_name="CIFAR100",
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
         num_classes=100,
         augment=RandomCropFlip(padding=4),
+        tree_shape=(3, 32, 32),
     ),
     "imagenet": _imagenet,
     "folder": _folder,

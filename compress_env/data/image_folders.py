@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision import datasets
+from torchvision.transforms import v2
 
 from compress_env.networks.checkpoints import cache_dir, cache_lock, write_to_cache
 
-__all__ = ["ImageTree", "decode", "decode_all", "open_image"]
+__all__ = ["ImageTree", "decode", "decode_all", "decode_split", "open_image"]
 
 _logger = logging.getLogger(__name__)
 
@@ -109,6 +111,36 @@ def decode_all(tree: ImageTree, shape: tuple[int, ...]) -> NDArray[np.uint8]:
                 images[index] = decode(tree, index, shape)
             write_to_cache(path, functools.partial(_write_array, images))
     return images
+
+
+def decode_split(
+    root: Path, num_classes: int, shape: tuple[int, ...]
+) -> list[tuple[Tensor, Tensor]]:
+    """Decode the trees `root/train` and `root/test`.
+
+    Args:
+        root: Holds the two trees.
+        num_classes: Classes that each must have.
+        shape: Shape that each image must have, (C, H, W).
+
+    Returns:
+        Images (n, C, H, W), uint8, and labels (n,), int64, of each of the two.
+
+    Raises:
+        FileNotFoundError: If a tree is not there.
+        ValueError: If the classes are others than expected, or an image cannot be read.
+    """
+    trees = [ImageTree(root / split, allow_empty=False) for split in ("train", "test")]
+    for tree in trees:
+        if tree.classes != trees[0].classes or len(tree.classes) != num_classes:
+            raise ValueError(
+                f"folder: expected the same {num_classes} classes in train/ and test/ of {root}, "
+                f"got {len(trees[0].classes)} and {len(trees[1].classes)}"
+            )
+        tree.transform = v2.PILToTensor()
+    return [
+        (torch.from_numpy(decode_all(tree, shape)), torch.tensor(tree.targets)) for tree in trees
+    ]
 
 
 def decode(tree: ImageTree, index: int, shape: tuple[int, ...] | None = None) -> Tensor:

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-__all__ = ["InvertedResidual", "mobilenet_v1", "mobilenet_v2_narrow"]
+__all__ = ["InvertedResidual", "mobilenet_v1", "mobilenet_v2_cifar", "mobilenet_v2_narrow"]
 
 _V1_BLOCKS = (  # (width, stride)
     *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)),
     *((512, 1),) * 5,
     *((1024, 2), (1024, 1)),
 )
-_EXPANSION = 4
+_V2_STAGES = (  # (expansion, width, blocks, stride), Table 2 of the paper
+    *((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2)),
+    *((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)),
+)
 _SMALL_IMAGE = 64  # below this, the first convolution takes every pixel
 
 
@@ -58,6 +61,26 @@ def mobilenet_v2_narrow(num_classes: int, image_shape: tuple[int, int, int]) -> 
     return _classifier(features, 96, num_classes)
 
 
+def mobilenet_v2_cifar(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """MobileNet-v2 (Sandler et al. 2018, arXiv 1801.04381) of full width, for images of 32x32.
+
+    2,236,682 parameters for 3 channels and 10 classes. The first convolution and the stage of 24
+    channels have stride 1, not 2, as is usual for CIFAR. Images of at least 8x8.
+    """
+    channels, height, width = image_shape
+    if min(height, width) < 8:
+        raise ValueError(f"mobilenet_v2_cifar takes images of at least 8x8, got {height}x{width}")
+    features: list[nn.Module] = [_convolution(channels, 32, 3)]
+    n_channels = 32
+    for expansion, n_out, n_blocks, stride in _V2_STAGES:
+        for block in range(n_blocks):
+            first = stride if block == 0 else 1
+            features.append(InvertedResidual(n_channels, n_out, first, expansion))
+            n_channels = n_out
+    features.append(_convolution(n_channels, 1280))
+    return _classifier(features, 1280, num_classes)
+
+
 class InvertedResidual(nn.Module):
     """Expands the channels, convolves each by itself, and projects them back onto the stream."""
 
@@ -68,7 +91,7 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = in_channels * expansion
         self.adds = stride == 1 and in_channels == out_channels
-        self.expand = _convolution(in_channels, hidden)
+        self.expand = _convolution(in_channels, hidden) if expansion > 1 else nn.Identity()
         self.depthwise = _convolution(hidden, hidden, 3, stride, hidden)
         self.project = _convolution(hidden, out_channels, activation=nn.Identity)
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from compress_env.data import bundle as data_module
+from compress_env.data import official
 from compress_env.data.bundle import (
     DATASETS,
     DatasetSource,
@@ -155,7 +156,7 @@ def test_cifar_files(
 def test_at_most_50_000_training_images_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_module, "_MAX_TRAIN_IMAGES", 30)
+    monkeypatch.setattr(official, "_MAX_TRAIN_IMAGES", 30)
     _write_mnist(tmp_path, "MNIST")
     bundle = load_data("mnist", data_root=tmp_path)
     assert torch.bincount(bundle.train.labels).tolist() == [3] * 10

@@ -145,3 +145,61 @@ def test_a_change_under_the_same_size_and_time_is_seen(
     after = load_data("folder", data_root=tree)
     assert not torch.equal(read_all(after.train)[0][0], first)
     assert after.digest() != digest
+
+
+@pytest.fixture
+def cifar(tmp_path: Path) -> Path:
+    """CIFAR-10 as files of images: four of each class in each split."""
+    rng = np.random.default_rng(1)
+    names = (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    )
+    for split in ("train", "test"):
+        for name in names:
+            folder = tmp_path / "cifar" / split / name
+            folder.mkdir(parents=True)
+            for index in range(4):
+                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "cifar"
+
+
+def test_a_tree_of_files_stands_for_cifar10(cifar: Path) -> None:
+    data = load_data("cifar10", data_root=cifar, n_calibration=10)
+    assert (data.name, data.num_classes, data.image_shape) == ("cifar10", 10, (3, 32, 32))
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [40, 20, 20]
+    images, labels = read_all(data.train)
+    pixels = np.asarray(Image.open(cifar / "train" / "airplane" / "0.png"))
+    expected = (pixels / 255 - (0.4914, 0.4822, 0.4465)) / (0.2470, 0.2435, 0.2616)
+    torch.testing.assert_close(images[0], torch.tensor(expected).float().permute(2, 0, 1))
+    assert labels.tolist() == [label for label in range(10) for _ in range(4)]
+
+
+def test_a_tree_that_is_not_cifar10_is_refused(cifar: Path) -> None:
+    (cifar / "test" / "truck").rename(cifar / "test" / "train")
+    with pytest.raises(ValueError, match=r"expected the same 10 classes in train/ and test/"):
+        load_data("cifar10", data_root=cifar)
+    with pytest.raises(ValueError, match=r"expected the same 100 classes"):
+        load_data("cifar100", data_root=cifar)
+    Image.new("RGB", (16, 16)).save(cifar / "train" / "bird" / "1.png")
+    (cifar / "test" / "train").rename(cifar / "test" / "truck")
+    with pytest.raises(ValueError, match=r"has shape \(3, 16, 16\)"):
+        load_data("cifar10", data_root=cifar)
+    (cifar / "train" / "bird" / "1.png").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match=r"cannot read the image .*1\.png"):
+        load_data("cifar10", data_root=cifar)
+
+
+def test_cifar10_without_its_test_images_is_refused(cifar: Path) -> None:
+    (cifar / "test").rename(cifar / "other")
+    with pytest.raises(FileNotFoundError):
+        load_data("cifar10", data_root=cifar)

@@ -35,6 +35,7 @@ PARAMETERS = {  # for three channels and ten classes
     "resnet110_padded": 1_727_962,
     "mobilenet_v1": 4_231_976 - 990 * 1025,
     "mobilenet_v2_narrow": 45_250,
+    "mobilenet_v2_cifar": 2_236_682,
     "densenet_small": 46_650,
 }
 SMALLEST = {
@@ -45,6 +46,7 @@ SMALLEST = {
     "vgg19": 32,
     "mobilenet_v1": 16,
     "mobilenet_v2_narrow": 8,
+    "mobilenet_v2_cifar": 8,
     "densenet_small": 8,
 }
 

@@ -86,6 +86,7 @@ LARGE = [
     Family("resnet110_padded", 32, 3, 110, 54, PADDED, 55),
     Family("torchvision/vgg16", 32, 3, 16, 15),
     Family("torchvision/mobilenet_v3_large", 32, 3, 64, 30),
+    Family("mobilenet_v2_cifar", 32, 3, 53, 25),
     Family("mobilenet_v1", 224, 3, 28, 14),
     Family("resnet20_padded", 224, 3, 20, 9, PADDED, 10),
     Family("torchvision/alexnet", 224, 3, 8, 7),
