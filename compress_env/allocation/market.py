@@ -41,12 +41,12 @@ class Market(NamedTuple):
 
     def meets(self, levels: Sequence[int]) -> bool:
         """Return whether the budgets are met."""
-        return self.plan.meets(self.rates(levels), self.budgets)
+        costs = self._costs(levels)
+        return all(cost <= most for cost, most in zip(costs, self.budgets.values(), strict=True))
 
     def use(self, levels: Sequence[int]) -> float:
         """Return the sum over the budgets of what share of each is used."""
-        rates = self.rates(levels)
-        return sum(self.plan.count(rates, unit) / most for unit, most in self.budgets.items())
+        return sum(self._shares(levels))
 
     def uniform(self) -> Levels:
         """Return the lowest rungs, of about one rate, that meet the budgets.
@@ -90,7 +90,20 @@ class Market(NamedTuple):
         """Return how much of the tightest budget is used; all of it if there is nothing to keep."""
         if not any(levels):
             return 1.0
-        return self.plan.worst(self.rates(levels), self.budgets)
+        return max(self._shares(levels), default=0.0)
+
+    def _shares(self, levels: Sequence[int]) -> list[float]:
+        pairs = zip(self._costs(levels), self.budgets.values(), strict=True)
+        return [cost / most for cost, most in pairs]
+
+    def _costs(self, levels: Sequence[int]) -> list[int]:
+        """Return the cost in the unit of each budget."""
+        if self.plan.removes_elements:
+            rates = self.rates(levels)
+            return [self.plan.count(rates, unit) for unit in self.budgets]
+        # What a rate comes to is known, and need not be worked out each time.
+        whole = tuple(x.kept[level] for x, level in zip(self.ladders, levels, strict=True))
+        return [self.plan.highest(whole, unit) for unit in self.budgets]
 
 
 def take_back(

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from compress_env.allocation import least_loss
 from compress_env.allocation.ladder import ladder_of
 from compress_env.pruning.plan import PruningPlan
-from tests.compress_env.allocation.networks import SHAPES, plan_of
+from tests.compress_env.allocation.networks import plan_of
 from tests.compress_env.allocation.test_ranking import small_plan, unused_step
-from tests.fakes import BranchedNet, PlainNet
+from tests.fakes import PlainNet
 
 
 def losses_of(plan: PruningPlan, seed: int) -> list[Any]:
@@ -33,32 +33,29 @@ def total(plan: PruningPlan, losses: list[Any], rates: list[float]) -> float:
     return float(sum(each[k] for each, k in zip(losses, levels, strict=True)))
 
 
-@pytest.mark.parametrize("build", [PlainNet, BranchedNet])
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     seed=st.integers(0, 2**16),
     share=st.floats(0.05, 0.9),
     unit=st.sampled_from(["macs", "params", "filters"]),
 )
-def test_hardly_worse_than_trying_everything(
-    build: Any, seed: int, share: float, unit: Any
-) -> None:
-    plan = small_plan(build)
+def test_hardly_worse_than_trying_everything(seed: int, share: float, unit: Any) -> None:
+    plan = small_plan(PlainNet)
     losses = losses_of(plan, seed)
     least, full = plan.highest((), unit), plan.full(unit)
     budgets = {unit: least + share * (full - least)}
     rates = least_loss(losses, plan, budgets)
     assert plan.meets(rates, budgets)
-    ladders = [ladder_of(plan, t).rates.tolist() for t in range(len(losses))]
+    rungs = [ladder_of(plan, t).rates.tolist() for t in range(3)]
     best = min(
-        total(plan, losses, list(each))
-        for each in itertools.product(*ladders)
-        if plan.meets(each, budgets)
+        sum(each[k] for each, k in zip(losses, at, strict=True))
+        for at in itertools.product(*(range(len(each)) for each in rungs))
+        if plan.meets([each[k] for each, k in zip(rungs, at, strict=True)], budgets)
     )
     assert total(plan, losses, rates) <= 1.1 * best + 1e-9
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", ["vgg8", "resnet20", "mobilenet_v2_narrow"])
 @settings(max_examples=2, deadline=None)
 @given(seed=st.integers(0, 2**16), share=st.floats(0.1, 1.0))
 def test_budgets_are_met_and_used(name: str, seed: int, share: float) -> None:
@@ -80,7 +77,6 @@ def test_elements_go_too(channel_share: float) -> None:
 
 def test_what_costs_nothing_goes_and_what_is_dear_stays() -> None:
     plan = small_plan(PlainNet)  # 4, 6 and 8 channels
-    losses = [np.zeros(4), np.linspace(0, 1, 6), np.linspace(0, 1e6, 8)]
     sizes = [len(ladder_of(plan, t).rates) for t in range(3)]
     losses = [np.linspace(0, high, n) for n, high in zip(sizes, (0.0, 1.0, 1e6), strict=True)]
     kept = plan.at_rates(least_loss(losses, plan, {"filters": 18 - 3}))
