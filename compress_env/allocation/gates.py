@@ -119,14 +119,14 @@ def derivatives(loss: Tensor, leaves: Sequence[Tensor], *, again: bool = False) 
     Args:
         loss: A scalar.
         leaves: What it is derived by.
-        again: Whether the derivatives will be derived in turn.
+        again: Whether what has led to the loss will be derived again.
 
     Raises:
         ValueError: If it depends on none of them.
     """
     found: Sequence[Tensor | None] = [None]
     if loss.requires_grad:
-        found = torch.autograd.grad(loss, leaves, create_graph=again, allow_unused=True)
+        found = torch.autograd.grad(loss, leaves, retain_graph=again, allow_unused=True)
     if all(each is None for each in found):
         raise ValueError(
             "expected a network whose loss has derivatives, got one that is frozen: its forward "
