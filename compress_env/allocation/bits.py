@@ -1,4 +1,4 @@
-"""Bits by the relative error of each layer's weights, the sum of which is least for the bytes.
+"""Bits of the least sum of losses for the bytes, and losses that weights alone tell.
 
 Shapes: T layers, K bit-widths.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from compress_env.quantization.fake_quant import dequantize, quantize_to_integers
 
-__all__ = ["FitScale", "choose_least", "relative_error", "relative_errors"]
+__all__ = ["FitScale", "choose_least", "relative_error", "relative_errors", "weight_changes"]
 
 FitScale = Callable[[Tensor, int], Tensor]
 """Finds the scales (N,) of a weight (N, ...) at a number of bits."""
@@ -34,14 +34,28 @@ def relative_errors(
     return np.array([[relative_error(w, n, fit) for n in bits] for w in weights])
 
 
-@torch.no_grad()
 def relative_error(weight: Tensor, bits: int, fit: FitScale) -> float:
     """Return the squared error of a quantized weight by its squared norm; 0 where all is 0."""
+    (change,) = weight_changes(weight, [bits], fit)
+    energy = float(weight.detach().double().square().sum())
+    return float(change.double().square().sum()) / energy if energy > 0 else 0.0
+
+
+@torch.no_grad()
+def weight_changes(weight: Tensor, bits: Sequence[int], fit: FitScale) -> list[Tensor]:
+    """Return what quantization adds to a weight at each bit-width.
+
+    Args:
+        weight: (N, ...), finite.
+        bits: Bit-widths, 1..8.
+        fit: Finds the scales of a weight at a bit-width, (N,).
+    """
     weight = weight.detach()
-    scale = fit(weight, bits)
-    error = weight - dequantize(quantize_to_integers(weight, scale, bits), scale)
-    energy = float(weight.double().square().sum())
-    return float(error.double().square().sum()) / energy if energy > 0 else 0.0
+    scales = [fit(weight, n) for n in bits]
+    return [
+        dequantize(quantize_to_integers(weight, scale, n), scale) - weight
+        for n, scale in zip(bits, scales, strict=True)
+    ]
 
 
 def choose_least(

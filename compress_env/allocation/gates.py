@@ -14,11 +14,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.hooks import RemovableHandle
 
+from compress_env.allocation.images import first_images
 from compress_env.pruning.graph.surgery import Decision
 from compress_env.task.layers import layer_at
 
-__all__ = ["fisher_scores", "gate_gradients", "taylor_scores"]
+__all__ = [
+    "by_image",
+    "derivatives",
+    "fisher_scores",
+    "gate_gradients",
+    "hooked",
+    "taylor_scores",
+]
 
 Gates = dict[str, list[Tensor]]
 
@@ -45,21 +54,16 @@ def gate_gradients(
         (images, n_t) for each decision, the channels of its groups one after the other.
 
     Raises:
-        ValueError: If there is no image.
+        ValueError: If there is no image, labels do not fit, or the network has no derivatives, as
+            where its forward pass runs under `torch.no_grad()`.
         FloatingPointError: If a derivative is not finite.
     """
     groups = [group for decision in decisions for group in decision.groups]
     readers = {member.module for group in groups for member in group.consumers}
     parts: list[list[NDArray[np.float64]]] = []
-    n_left = n_images
-    for images, labels in batches:
-        if n_left <= 0:
-            break
-        found = _gradients(model, readers, images[:n_left], labels[:n_left])
+    for images, labels in first_images(batches, n_images):
+        found = _gradients(model, readers, images, labels)
         parts.append([_of_decision(decision, found) for decision in decisions])
-        n_left -= len(images)
-    if not parts:
-        raise ValueError("expected at least one image, got none")
     gradients = [np.concatenate(each) for each in zip(*parts, strict=True)]
     if not all(np.isfinite(each).all() for each in gradients):
         raise FloatingPointError("the derivatives of the loss are not finite")
@@ -86,19 +90,64 @@ def _gradients(
     with torch.inference_mode(False), torch.enable_grad(), _gated(model, readers) as gates:
         loss = cross_entropy(model(images.clone()), labels, reduction="sum")
         leaves = [gate for each in gates.values() for gate in each]
-        found = iter(torch.autograd.grad(loss, leaves))
+        found = iter(derivatives(loss, leaves))
     # A layer may run several times, and on several rows of each image: tokens or windows.
     return {
-        name: _by_image([next(found) for _ in each], len(images)).cpu().numpy()
+        name: by_image([next(found) for _ in each], len(images)).cpu().numpy()
         for name, each in gates.items()
     }
 
 
-def _by_image(gradients: Sequence[Tensor], n_images: int) -> Tensor:
-    """Add up what all calls of a layer, and all rows of an image, say of a channel, (B, C)."""
+def by_image(gradients: Sequence[Tensor], n_images: int) -> Tensor:
+    """Add up what all calls of a layer, and all rows of an image, say of a channel.
+
+    Args:
+        gradients: (r, ...) of each call, r rows being a multiple of the images.
+        n_images: B.
+
+    Returns:
+        (B, C), float64, C being the size of a row.
+    """
     # (r, C, 1, 1) -> (B, r / B, C) -> (B, C)
     shares = [g.double().view(n_images, -1, g[0].numel()).sum(1) for g in gradients]
     return torch.stack(shares).sum(0)
+
+
+def derivatives(loss: Tensor, leaves: Sequence[Tensor], *, again: bool = False) -> list[Tensor]:
+    """Return the derivatives of a loss, 0 by what it does not depend on.
+
+    Args:
+        loss: A scalar.
+        leaves: What it is derived by.
+        again: Whether what has led to the loss will be derived again.
+
+    Raises:
+        ValueError: If it depends on none of them.
+    """
+    found: Sequence[Tensor | None] = [None]
+    if loss.requires_grad:
+        found = torch.autograd.grad(loss, leaves, retain_graph=again, allow_unused=True)
+    if all(each is None for each in found):
+        raise ValueError(
+            "expected a network whose loss has derivatives, got one that is frozen: its forward "
+            "pass runs under torch.no_grad() or detaches what it computes"
+        )
+    pairs = zip(found, leaves, strict=True)
+    return [torch.zeros_like(leaf) if each is None else each for each, leaf in pairs]
+
+
+@contextmanager
+def hooked(model: nn.Module, handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Run a block in evaluation mode; afterwards remove hooks and restore the modes."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
 
 
 @contextmanager
@@ -114,21 +163,14 @@ def _gated(model: nn.Module, readers: Iterable[str]) -> Iterator[Gates]:
         gates[name].append(inputs.new_ones(shape).requires_grad_())
         return (inputs * gates[name][-1], *args[1:])
 
-    modes = [(module, module.training) for module in model.modules()]
     handles = [
         layer_at(model, name).register_forward_pre_hook(
             lambda layer, args, name=name: gate(name, layer, args)
         )
         for name in gates
     ]
-    try:
-        model.eval()
+    with hooked(model, handles):
         yield gates
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes:
-            module.training = training
 
 
 def _of_decision(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,8 @@ class Ladder(NamedTuple):
     """(K,) rising. Of all rates that come to the same channels, the middle one."""
     shares: NDArray[np.float64]
     """(K,) fraction removed: of the decision's channels, or of the weights if elements go."""
+    kept: Sequence[tuple[int, ...]] = ()
+    """(K,) channels that each group keeps; empty where elements go."""
 
 
 def ladder_of(plan: PruningPlan, t: int) -> Ladder:
@@ -47,4 +50,4 @@ def ladder_of(plan: PruningPlan, t: int) -> Ladder:
         kept = tuple(round_channels(n, rate, plan.channel_round) for n in sizes)
         first.setdefault(kept, rate)
     left = np.array([sum(kept) for kept in first])
-    return Ladder(np.array([*first.values()]), 1.0 - left / sum(sizes))
+    return Ladder(np.array([*first.values()]), 1.0 - left / sum(sizes), list(first))

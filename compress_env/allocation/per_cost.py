@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress_env.allocation.ladder import Ladder, ladder_of
-from compress_env.allocation.ranking import Scores, checked_scores, take_back
+from compress_env.allocation.market import UNREACHABLE, Market
+from compress_env.allocation.ranking import Scores, checked_scores
 from compress_env.pruning.cost import Unit
 from compress_env.pruning.plan import PruningPlan
 
@@ -40,30 +41,24 @@ def rank_per_cost(scores: Scores, plan: PruningPlan, budgets: Mapping[Unit, floa
     ladders = [ladder_of(plan, t) for t in range(len(plan.decisions))]
     losses = [_losses(each, ladder) for each, ladder in zip(ordered, ladders, strict=True)]
 
-    def rates(levels: Sequence[int]) -> list[float]:
-        pairs = zip(ladders, levels, strict=True)
-        return [float(ladder.rates[level]) for ladder, level in pairs]
-
-    def cost(levels: Sequence[int]) -> float:
-        return sum(plan.count(rates(levels), unit) / most for unit, most in budgets.items())
-
+    market = Market(ladders, plan, budgets)
     levels = [0] * len(ladders)
     queue = [(0.0, t) for t, ladder in enumerate(ladders) if len(ladder.rates) > 1]
-    while not plan.meets(rates(levels), budgets):
+    while not market.meets(levels):
         if not queue:
-            raise ValueError("the budgets cannot be met, even at the highest rate everywhere")
+            raise ValueError(UNREACHABLE)
         _, t = heapq.heappop(queue)
-        price = _price(t, levels, losses, cost)
+        price = _price(t, levels, losses, market.use)
         # What was in the queue is from before, when a step saved at least as much.
         if queue and price > queue[0][0]:
             heapq.heappush(queue, (price, t))
             continue
         levels[t] += 1
         if levels[t] + 1 < len(losses[t]):
-            heapq.heappush(queue, (_price(t, levels, losses, cost), t))
+            heapq.heappush(queue, (_price(t, levels, losses, market.use), t))
     prices = [np.diff(each, prepend=0.0) for each in losses]
-    take_back(levels, prices, lambda at: plan.meets(rates(at), budgets))
-    return rates(levels)
+    market.fill(levels, prices)
+    return market.rates(levels)
 
 
 def _price(

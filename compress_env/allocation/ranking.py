@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import bisect
-import heapq
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compress_env.allocation.ladder import Ladder, ladder_of
+from compress_env.allocation.market import UNREACHABLE, Levels, Market, Prices
 from compress_env.pruning.cost import Unit
 from compress_env.pruning.plan import PruningPlan
 
-__all__ = ["Scores", "checked_scores", "rank_channels", "take_back"]
+__all__ = ["Scores", "checked_scores", "rank_channels"]
 
 Scores = Sequence[NDArray[np.float64]]
 """Scores of all channels, by decision."""
@@ -26,7 +26,8 @@ def rank_channels(scores: Scores, plan: PruningPlan, budgets: Mapping[Unit, floa
     channels: those with its lowest scores, of whichever group, are what they are held to be
     **(ours)**. So a step of several channels at once (several groups, `channel_round`) waits until
     all of them are below the threshold. What is left of the budgets then, less than one step, is
-    used by taking back whatever fits, the highest score first.
+    used by taking back whatever fits, the highest score first. Where steps are so large that less
+    than 99 % is used, channels of the lowest scores make room for others that fit **(ours)**.
 
     Where elements go, the fraction of a decision's channels below the threshold is the fraction of
     the layer's weights that goes **(ours)**; the cost is then the plan's, a bound.
@@ -47,13 +48,10 @@ def rank_channels(scores: Scores, plan: PruningPlan, budgets: Mapping[Unit, floa
     ladders = [ladder_of(plan, t) for t in range(len(plan.decisions))]
     prices = [_prices(each, ladder) for each, ladder in zip(ordered, ladders, strict=True)]
 
-    def meets(levels: Sequence[int]) -> bool:
-        pairs = zip(ladders, levels, strict=True)
-        return plan.meets([float(ladder.rates[level]) for ladder, level in pairs], budgets)
-
-    levels = _threshold(ladders, prices, meets)
-    take_back(levels, prices, meets)
-    return [float(ladder.rates[level]) for ladder, level in zip(ladders, levels, strict=True)]
+    market = Market(ladders, plan, budgets)
+    levels = _threshold(ladders, prices, market.meets)
+    market.fill(levels, prices)
+    return market.rates(levels)
 
 
 def checked_scores(scores: Scores, plan: PruningPlan) -> list[NDArray[np.float64]]:
@@ -85,9 +83,9 @@ def _prices(ordered: NDArray[np.float64], ladder: Ladder) -> NDArray[np.float64]
 
 def _threshold(
     ladders: Sequence[Ladder],
-    prices: Sequence[NDArray[np.float64]],
+    prices: Prices,
     meets: Callable[[Sequence[int]], bool],
-) -> list[int]:
+) -> Levels:
     """Return the rung of each decision below the lowest threshold that meets the budgets.
 
     Steps of equal price are taken in the order of the fraction that is then removed.
@@ -97,35 +95,10 @@ def _threshold(
     decision = np.repeat(np.arange(len(ladders)), [len(each) - 1 for each in prices])
     decision = decision[np.lexsort((decision, share, price))]
 
-    def levels(n_steps: int) -> list[int]:
+    def levels(n_steps: int) -> Levels:
         return [int(n) for n in np.bincount(decision[:n_steps], minlength=len(ladders))]
 
     if not meets(levels(len(decision))):
-        raise ValueError("the budgets cannot be met, even at the highest rate everywhere")
+        raise ValueError(UNREACHABLE)
     steps = range(len(decision) + 1)
     return levels(bisect.bisect_left(steps, True, key=lambda n: meets(levels(n))))
-
-
-def take_back(
-    levels: list[int],
-    prices: Sequence[NDArray[np.float64]],
-    meets: Callable[[Sequence[int]], bool],
-) -> None:
-    """Lower the rungs, in place, by single steps that fit, the one of the highest price first.
-
-    A step that does not fit will not fit later either, when even more is kept.
-
-    Args:
-        levels: (T,) rungs, which meet the budgets.
-        prices: (K,) for each decision, of the step to each rung.
-        meets: Whether rungs meet the budgets.
-    """
-    queue = [(-prices[t][level], t) for t, level in enumerate(levels) if level]
-    heapq.heapify(queue)
-    while queue:
-        _, t = heapq.heappop(queue)
-        levels[t] -= 1
-        if not meets(levels):
-            levels[t] += 1
-        elif levels[t]:
-            heapq.heappush(queue, (-prices[t][levels[t]], t))

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from compress_env.envs.episode import EpisodePlace
 from compress_env.envs.options import PriorOption
 from compress_env.envs.stage import Action
 from compress_env.envs.state import action_to_value, value_to_action
 from compress_env.names import check_name
+from compress_env.seeding import derive_generator
 from compress_env.store.store import Transition
+from compress_env.task.finetune import compute_logits
 from compress_env.task.layers import largest_bits_within
+
+if TYPE_CHECKING:
+    from compress_env.allocation.rules import Allocation, Source
 
 __all__ = ["PriorActions", "copied_prior", "rescale_rates", "shift_bits"]
 
 N_BISECTIONS = 24
+N_CALIBRATION = 512
+"""Calibration images at most whose answers rules look at."""
 LEAST_KEPT = 1e-3
 """A rate of 1 counts as keeping this fraction, or no factor would change it."""
 
@@ -69,14 +78,49 @@ class PriorActions(EpisodePlace):
         """Return the value that a rule gives each decision, (T,) pruning rates or bits.
 
         Raises:
-            ValueError: If there is no rule of that name, or no budget.
-            FloatingPointError: If a gradient is not finite.
+            ValueError: If there is no rule of that name, no budget, or the rule cannot be used on
+                this network.
+            FloatingPointError: If a gradient, an answer or a score is not finite.
         """
+        return self.apply_rule(rule).values
+
+    def apply_rule(self, rule: str) -> Allocation:
+        """Return what `allocate` does, with the number of networks looked at for it."""
         rules = self._rules()
         check_name("rule", rule, rules)
         if not self._has_budget:
             raise ValueError("expected an environment with a budget, got none")
         return rules[rule]()
+
+    def _source(self) -> Source:
+        """Return what rules look at."""
+        from compress_env.allocation.curves import Probes  # which takes time to import
+        from compress_env.allocation.rules import N_IMAGES, Source
+
+        task, seed = self.task, self.task_seed
+        n_batches = -(-N_IMAGES // min(task.config.batch_size, len(task.data.train)))
+        batches = task.train_batches(n_batches, derive_generator(seed, 0, 4))
+        probes = Probes(self._probe, self._answers)
+        return Source(task.model, batches, probes, task.score, seed)
+
+    def _probe(self, t: int, value: float | None) -> nn.Module:
+        """Return the network with decision `t` alone carried out, or with none."""
+        if value is not None:
+            return self.compress_layer(t, value)
+        model = self.task.copy_model()
+        self.task.reestimate_batch_norm(model, derive_generator(self.task_seed, t, 1))
+        return model
+
+    @torch.inference_mode()
+    def _answers(self, model: nn.Module) -> Tensor:
+        """Return the logits of a network on the first calibration images, (B, K)."""
+        bf16, seen, n_left = self.task.config.bf16, [], N_CALIBRATION
+        for images, _ in self.task.calibration_batches():
+            seen.append(compute_logits(model.eval(), images[:n_left], bf16=bf16))
+            n_left -= len(images)
+            if n_left <= 0:
+                break
+        return torch.cat(seen)
 
     def _clipped_prior(self) -> float | None:
         if self._planned is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 import torch
@@ -40,6 +40,9 @@ from compress_env.store.snapshots import Network
 from compress_env.store.store import Executed, Prefix, Transition
 from compress_env.task.layers import Layer, layer_at
 from compress_env.task.rehearsal import check_training_only
+
+if TYPE_CHECKING:
+    from compress_env.allocation.rules import Allocation
 
 __all__ = ["MacsKind", "PruningEnv", "PruningMethod"]
 
@@ -284,16 +287,10 @@ class PruningEnv(LayerwiseCompressionEnv):
         )
         return lowest, plan.max_pruning_rate
 
-    def _rules(self) -> dict[str, Callable[[], list[float]]]:
-        from compress_env.allocation.rules import (  # which takes time to import
-            N_IMAGES,
-            PRUNING_RULES,
-            PruningTask,
-        )
+    def _rules(self) -> dict[str, Callable[[], Allocation]]:
+        from compress_env.allocation.rules import PRUNING_RULES, PruningTask  # slow to import
 
-        n_batches = -(-N_IMAGES // self.task.config.batch_size)
-        batches = self.task.train_batches(n_batches, derive_generator(self.task_seed, 0, 4))
-        task = PruningTask(self.task.model, self.plan, self.budgets, batches)
+        task = PruningTask(self._source(), self.plan, self.budgets)
         return {name: partial(rule, task) for name, rule in PRUNING_RULES.items()}
 
     @property

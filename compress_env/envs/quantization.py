@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ from compress_env.quantization.skipped import find_skipped
 from compress_env.store.snapshots import Network
 from compress_env.store.store import Executed, Prefix, Transition, flatten
 from compress_env.task.layers import compute_layers, format_minimum, largest_bits_within, layer_at
+
+if TYPE_CHECKING:
+    from compress_env.allocation.rules import Allocation
 
 __all__ = ["QuantizationEnv"]
 
@@ -249,12 +252,13 @@ class QuantizationEnv(LayerwiseCompressionEnv):
 
         return self.min_bits, largest_bits_within(self.min_bits, MAX_BITS, fits)
 
-    def _rules(self) -> dict[str, Callable[[], list[float]]]:
+    def _rules(self) -> dict[str, Callable[[], Allocation]]:
         from compress_env.allocation.rules import BIT_RULES, BitTask  # which takes time to import
 
-        weights = [layer_at(self.task.model, name).weight for name in self._names]
-        fit = SCALES[self.scales]
-        task = BitTask(weights, fit, self.min_bits, self.most_bytes, self.budget_bytes)
+        source, names = self._source(), self._names
+        weights = [layer_at(self.task.model, name).weight for name in names]
+        budget = self.min_bits, self.most_bytes, self.budget_bytes
+        task = BitTask(source, names, weights, SCALES[self.scales], *budget)
         return {name: partial(rule, task) for name, rule in BIT_RULES.items()}
 
     @property

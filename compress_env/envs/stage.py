@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from compress_env.store.snapshots import Network
 from compress_env.store.store import Executed, Prefix, Transition
+
+if TYPE_CHECKING:
+    from compress_env.allocation.rules import Allocation
 
 __all__ = ["Action", "CompressionStage", "Observation"]
 
@@ -63,11 +67,15 @@ class CompressionStage(gym.Env[Observation, Action]):
         """Describe the layer about to be decided; after the last decision, the last layer."""
 
     @abstractmethod
+    def compress_layer(self, t: int, value: float) -> nn.Module:
+        """Return the uncompressed network with decision `t` alone carried out at a value."""
+
+    @abstractmethod
     def uniform_value(self) -> float:
         """Return the one value that, used for every layer, just meets the budget."""
 
     @abstractmethod
-    def _rules(self) -> dict[str, Callable[[], list[float]]]:
+    def _rules(self) -> dict[str, Callable[[], Allocation]]:
         """Return what gives each decision its value without a search, by name."""
 
     @property

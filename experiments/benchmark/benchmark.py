@@ -43,7 +43,7 @@ from experiments.common.cli.command import ending_in_one_line
 from experiments.common.cli.parsing import parse_command
 from experiments.common.cli.say import say
 from experiments.common.drawing.outputs import write_outputs
-from experiments.search.entrants import ACCEPTED, PRUNING_ONLY
+from experiments.search.entrants import ACCEPTED, BITS_ONLY, PRUNING_ONLY
 from experiments.sweep.cells import Cell, make_cell
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.pools import Outcome
@@ -52,7 +52,10 @@ from experiments.trial.trials import run_trials, save_networks, with_stored
 
 __all__ = ["BestConfig", "Config", "TableConfig", "find_best", "main", "make_table", "run"]
 
-NO_BITS = f"{' and '.join(PRUNING_ONLY)} are not run on tasks of quantization."
+NO_BITS = (
+    f"{' and '.join(PRUNING_ONLY)} are not run on tasks of quantization, nor "
+    f"{', '.join(BITS_ONLY)} on tasks of pruning."
+)
 KNOWN_COPY = "best_known.csv"
 QUANTIZATION = gym.spec("compress_env/Quantization-v0").entry_point
 
@@ -99,14 +102,16 @@ class Config:
         played = [trial for trial in trials if _can_play(trial)]
         for algo in dict.fromkeys(self.algo):
             if algo not in {trial.algo for trial in played}:
-                raise ValueError(f"{algo} chooses pruning rates, and no task asks for them")
+                kind = "bits" if algo in BITS_ONLY else "pruning rates"
+                raise ValueError(f"{algo} chooses {kind}, and no task asks for them")
         return played
 
 
 def _can_play(trial: Trial) -> bool:
     """Tell whether an agent has what a task asks for; an unknown task is found out later."""
     spec = gym.registry.get(trial.task)
-    return trial.algo not in PRUNING_ONLY or spec is None or spec.entry_point != QUANTIZATION
+    unknown = PRUNING_ONLY if spec and spec.entry_point == QUANTIZATION else BITS_ONLY
+    return spec is None or trial.algo not in unknown
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from agents import CMAES, Portfolio
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
 from experiments.search.algorithms import make_learner, make_single
-from experiments.search.entrants import PRUNING_ONLY
+from experiments.search.entrants import BITS_ONLY, PRUNING_ONLY
 from experiments.search.episodes import EpisodeLog
 from experiments.search.playing import play
 
@@ -22,7 +22,7 @@ SPREAD = 0.3
 def make_policy(
     name: str, env: LayerwiseCompressionEnv, log: EpisodeLog, seed: int
 ) -> PolicyPredictor:
-    """Return an agent of one episode; those that know nothing of bits leave them to `Uniform`.
+    """Return an agent of one episode; what it knows nothing of is left to `Uniform`.
 
     Args:
         name: Its name, one of `experiments.search.entrants.SINGLE`.
@@ -30,8 +30,8 @@ def make_policy(
         log: Told of the evaluations and the time that choosing takes.
         seed: Of those that draw.
     """
-    has_no_bits = name in PRUNING_ONLY and not isinstance(env, PruningEnv)
-    return make_single("uniform" if has_no_bits else name, env, log, seed)
+    unknown = BITS_ONLY if isinstance(env, PruningEnv) else PRUNING_ONLY
+    return make_single("uniform" if name in unknown else name, env, log, seed)
 
 
 def make_agent(

@@ -12,14 +12,15 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, PolicyPredictor
 
-from agents import AFIE, SBPF, Greedy, Portfolio, Random, Rule
-from agents.rules import PRUNING_RULES
+from agents import SBPF, Greedy, Portfolio, Random, Rule
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
 from experiments.search.entrants import (
+    BITS_ONLY,
     CONTRIB,
     ENTRANTS,
     LEARNERS,
+    PRUNING_ONLY,
     SINGLE,
     check_algorithm,
     learner_class,
@@ -99,17 +100,20 @@ def make_single(
     """
     if name == "uniform":
         return uniform_policy(env, log.spend)
-    agent: AFIE | SBPF | Greedy | Portfolio | Rule
+    agent: SBPF | Greedy | Portfolio | Rule
     if name == "portfolio":
         agent = Portfolio(env)
-    elif name in PRUNING_RULES:  # bits have a rule of their own
-        agent = Rule(env, name if isinstance(env, PruningEnv) else "relative_error")
     elif name == "greedy":
         agent = Greedy(env)
-    elif not isinstance(env, PruningEnv):
+    elif name in PRUNING_ONLY and not isinstance(env, PruningEnv):
         raise ValueError(f"{name} chooses pruning rates, not {env.value_name}")
-    else:
-        agent = AFIE(env) if name == "afie" else SBPF(env, seed=seed)
+    elif name in BITS_ONLY and isinstance(env, PruningEnv):
+        raise ValueError(f"{name} chooses bits, not {env.value_name}")
+    elif name == "sbpf":
+        agent = SBPF(env, seed=seed)
+    else:  # those of pruning that are not alone in that leave bits to a rule of their own
+        is_of_stage = name in env.rules()
+        agent = Rule(env, name if is_of_stage else "relative_error")
     log.spend(agent.n_evaluations, agent.seconds)
     return agent
 

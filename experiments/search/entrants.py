@@ -12,12 +12,13 @@ from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents import CIMPPO, CMAES, KLPPO, TPE, QCriticPPO
-from agents.rules import PRUNING_RULES
+from agents.rules import BIT_RULES, PRUNING_RULES
 from compress_env.names import check_name
 from experiments.search.foreign import find
 
 __all__ = [
     "ACCEPTED",
+    "BITS_ONLY",
     "CONTRIB",
     "ENTRANTS",
     "LEARNERS",
@@ -51,6 +52,8 @@ class Entrant(NamedTuple):
     """Whether it always does the same, so that one episode is all there is."""
     knows_bits: bool = True
     """Whether it chooses numbers of bits too, not pruning rates alone."""
+    knows_rates: bool = True
+    """Whether it chooses pruning rates too, not numbers of bits alone."""
 
 
 ENTRANTS = {
@@ -69,11 +72,12 @@ ENTRANTS = {
     "tpe": Entrant(TPE),
     "random": Entrant(),
     "uniform": Entrant(is_single=True),
+    **{name: Entrant(is_single=True) for name in PRUNING_RULES},
+    **{name: Entrant(is_single=True, knows_rates=False) for name in BIT_RULES},
     "afie": Entrant(is_single=True, knows_bits=False),
     "sbpf": Entrant(is_single=True, knows_bits=False),
     "greedy": Entrant(is_single=True),
     "portfolio": Entrant(is_single=True),
-    **{name: Entrant(is_single=True) for name in PRUNING_RULES},
     "tqc": Entrant("TQC", "sac"),
     # One step of conjugate gradients, no entropy bonus.
     "trpo": Entrant("TRPO", "ppo", lacks=("n_epochs", "ent_coef")),
@@ -95,6 +99,8 @@ SINGLE = tuple(name for name, each in ENTRANTS.items() if each.is_single)
 """Those of them that always do the same."""
 PRUNING_ONLY = tuple(name for name, each in ENTRANTS.items() if not each.knows_bits)
 """Those of them that choose pruning rates and know nothing of bits."""
+BITS_ONLY = tuple(name for name, each in ENTRANTS.items() if not each.knows_rates)
+"""Those of them that choose bits and know nothing of pruning rates."""
 NOT_RESUMABLE = ("ars",)
 """Learners whose state between two episodes is inside one call of `learn`."""
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.evaluation import evaluate_policy
 from torch import nn
 
+from agents import AFIE, SBPF
 from agents.rules import BIT_RULES, PRUNING_RULES, RULES, Portfolio, Rule
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv, PruningMethod
@@ -75,7 +76,7 @@ def test_rules_work_for_every_method(build: type[nn.Module], method: PruningMeth
     if not env.plan.removes_elements:
         assert env._executed == tuple(env.plan.at_rates(agent.values.tolist()))
     np.testing.assert_allclose(rates, agent.values, atol=0.15)  # a few channels in each layer
-    assert (agent.n_evaluations, agent.seconds > 0.0) == (0, True)
+    assert (agent.n_evaluations, agent.n_probes, agent.seconds > 0.0) == (0, 0, True)
 
 
 @pytest.mark.parametrize("min_bits", [1, 3])
@@ -136,6 +137,7 @@ def test_portfolio_is_the_best_of_what_it_tries(stage: Any) -> None:
     assert agent.rewards[agent.choice] == max(agent.rewards.values())
     assert agent.n_evaluations == len(agent.rewards) >= 2
     assert ("relative_error" in agent.rewards) == (stage is QuantizationEnv)
+    assert ("kl_curve" in agent.rewards) == (stage is PruningEnv) and agent.n_probes > 0
     observation, _ = env.reset()
     reward, ended = 0.0, False
     while not ended:
@@ -143,6 +145,34 @@ def test_portfolio_is_the_best_of_what_it_tries(stage: Any) -> None:
         observation, _, ended, _, info = env.step(action)
         reward += info["reward_terms"]["reward"]
     assert reward == agent.rewards[agent.choice]
+
+
+def test_rules_are_tried_under_the_same_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = make(flops_budget=0.5, transition_noise=True)
+    given: list[Any] = []
+    reset = env.reset
+
+    def recorded(**options: Any) -> Any:
+        given.append(options["options"]["noise_seed"])
+        return reset(**options)
+
+    env.reset(seed=0)
+    monkeypatch.setattr(env, "reset", recorded)
+    agent = Portfolio(env, n_orders=2)
+    assert given[:2] * len(agent.rewards) == given and len(set(given)) == 2
+    assert agent.n_evaluations == len(given)
+    with pytest.raises(ValueError, match="n_orders must be"):
+        Portfolio(env, n_orders=0)
+
+
+@pytest.mark.parametrize("name", ["afie", "sbpf"])
+def test_scores_of_layers_are_rules_too(name: str) -> None:
+    env = make(flops_budget=0.5, params_budget=0.7)
+    rule, agent = Rule(env, name), {"afie": AFIE, "sbpf": SBPF}[name](env)
+    np.testing.assert_array_equal(rule.values, agent.rates)
+    assert rule.n_evaluations == agent.n_evaluations
+    play(env, rule)
+    assert env.prior == "middle" and make(flops_budget=0.5, prior=name).prior_value >= 0.0
 
 
 def test_portfolio_leaves_out_rules_that_do_not_apply() -> None:
