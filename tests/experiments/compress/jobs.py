@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from experiments.common.run_folder import RunFolder
 from experiments.compress.compress import Config, run
+from tests.fakes import quiet
 
 LENET: dict[str, Any] = {
     "model": "lenet5",
@@ -26,10 +25,6 @@ SMALL: dict[str, Any] = LENET | {
     "final_finetune_steps": 5,
     "onnx": False,
 }
-
-
-def quiet() -> Console:
-    return Console(file=StringIO())
 
 
 def stopped_run(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:

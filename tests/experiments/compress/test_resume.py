@@ -31,8 +31,8 @@ from experiments.search import resuming
 from experiments.search.algorithms import make_learner
 from experiments.search.episodes import EpisodeLog
 from experiments.search.resuming import ResumableSearch
-from tests.experiments.compress.jobs import LENET, SMALL, quiet, stopped_run
-from tests.fakes import PlainNet, flags, make_data, seeded
+from tests.experiments.compress.jobs import LENET, SMALL, stopped_run
+from tests.fakes import PlainNet, flags, make_data, quiet, seeded
 
 # Longer than the agent's random start, so that there are updates to resume.
 LONG: dict[str, Any] = LENET | {

@@ -14,8 +14,8 @@ from compress_env.networks.models import build_model
 from experiments.common.run_folder import RunFolder
 from experiments.compress import compress, stages
 from experiments.compress.compress import Config, run
-from tests.experiments.compress.jobs import quiet, stopped_run
-from tests.fakes import seeded
+from tests.experiments.compress.jobs import stopped_run
+from tests.fakes import quiet, seeded
 
 
 class TestRefusals:

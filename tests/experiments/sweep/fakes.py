@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from dataclasses import asdict, dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +79,6 @@ def come_to_grief(algo: str, step: int, n_begun: int) -> None:
 
 
 FAKE = Experiment(FakeConfig, run_fake, ("algo", "seed"))
-
-
-def quiet() -> Console:
-    return Console(file=StringIO(), width=200)
 
 
 def events(folder: SweepFolder, name: str) -> list[str]:

@@ -13,7 +13,7 @@ from experiments.sweep.cells import make_cell, make_cells
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.sweep import Config, run
 from experiments.trial import trial
-from tests.experiments.sweep.fakes import quiet
+from tests.fakes import quiet
 
 
 @pytest.fixture

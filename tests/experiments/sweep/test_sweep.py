@@ -29,10 +29,10 @@ from tests.experiments.sweep.fakes import (
     events,
     folder_of,
     make_task,
-    quiet,
     steps,
     witness,
 )
+from tests.fakes import quiet
 
 
 @pytest.fixture(scope="module")
@@ -222,9 +222,9 @@ def test_folder_that_was_left_before_anything_was_in_it_is_begun(tmp_path: Path)
         (["--", "--train-epochs", "x"], "options of compress: "),
         (["--algos", "ppo"], "--algos is called --algo now"),
         (["--", "--out", "here"], "the sweep itself chooses --out and --resume"),
-        (["--jobs", "0"], "jobs must be at least 1, got 0"),
+        (["--jobs", "0"], "jobs must be 1 or more, got 0"),
         (["--retries", "-1"], "retries must be 0 or more, got -1"),
-        (["--cpus-per-cell", "0"], "cpus_per_cell must be at least 1, got 0"),
+        (["--cpus-per-cell", "0"], "cpus_per_cell must be 1 or more, got 0"),
         (["--gpus-per-cell", "1"], "gpus_per_cell needs --ray"),
         (["--ray", "auto", "--jobs", "2"], "jobs is for this machine alone"),
         (["--ray", "auto"], r"--ray needs Ray: pip install 'compress-env\[ray\]'"),
