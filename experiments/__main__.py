@@ -12,7 +12,21 @@ from pathlib import Path
 import experiments
 from compress_env.names import nearest
 
-__all__ = ["commands", "main"]
+__all__ = ["GROUPS", "commands", "main"]
+
+GROUPS = {
+    "the job": ("compress", "tables", "smallest", "throughput"),
+    "agents that compress": ("trial", "benchmark", "suite", "tune", "volatility"),
+    "agents on Gymnasium's tasks": ("control", "ppo_penalties"),
+    "what papers say of layers": (
+        "importance_stability",
+        "importance_benefit",
+        "single_layer",
+        "information_dropout",
+    ),
+    "many runs at once": ("sweep",),
+}
+"""Commands by what they are about, in the order in which `--help` shows them."""
 
 
 def commands() -> dict[str, str]:
@@ -51,10 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _overview(known: dict[str, str]) -> str:
-    rows = "".join(f"  {name:<22}{question}\n" for name, question in known.items())
+    groups = "\n".join(
+        f"{about}:\n" + "".join(f"  {name:<22}{known[name]}\n" for name in names)
+        for about, names in GROUPS.items()
+    )
     return (
         "usage: compress-env NAME [options] | --help | --version\n\n"
-        f"{rows}\n`compress-env NAME --help` tells the options of a command, which "
+        f"{groups}\n`compress-env NAME --help` tells the options of a command, which "
         "`python -m experiments.NAME` runs too.\n"
     )
 

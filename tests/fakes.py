@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -18,6 +20,11 @@ from experiments.sweep.folder import Task, work
 from experiments.sweep.pools import Outcome
 
 DATA_ROOT = Path(os.environ.get("COMPRESS_ENV_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def quiet() -> Console:
+    """Return a console that nobody sees."""
+    return Console(file=StringIO(), width=200)
 
 
 def make_data(n_classes: int = 3, side: int = 8, channels: int = 1, seed: int = 0) -> DataBundle:

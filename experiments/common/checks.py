@@ -29,7 +29,7 @@ def check_lowest(config: Any, lowest: int, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         values = value if isinstance(value, tuple) else (value,)
-        if value is not None and min(values) < lowest:
+        if value is not None and not min(values) >= lowest:  # NaN is neither
             raise ValueError(f"{name} must be {lowest} or more, got {value}")
 
 

@@ -14,6 +14,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +40,7 @@ __all__ = [
     "replacing",
     "restore_config",
     "resume_run",
+    "run_path",
 ]
 
 FINISHED = "table.csv"
@@ -227,6 +229,11 @@ class RunFolder:
         if self._is_new:
             with suppress(OSError):  # somebody else has begun
                 self.path.rmdir()
+
+
+def run_path(name: str, out: Path | None = None) -> Path:
+    """Return the folder that a command is given, or a new one under `runs/` with its name."""
+    return out or Path("runs") / f"{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
 
 
 def is_bare(path: Path) -> bool:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments.common.drawing.outputs import format_markdown
 from experiments.common.stored import parse, read_table
 
 __all__ = [
@@ -262,12 +263,6 @@ def format_times(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, 
         ("network", *(heading for pair in headings for heading in pair)),
         [(row.network, *line) for row, line in zip(rows, lines, strict=True)] if names else [],
     )
-
-
-def format_markdown(headings: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> str:
-    """Format a Markdown table; the first column is text, the others numbers."""
-    rule = ("---", *["---:"] * (len(headings) - 1))
-    return "\n".join("| " + " | ".join(line) + " |" for line in (headings, rule, *lines))
 
 
 def format_report(

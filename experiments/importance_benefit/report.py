@@ -19,7 +19,7 @@ from experiments.common.drawing.intervals import (
     format_points,
     student_interval,
 )
-from experiments.compress.report import format_markdown
+from experiments.common.drawing.outputs import format_markdown
 
 __all__ = ["compare_with_uniform", "draw_errors", "format_report"]
 

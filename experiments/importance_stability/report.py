@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from experiments.common.drawing.intervals import format_mean
-from experiments.compress.report import format_markdown
+from experiments.common.drawing.outputs import format_markdown
 
 __all__ = [
     "STABLE",

@@ -77,10 +77,8 @@ class Config(StudyConfig):
             ValueError: If a setting is out of range.
         """
         super().check()
-        check_lowest(self, 0, "epochs")
+        check_lowest(self, 0, "epochs", "kl_weight")
         check_lowest(self, 100, "noise_samples")
-        if not self.kl_weight >= 0.0:
-            raise ValueError(f"kl_weight must be 0 or more, got {self.kl_weight}")
 
 
 class FirstLayer(NamedTuple):

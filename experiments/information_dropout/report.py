@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from experiments.common.drawing.intervals import format_mean, student_interval
-from experiments.compress.report import format_markdown
+from experiments.common.drawing.outputs import format_markdown
 
 __all__ = ["format_report"]
 

@@ -14,7 +14,6 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import product
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from experiments.common.checks import check_choices, check_lowest
 from experiments.common.cli.command import Interrupted, run_command
 from experiments.common.cli.given import is_given
 from experiments.common.drawing.outputs import write_outputs
+from experiments.common.run_folder import run_path
 from experiments.control import control
 from experiments.ppo_penalties.figures import draw_asymmetry, draw_curves
 from experiments.ppo_penalties.report import Results, format_report
@@ -112,8 +112,7 @@ def run(config: Config, console: Console) -> Results:
     """
     config = _quickened(config)
     config.check()
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    path = (config.out or Path("runs") / f"ppo_penalties-{stamp}").absolute()
+    path = run_path("ppo_penalties", config.out).absolute()
     cells, folder = config.cells(), SweepFolder(path)
     folder.check(cells)
     pool = LocalPool(jobs=config.jobs or os.cpu_count() or 1, retries=config.retries)

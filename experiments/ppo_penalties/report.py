@@ -20,7 +20,7 @@ from experiments.common.drawing.intervals import (
     iqm_interval,
     student_interval,
 )
-from experiments.compress.report import format_markdown
+from experiments.common.drawing.outputs import format_markdown
 from experiments.control.agents import PENALTIES, TASKS
 
 __all__ = ["ASYMMETRIES", "Results", "correlations", "differences", "format_report"]

@@ -21,7 +21,7 @@ from experiments.common.drawing.intervals import (
     outcome,
     student_interval,
 )
-from experiments.compress.report import format_markdown
+from experiments.common.drawing.outputs import format_markdown
 
 __all__ = [
     "WHEN",

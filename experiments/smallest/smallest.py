@@ -1,10 +1,10 @@
 """How small a file can get without losing accuracy: the smallest of a sweep over budgets.
 
-`python -m experiments.sweep --seeds 0 1 2 --flops-budgets ... --size-budgets ... --out SWEEP` makes
-the networks, and `python -m experiments.smallest --sweeps SWEEP` picks, for each seed, the smallest
-packed file that is no worse than the float32 network. What is "no worse" is told twice: by the
-validation images, which is how one would choose, and by the test images themselves, which is what
-papers report and flatters, as it picks the luckiest of many networks.
+`python -m experiments.sweep --seeds 0 1 2 --macs ... --size ... --out SWEEP` makes the networks,
+and `python -m experiments.smallest --sweeps SWEEP` picks, for each seed, the smallest packed file
+that is no worse than the float32 network. What is "no worse" is told twice: by the validation
+images, which is how one would choose, and by the test images themselves, which is what papers
+report and flatters, as it picks the luckiest of many networks.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from compress_env.files import replacing
 from experiments.common.cli.command import run_command
+from experiments.common.drawing.outputs import format_markdown, write_outputs
 from experiments.common.stored import check_columns, parse, read_table
-from experiments.compress.report import Row, format_markdown
+from experiments.compress.report import Row
 
 __all__ = ["CHOICES", "Config", "choose", "draw_sizes", "format_choices", "main", "read_sweeps"]
 
@@ -170,14 +170,9 @@ def run(config: Config, console: Console) -> str:
     Raises:
         ValueError: If there is nothing to choose from.
     """
-    folder = config.sweeps[0]
     rows = read_sweeps(config.sweeps)
-    text = format_choices(rows)
-    console.print(text, end="", soft_wrap=True, markup=False, highlight=False)
-    with replacing(folder / "smallest.md") as path:
-        path.write_text(text, encoding="utf-8")
-    with replacing(folder / "smallest.png") as path:
-        draw_sizes(rows).savefig(path, dpi=150)
+    text, figures = format_choices(rows), {"smallest.png": draw_sizes(rows)}
+    write_outputs(config.sweeps[0], "smallest", text, console, figures=figures)
     return text
 
 

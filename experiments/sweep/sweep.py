@@ -13,16 +13,17 @@ import dataclasses
 import os
 import sys
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import tyro
 from rich.console import Console
 
 from compress_env.envs.pruning import PruningMethod
+from experiments.common.checks import check_lowest
 from experiments.common.cli.command import Interrupted, ending_in_one_line, resume_hint
 from experiments.common.cli.given import given_in, giving, is_given
 from experiments.common.cli.parsing import parse_command
+from experiments.common.run_folder import run_path
 from experiments.sweep.cells import Cell, make_cells
 from experiments.sweep.cells_work import work_on
 from experiments.sweep.folder import SweepFolder
@@ -80,14 +81,8 @@ class Config:
         Raises:
             ValueError: If one is out of range.
         """
-        if self.jobs is not None and self.jobs < 1:
-            raise ValueError(f"jobs must be at least 1, got {self.jobs}")
-        if self.cpus_per_cell < 1:
-            raise ValueError(f"cpus_per_cell must be at least 1, got {self.cpus_per_cell}")
-        if self.gpus_per_cell < 0.0:
-            raise ValueError(f"gpus_per_cell must be 0 or more, got {self.gpus_per_cell}")
-        if self.retries < 0:
-            raise ValueError(f"retries must be 0 or more, got {self.retries}")
+        check_lowest(self, 1, "jobs", "cpus_per_cell")
+        check_lowest(self, 0, "gpus_per_cell", "retries")
         if self.ray is None and self.gpus_per_cell > 0.0:
             raise ValueError("gpus_per_cell needs --ray; --ray local will do")
         if self.ray is not None and self.jobs is not None:
@@ -121,7 +116,7 @@ def run(config: Config, console: Console) -> list[Outcome]:
         Interrupted: If somebody stops it; what runs has been stopped too.
     """
     config.check()
-    folder = SweepFolder((config.resume or config.out or _default_folder()).absolute())
+    folder = SweepFolder(run_path("sweep", config.resume or config.out).absolute())
     cells = folder.trusted(folder.stored_cells()) if config.resume else config.cells()
     folder.check(cells)
     pool = _make_pool(config, console)
@@ -130,10 +125,6 @@ def run(config: Config, console: Console) -> list[Outcome]:
     except (Interrupted, KeyboardInterrupt) as stop:
         stop.add_note(resume_hint("experiments.sweep", folder.path))
         raise
-
-
-def _default_folder() -> Path:
-    return Path("runs") / f"sweep-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
 
 
 def _make_pool(config: Config, console: Console) -> Pool:

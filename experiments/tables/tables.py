@@ -11,16 +11,16 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from rich.console import Console
-from scipy import stats
 
 from compress_env.files import replacing
 from experiments.common.cli.command import run_command
+from experiments.common.drawing.intervals import mean_interval
+from experiments.common.drawing.outputs import format_markdown
 from experiments.common.stored import parse, read_object, read_table
-from experiments.compress.report import Row, format_markdown
+from experiments.compress.report import Row
 
 __all__ = ["Config", "main", "mean_interval", "read_runs", "summarize"]
 
@@ -111,19 +111,6 @@ def _with_ratios(table: pd.DataFrame) -> pd.DataFrame:
     """Add the columns of `RATIOS` that there are numbers for; the first row is the baseline."""
     known = {new: old for new, old in RATIOS.items() if old in table and table[old].notna().all()}
     return table.assign(**{new: table[old] / table[old].iloc[0] for new, old in known.items()})
-
-
-def mean_interval(values: ArrayLike) -> tuple[float, float]:
-    """Return the mean and the half-width of its 95 % interval (Student's t).
-
-    Args:
-        values: (n,) one number per seed. The half-width is NaN for a single one.
-    """
-    x = np.asarray(values, np.float64)
-    if len(x) < 2:
-        return float(x.mean()), float("nan")
-    half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
-    return float(x.mean()), float(half)
 
 
 def summarize(rows: pd.DataFrame) -> str:

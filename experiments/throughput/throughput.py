@@ -5,9 +5,6 @@
 - `store`: the same search by PPO and by QCriticPPO without a store, with one that is empty at first
   (cold), and with one that has every step (warm).
 - `actors`: QCriticPPO with one and with two worker processes, without a store.
-- `lasso`: the choice of half of a 3x3 convolution's channels by the lasso's path, and by bisection
-  over lambda with coordinate descent, over the channels' Gram matrix and over explicit rows, on
-  drawn data; the memory that pruning takes. It needs neither network nor images.
 
 Every comparison is made in one process, the things compared taking turns.
 """
@@ -31,13 +28,13 @@ from compress_env.envs.options import FinetuneAt, RewardAt, StoreOption
 from compress_env.envs.pruning import PruningEnv, PruningMethod
 from compress_env.networks.models import build_model, load_baseline
 from compress_env.task.task import FinetuneConfig, select_device
+from experiments.common.checks import check_lowest
 from experiments.common.cli.command import run_command, run_measurement
 from experiments.common.cli.say import say
+from experiments.common.drawing.outputs import format_markdown
 from experiments.common.inputs import data_digest, network_digest
 from experiments.common.run_folder import RunFolder
 from experiments.common.stored import check_name
-from experiments.compress.report import format_markdown
-from experiments.throughput.lasso_timing import conv_size, measure_peak_bytes, time_lasso
 from experiments.throughput.timing import (
     Rows,
     branching_episodes,
@@ -50,14 +47,13 @@ from experiments.throughput.timing import (
 
 __all__ = ["Config", "main", "run"]
 
-Part = Literal["step", "store", "episodes", "actors", "lasso"]
+Part = Literal["step", "store", "episodes", "actors"]
 EPISODES = {"all-new": new_episodes, "with-common-beginnings": branching_episodes}
 TITLES = {
     "step": "A step, medians in milliseconds; ratio = step / bare loop",
     "store": "Searches with and without a store",
     "episodes": "The same random episodes with and without a store; ratio = time / without",
     "actors": "QCriticPPO with worker processes, without a store",
-    "lasso": "Selection of channels by the path and by bisection, medians in milliseconds",
 }
 COLUMNS: dict[str, dict[str, str]] = {
     "step": {"phase": "{phase}"},
@@ -79,17 +75,6 @@ COLUMNS: dict[str, dict[str, str]] = {
         "steps/s": "{steps_per_s:.1f}",
         "times one": "{speedup:.2f}",
     },
-    "lasso": {
-        "C, tolerance": "{channels}, {tolerance:.0e}",
-        "reduction": "{reduction_ms:.0f}",
-        "path": "{path_ms:.0f}",
-        "Gram": "{gram_ms:.0f}",
-        "rows": "{rows_ms:.0f}",
-        "Gram / path": "{gram_ratio:.2f}",
-        "rows / path": "{rows_ratio:.0f}",
-        "same support": "{same_support}",
-        "peak MiB": "{peak_mib:.0f}",
-    },
 }
 """What the columns of each part's table hold, of the rows that `_summary` gives."""
 
@@ -98,7 +83,7 @@ COLUMNS: dict[str, dict[str, str]] = {
 class Config:
     """Settings of the measurements."""
 
-    parts: tuple[Part, ...] = ("step", "store", "episodes", "actors", "lasso")
+    parts: tuple[Part, ...] = ("step", "store", "episodes", "actors")
     """What to measure."""
     model: str = "lenet5"
     """Named network."""
@@ -126,12 +111,6 @@ class Config:
     """Environment steps of each search in the part `actors`."""
     algo: tuple[str, ...] = ("ppo", "q_critic_ppo")
     """Agents of the part `store`."""
-    lasso_channels: tuple[int, ...] = (64, 256, 512)
-    """Input and output channels of the convolutions of the part `lasso`."""
-    lasso_tolerances: tuple[float, ...] = (1e-4, 1e-6, 1e-8)
-    """Tolerances of coordinate descent; the first is scikit-learn's default."""
-    lasso_repetitions: int = 5
-    """Rounds of the part `lasso`, each of both methods."""
     finetune_steps: int = 20
     """Minibatches of fine-tuning in each step."""
     finetune_at: FinetuneAt = "layer"
@@ -159,11 +138,8 @@ class Config:
         Raises:
             ValueError: If a setting is out of range.
         """
-        for name in ("steps", "search_steps", "actor_steps", "lasso_repetitions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.episodes < 2:
-            raise ValueError(f"episodes must be at least 2, got {self.episodes}")
+        check_lowest(self, 1, "steps", "search_steps", "actor_steps")
+        check_lowest(self, 2, "episodes")
         if not self.methods or not self.parts:
             raise ValueError("expected at least one method and one part, got none")
         if self.store is not None and self.store.exists():
@@ -183,7 +159,7 @@ class Measurement:
         config.check()
         self.config = config
         self.folder = folder
-        self._network = None if set(config.parts) == {"lasso"} else self._load_network()
+        self._network = self._load_network()
 
     def _load_network(self) -> tuple[nn.Module, DataBundle]:
         config = self.config
@@ -205,7 +181,6 @@ class Measurement:
     def _env(self, method: PruningMethod, store: StoreOption) -> PruningEnv:
         config = self.config
         settings = FinetuneConfig(channels_last=config.channels_last, bf16=config.bf16)
-        assert self._network is not None  # only the part `lasso` has none
         return PruningEnv(
             *self._network,
             device=config.device,
@@ -227,7 +202,6 @@ class Measurement:
             "store": (self._time_stores, config.algo),
             "episodes": (self._time_episodes, list(EPISODES)),
             "actors": (self._time_actors, ["all"]),
-            "lasso": (self._time_lasso, config.lasso_channels),
         }
         measure, mine = cases[part]
         timed = [self._once(f"{part}-{case}", partial(measure, case)) for case in mine]
@@ -278,12 +252,6 @@ class Measurement:
         env = self._env(self.config.methods[-1], None)
         return time_actors(env, settings, self.config.actor_steps, self.config.seed)
 
-    def _time_lasso(self, n_channels: int) -> Rows:
-        config, size = self.config, conv_size(n_channels)
-        peak_bytes = measure_peak_bytes(size, config.seed)
-        rows = time_lasso(size, config.lasso_tolerances, config.lasso_repetitions, config.seed)
-        return [row | {"peak_bytes": peak_bytes} for row in rows]
-
 
 def summarize_steps(rows: Rows) -> pd.DataFrame:
     """Return medians in milliseconds by method, and the ratio of step to bare loop."""
@@ -299,8 +267,6 @@ def _summary(part: Part, rows: Rows) -> pd.DataFrame:
     if part == "step":
         medians = summarize_steps(rows).map("{:.2f}".format)
         return medians.T.rename_axis("phase").reset_index()
-    if part == "lasso":
-        return _summarize_lasso(table)
     if part == "episodes":
         table["step_ms"] = 1e3 * table["seconds"] / table["steps"]
     elif part == "store":
@@ -309,17 +275,6 @@ def _summary(part: Part, rows: Rows) -> pd.DataFrame:
     else:
         table["speedup"] = table["steps_per_s"] / table["steps_per_s"].iloc[0]
     return table.assign(hits=100 * table.get("hit_rate", 0.0))
-
-
-def _summarize_lasso(table: pd.DataFrame) -> pd.DataFrame:
-    groups = table.groupby(["channels", "tolerance"], sort=False)
-    medians = groups[["reduction_ms", "path_ms", "gram_ms", "rows_ms"]].median()
-    return medians.assign(
-        gram_ratio=medians["gram_ms"] / medians["path_ms"],
-        rows_ratio=medians["rows_ms"] / medians["path_ms"],
-        same_support=groups["same"].all().map({True: "yes", False: "no"}),
-        peak_mib=groups["peak_bytes"].first() / 2**20,
-    ).reset_index()
 
 
 def format_table(part: Part, rows: Rows) -> str:

@@ -10,11 +10,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.common.drawing.intervals import format_mean
-from experiments.compress.report import format_markdown
+from experiments.common.drawing.intervals import format_mean, mean_interval
+from experiments.common.drawing.outputs import format_markdown
 from experiments.search.entrants import ENTRANTS
 from experiments.search.hyperparameters import HYPERPARAMETERS
-from experiments.tables.tables import mean_interval
 from experiments.tune.study import Study, Tried
 
 __all__ = [

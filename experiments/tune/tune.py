@@ -20,7 +20,6 @@ import multiprocessing
 import os
 import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -29,6 +28,7 @@ from compress_env.files import replacing
 from experiments.common.cli.command import Interrupted, run_command
 from experiments.common.drawing.outputs import write_outputs
 from experiments.common.provenance import describe_run
+from experiments.common.run_folder import run_path
 from experiments.common.stored import check_tree
 from experiments.tune import study as tune_study
 from experiments.tune.config import Config
@@ -63,8 +63,7 @@ def run(config: Config, console: Console) -> list[Study]:
         Interrupted: If somebody stops it.
     """
     config.check()
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    out = (config.out or Path("runs") / f"tune-{stamp}").absolute()
+    out = run_path("tune", config.out).absolute()
     check_tree(out)
     try:
         jobs = [Job(algo, out, config) for algo in config.algo]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common.drawing.figures import make_panels
-from experiments.tables.tables import mean_interval
+from experiments.common.drawing.intervals import mean_interval
 from experiments.volatility.measures import SMOOTHING, smooth
 from experiments.volatility.report import Curves
 

@@ -20,7 +20,7 @@ from experiments.common.drawing.intervals import (
     paired_interval,
     student_interval,
 )
-from experiments.compress.report import format_markdown
+from experiments.common.drawing.outputs import format_markdown
 from experiments.volatility.measures import (
     dispersion_across,
     episodes_to_reach,

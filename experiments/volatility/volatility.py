@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,6 +27,7 @@ from compress_env.names import check_name
 from experiments.common.checks import check_choices, check_lowest, read_object
 from experiments.common.cli.command import run_command
 from experiments.common.drawing.outputs import write_outputs, write_table
+from experiments.common.run_folder import run_path
 from experiments.common.stored import find_stored, read_table
 from experiments.search.algorithms import SINGLE
 from experiments.sweep.cells import Cell, cell_name
@@ -177,8 +177,7 @@ def run(config: Config, console: Console) -> pd.DataFrame:
         RuntimeError: If a search has failed.
         Interrupted: If somebody stops it.
     """
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    path = (config.out or Path("runs") / f"volatility-{stamp}").absolute()
+    path = run_path("volatility", config.out).absolute()
     folder = SweepFolder(path, rows_suffice=find_stored(path / REWARDS) is not None)
     by_label = config.cells()
     cells = with_stored(folder, [cell for cells in by_label.values() for cell in cells])

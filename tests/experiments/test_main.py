@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import compress_env
-from experiments.__main__ import commands, main
+import experiments
+from experiments.__main__ import GROUPS, commands, main
 from experiments.common.provenance import describe_run
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +22,12 @@ def test_every_command_is_listed_with_its_question(capsys: pytest.CaptureFixture
     for name, question in commands().items():
         assert f"  {name:<22}{question}\n" in shown
         assert question.endswith(("?", ".")) and "`" not in question
+
+
+def test_every_command_is_in_one_group_and_told_of_by_the_package() -> None:
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == list(commands())
+    assert all(f"`{name}`" in (experiments.__doc__ or "") for name in commands())
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -20,7 +18,7 @@ from experiments.common.cli.given import given_in, giving, to_be_named
 from experiments.common.cli.parsing import UsageError, as_called, parse_command
 from experiments.common.cli.say import say
 from experiments.common.cli.threads import settle_threads
-from experiments.common.run_folder import RunFolder, resume_run
+from experiments.common.run_folder import RunFolder, resume_run, run_path
 
 __all__ = [
     "Interrupted",
@@ -145,8 +143,7 @@ def run_measurement(
             folder.close()
             raise ValueError(f"{str(folder.path)!r} has nothing left to measure")
     else:
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        folder = RunFolder(config.out or Path("runs") / f"{name}-{stamp}", config)
+        folder = RunFolder(run_path(name, config.out), config)
     try:
         prepared = prepare(config, folder)
     except Exception:

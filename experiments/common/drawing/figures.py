@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
+from experiments.common.drawing.intervals import mean_interval
 from experiments.search.episodes import Episode
-from experiments.tables.tables import mean_interval
 
 __all__ = [
     "beside",

@@ -11,8 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from experiments.tables.tables import mean_interval
-
 __all__ = [
     "Interval",
     "bootstrap_interval",
@@ -22,6 +20,7 @@ __all__ = [
     "format_points",
     "improvement_interval",
     "iqm_interval",
+    "mean_interval",
     "outcome",
     "paired_interval",
     "student_interval",
@@ -51,6 +50,19 @@ class Interval(NamedTuple):
 
 
 NOTHING = Interval(math.nan, math.nan, math.nan)
+
+
+def mean_interval(values: ArrayLike) -> tuple[float, float]:
+    """Return the mean and the half-width of its 95 % interval (Student's t).
+
+    Args:
+        values: (n,) one number per seed. The half-width is NaN for a single one.
+    """
+    x = np.asarray(values, np.float64)
+    if len(x) < 2:
+        return float(x.mean()), float("nan")
+    half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    return float(x.mean()), float(half)
 
 
 def student_interval(values: ArrayLike) -> Interval:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +15,7 @@ from rich.console import Console
 from compress_env.files import replacing
 from experiments.common.cli.say import say
 
-__all__ = ["write_figure", "write_outputs", "write_table"]
+__all__ = ["format_markdown", "write_figure", "write_outputs", "write_table"]
 
 N_COLORS = 128
 
@@ -46,6 +46,12 @@ def write_outputs(
         write_table(folder / file, table)
     for file, figure in (figures or {}).items():
         write_figure(folder / file, figure)
+
+
+def format_markdown(headings: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> str:
+    """Format a Markdown table; the first column is text, the others numbers."""
+    rule = ("---", *["---:"] * (len(headings) - 1))
+    return "\n".join("| " + " | ".join(line) + " |" for line in (headings, rule, *lines))
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -16,11 +16,6 @@ from compress_env.data.image_folders import open_image
 from tests.fakes import read_all
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COMPRESS_ENV_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)

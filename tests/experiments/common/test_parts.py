@@ -15,8 +15,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from agents import Random, Uniform
 from compress_env.envs.pruning import PruningEnv
 from experiments.common.drawing.figures import pareto_front
+from experiments.common.drawing.outputs import format_markdown
 from experiments.common.run_folder import RunFolder, replacing
-from experiments.compress.report import format_markdown
 from experiments.search.algorithms import LEARNERS, check_algorithm, make_learner
 from experiments.search.episodes import (
     Episode,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.envs.classic_control import PendulumEnv
-from rich.console import Console
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -28,12 +26,9 @@ from experiments.control.records import surrogate_improvement
 from experiments.sweep.cells import EXPERIMENTS, make_cell
 from experiments.sweep.display import Display
 from experiments.sweep.folder import SweepFolder, Task, work
+from tests.fakes import quiet
 
 SMALL = Config(task="CartPole-v1", total_timesteps=768, n_points=2, eval_episodes=2)
-
-
-def quiet() -> Console:
-    return Console(file=StringIO())
 
 
 @pytest.fixture(scope="module")

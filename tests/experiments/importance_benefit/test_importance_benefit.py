@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from compress_env.networks.models import MODELS
 from experiments.common import studies
@@ -18,7 +16,7 @@ from experiments.common.run_folder import RunFolder
 from experiments.importance_benefit import importance_benefit
 from experiments.importance_benefit.importance_benefit import Config, run
 from experiments.importance_benefit.report import compare_with_uniform, format_report
-from tests.fakes import PlainNet, make_data
+from tests.fakes import PlainNet, make_data, quiet
 
 METHODS = ("uniform", "afie", "sbpf", "random", "q_critic_ppo")
 
@@ -28,10 +26,6 @@ def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the experiment's network and data be small ones."""
     monkeypatch.setitem(MODELS, "lenet5", lambda n, shape: PlainNet(n, shape[0], shape[1]))
     monkeypatch.setattr(studies, "load_data", lambda *_, **__: make_data())
-
-
-def quiet() -> Console:
-    return Console(file=StringIO())
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from compress_env.allocation import afie
 from compress_env.networks.models import MODELS
@@ -26,7 +24,7 @@ from experiments.importance_stability.report import (
     format_report,
     judge,
 )
-from tests.fakes import PlainNet, make_data
+from tests.fakes import PlainNet, make_data, quiet
 
 
 @pytest.fixture
@@ -34,10 +32,6 @@ def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the experiment's network and data be small ones."""
     monkeypatch.setitem(MODELS, "cnn4", lambda n, shape: PlainNet(n, shape[0], shape[1]))
     monkeypatch.setattr(studies, "load_data", lambda *_, **__: make_data())
-
-
-def quiet() -> Console:
-    return Console(file=StringIO())
 
 
 def small(out: Path) -> Config:

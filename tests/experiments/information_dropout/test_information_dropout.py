@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 
 from compress_env.networks.models import MODELS
@@ -27,7 +25,7 @@ from experiments.information_dropout.measures import (
     sample_noise,
 )
 from experiments.information_dropout.report import format_report
-from tests.fakes import PlainNet, make_data
+from tests.fakes import PlainNet, make_data, quiet
 
 
 @pytest.fixture
@@ -35,10 +33,6 @@ def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the experiment's network and data be small ones."""
     monkeypatch.setitem(MODELS, "lenet5", lambda n, shape: PlainNet(n, shape[0], shape[1]))
     monkeypatch.setattr(studies, "load_data", lambda *_, **__: make_data())
-
-
-def quiet() -> Console:
-    return Console(file=StringIO())
 
 
 def small(out: Path) -> Config:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from rich.console import Console
 
 from compress_env.data.bundle import DataBundle
 from compress_env.envs.pruning import PruningEnv, PruningMethod
@@ -30,7 +28,7 @@ from experiments.single_layer.single_layer import (
     prune_one_layer,
     run,
 )
-from tests.fakes import PlainNet, make_data, seeded
+from tests.fakes import PlainNet, make_data, quiet, seeded
 
 METHODS = Config().method
 
@@ -40,10 +38,6 @@ def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the experiment's network and data be small ones."""
     monkeypatch.setitem(MODELS, "cnn4", lambda n, shape: PlainNet(n, shape[0], shape[1]))
     monkeypatch.setattr(studies, "load_data", lambda *_, **__: make_data())
-
-
-def quiet() -> Console:
-    return Console(file=StringIO())
 
 
 def small(out: Path, methods: tuple[Method, ...] = METHODS) -> Config:

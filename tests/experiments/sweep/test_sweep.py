@@ -10,103 +10,29 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
-from experiments.common.run_folder import replacing
 from experiments.sweep import pools, sweep
-from experiments.sweep.cells import EXPERIMENTS, Cell, Experiment, make_cell, make_cells
-from experiments.sweep.display import Display, _n_common
+from experiments.sweep.cells import EXPERIMENTS, Cell, make_cells
 from experiments.sweep.folder import SweepFolder, Task, work
 from experiments.sweep.pools import LocalPool, Outcome
 from experiments.sweep.sweep import Config, run
-from experiments.trial import trial
-
-SMALL = ("--evaluations=1", "--finetune-steps=0", "--final-finetune-steps=1", "--no-onnx")
-
-
-@dataclass(frozen=True)
-class FakeConfig:
-    """An experiment of three steps, with a state after each, that comes to grief as `algo` says."""
-
-    algo: str = "well"
-    seed: int = 0
-    pause_s: float = 0.0
-    data_root: Path | None = None
-    out: Path | None = None
-    resume: Path | None = None
-
-    def check(self) -> None:
-        if self.algo not in ("well", "fails", "killed once", "killed always"):
-            raise ValueError(f"unknown algorithm {self.algo!r}")
-
-
-def run_fake(config: FakeConfig, console: Console) -> None:
-    folder = config.resume or config.out
-    assert folder is not None
-    if config.resume is None:
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(asdict(config), default=str))
-    settings = json.loads((folder / "config.json").read_text())
-    state = folder / "state" / "step"
-    first = int(state.read_text()) if state.exists() else 0
-    with witness(folder).open("a") as steps:
-        for step in range(first, 3):
-            steps.write(f"{step}\n")
-            steps.flush()
-            come_to_grief(settings["algo"], step, len(witness(folder).read_text().split()))
-            save(folder, state, step + 1)
-            console.print(f"step {step} is done")
-            time.sleep(settings["pause_s"])
-    with replacing(folder / "table.csv") as path:
-        path.write_text(f"network,error\nfirst,0.10\n{settings['algo']},{settings['seed']}.50\n")
-
-
-def witness(folder: Path) -> Path:
-    """File outside the run folder to which each step is written when it is begun."""
-    return folder.parents[1] / f"{folder.name}.steps"
-
-
-def save(folder: Path, state: Path, step: int) -> None:
-    state.parent.mkdir(exist_ok=True)
-    progress = {"label": "walking", "episode": step, "episodes": 3}
-    progress |= {"best_accuracy": 0.5, "cost": 0.25}
-    for path, text in ((state, str(step)), (folder / "progress.json", json.dumps(progress))):
-        with replacing(path) as temporary:
-            temporary.write_text(text)
-
-
-def come_to_grief(algo: str, step: int, n_begun: int) -> None:
-    if algo == "fails" and step == 1:
-        raise RuntimeError("no luck\nat all")
-    if algo == "killed always" or (algo == "killed once" and n_begun == 2):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-FAKE = Experiment(FakeConfig, run_fake, ("algo", "seed"))
-
-
-@pytest.fixture(autouse=True)
-def _fake_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(EXPERIMENTS, "fake", FAKE)
-
-
-def quiet() -> Console:
-    return Console(file=StringIO(), width=200)
-
-
-def events(folder: SweepFolder, name: str) -> list[str]:
-    return [record["event"] for record in folder.records(name)]
-
-
-def steps(folder: SweepFolder, name: str) -> list[int]:
-    return [int(step) for step in witness(folder.cell(name)).read_text().split()]
+from tests.experiments.sweep.fakes import (
+    FAKE,
+    SMALL,
+    FakeConfig,
+    events,
+    folder_of,
+    make_task,
+    steps,
+    witness,
+)
+from tests.fakes import quiet
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +46,6 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, list[Outcom
         patch.setitem(EXPERIMENTS, "fake", FAKE)
         failed = run(config, Console(file=text, width=200))
     return config, failed, text.getvalue()
-
-
-def folder_of(config: Config) -> SweepFolder:
-    assert config.out is not None
-    return SweepFolder(config.out.absolute())
 
 
 @pytest.mark.timeout(240)  # it may be the first to start processes
@@ -220,124 +141,6 @@ def test_stopped_sweep_goes_on_with_its_own_grid(tmp_path: Path) -> None:
         run(Config(resume=tmp_path), quiet())
 
 
-@pytest.fixture
-def strange(tmp_path: Path) -> Path:
-    """A sweep of one cell that has not been run, beside somebody's files."""
-    home = tmp_path / "home"
-    (home / ".ssh").mkdir(parents=True)
-    for path in (home / ".ssh" / "key", home / ".bashrc"):
-        path.write_text("keep")
-    folder, cells = SweepFolder(tmp_path / "sweep"), make_cells(("fake",), {}, ())
-    with folder.open(cells):
-        return folder.path
-
-
-def everything(path: Path) -> dict[Path, str]:
-    return {p: p.read_text() for p in path.rglob("*") if p.is_file() and not p.is_symlink()}
-
-
-@pytest.mark.parametrize(
-    "name", ["../../home", "../attempts", "/tmp/x", "..", ".", "", "a/b", ".ssh", "a\0b", "x" * 300]
-)
-def test_name_of_a_strangers_cell_leads_nowhere_else(name: str, strange: Path) -> None:
-    marker = strange / "sweep.json"
-    content = json.loads(marker.read_text())
-    (cell,) = content["cells"].values()
-    marker.write_text(json.dumps(content | {"cells": {name: cell}}))
-    before = everything(strange.parent)
-    with pytest.raises(ValueError, match=r"sweep\.json' is not of a sweep: .* is not a name"):
-        run(Config(resume=strange, jobs=1), quiet())
-    assert everything(strange.parent) == before
-
-
-@pytest.mark.parametrize("place", ["cells", "cells/{}", "attempts", "attempts/{}.log", "x"])
-def test_link_of_a_stranger_is_not_followed(place: str, strange: Path) -> None:
-    home = strange.parent / "home"
-    (name,) = json.loads((strange / "sweep.json").read_text())["cells"]
-    path = strange / place.format(name)
-    if path.is_dir():
-        path.rmdir()
-    path.symlink_to(home / ".bashrc" if place.endswith("log") else home)
-    before = everything(home)
-    with pytest.raises(ValueError, match="is a link that leads out of"):
-        run(Config(resume=strange, jobs=1), quiet())
-    assert everything(home) == before
-
-
-@pytest.mark.parametrize(
-    ("setting", "value", "message"),
-    [
-        ("resume", "../home", "out and resume are for the sweep to choose"),
-        ("out", "../home", "out and resume are for the sweep to choose"),
-        ("seed", "0", "seed must be a whole number, got '0'"),
-        ("seed", float("nan"), "seed must be a whole number, got nan"),
-        ("pause_s", None, "pause_s must be a finite number, got None"),
-        ("experiment", "evil", "unknown experiment 'evil'"),
-        ("experiment", ["fake"], r"unknown experiment \['fake'\]"),
-    ],
-)
-def test_setting_of_a_strangers_cell_is_refused(
-    setting: str, value: Any, message: str, strange: Path
-) -> None:
-    marker = strange / "sweep.json"
-    content = json.loads(marker.read_text())
-    ((name, cell),) = content["cells"].items()
-    marker.write_text(json.dumps(content | {"cells": {name: cell | {setting: value}}}))
-    with pytest.raises(ValueError, match=message) as caught:
-        run(Config(resume=strange, jobs=1), quiet())
-    assert "\n" not in str(caught.value) and name in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "[]",
-        '{"id": 3, "cells": {}}',
-        '{"id": "a", "cells": []}',
-        '{"id": "a"}',
-        '{"id": "a", "cells": {"b": 1}}',
-        '{"a":' * 100_000,
-    ],
-    ids=range(7),
-)
-def test_marker_of_something_else_is_refused_in_one_line(content: str, strange: Path) -> None:
-    (strange / "sweep.json").write_text(content)
-    with pytest.raises(ValueError, match=r"sweep\.json' is not of a sweep") as caught:
-        run(Config(resume=strange, jobs=1), quiet())
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
-
-
-def test_code_of_a_strangers_agent_is_not_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "foreign_agent.py").write_text("open('executed', 'w')\nclass A: predict = None\n")
-    monkeypatch.chdir(tmp_path)
-    folder = SweepFolder(tmp_path / "sweep")
-    cell = make_cell("trial", trial.Config(algo="foreign_agent:A"))
-    with folder.open([cell]):
-        pass
-    with pytest.raises(ValueError, match="is not finished, and goes on only with the command"):
-        run(Config(resume=folder.path, jobs=1), quiet())
-    assert not (tmp_path / "executed").exists() and "foreign_agent" not in sys.modules
-
-
-@pytest.mark.parametrize("line", ["[]", '{"event": 1}', "{", '{"event": "started", "node": "a"}'])
-def test_record_of_something_else_is_told_in_one_line(line: str, strange: Path) -> None:
-    folder = SweepFolder(strange)
-    (cell,) = folder.stored_cells()
-    (strange / "attempts" / f"{cell.name}.jsonl").write_text(f"{line}\n")
-    with pytest.raises(ValueError, match=r"\.jsonl', line 1"):
-        folder.records(cell.name)
-
-
-def make_task(folder: SweepFolder, **settings: Any) -> Task:
-    """Make the folder of a sweep of one cell, and its task."""
-    cell = make_cells(("fake",), {key: (value,) for key, value in settings.items()}, ())[0]
-    with folder.open([cell]) as sweep_id:
-        return Task(cell, FAKE, folder.path, sweep_id, 1)
-
-
 def test_cell_in_other_hands_is_waited_for_and_not_run_twice(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path)
     task = make_task(folder)
@@ -404,52 +207,6 @@ def test_folder_that_was_left_before_anything_was_in_it_is_begun(tmp_path: Path)
     assert (tmp_path / "out" / "sweep.csv").exists()
 
 
-def test_terminal_shows_a_line_for_each_running_cell(tmp_path: Path) -> None:
-    folder = SweepFolder(tmp_path)
-    task = make_task(folder)
-    name, text = task.cell.name, StringIO()
-    console = Console(file=text, width=150, height=20, force_terminal=True)
-    display = Display(console, folder, 2)
-    display.begin([name], 1)
-    with display.live:
-        with folder.lock(name):
-            folder.record(name, "started", "here", attempt=2, source="state")
-        folder.cell(name).mkdir()
-        save(folder.cell(name), folder.cell(name) / "state" / "step", 2)
-        display.follow([name])
-    shown = text.getvalue()
-    assert "1 of 2 cells were finished before" in shown
-    assert f"{name}: goes on from its saved state on here, attempt 2" in shown
-    assert "walking" in shown and "2/3" in shown and "best accuracy 0.5000" in shown
-
-
-def test_names_on_a_terminal_are_spared_what_they_share() -> None:
-    names = ["compress-lenet5-ppo-seed1", "compress-lenet5-ppo-seed2"]
-    assert [name[_n_common(names) :] for name in names] == ["seed1", "seed2"]
-    assert _n_common(names[:1]) == 0 and _n_common(["a-b", "c-b"]) == 0
-
-
-def test_pipe_is_told_now_and_then_how_far_all_cells_are(tmp_path: Path) -> None:
-    folder, now = SweepFolder(tmp_path), iter(range(0, 1000, 8))
-    name, text = make_task(folder).cell.name, StringIO()
-    display = Display(Console(file=text, width=150), folder, 3, clock=lambda: float(next(now)))
-    display.begin([name, "other"], 1)
-    with folder.lock(name):
-        folder.record(name, "started", "here", attempt=1, source="scratch")
-    display.follow([name])
-    display.follow([name])
-    display.end(Outcome("other", None), 2)
-    display.follow([name])
-    display.follow([name])
-    assert text.getvalue().splitlines() == [
-        "1 of 3 cells were finished before",
-        f"{name}: started on here",
-        "1 of 3 cells finished, 1 running",
-        "other: finished, 2 of 3",
-        "2 of 3 cells finished, 1 running, about 72 s left",
-    ]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -465,9 +222,9 @@ def test_pipe_is_told_now_and_then_how_far_all_cells_are(tmp_path: Path) -> None
         (["--", "--train-epochs", "x"], "options of compress: "),
         (["--algos", "ppo"], "--algos is called --algo now"),
         (["--", "--out", "here"], "the sweep itself chooses --out and --resume"),
-        (["--jobs", "0"], "jobs must be at least 1, got 0"),
+        (["--jobs", "0"], "jobs must be 1 or more, got 0"),
         (["--retries", "-1"], "retries must be 0 or more, got -1"),
-        (["--cpus-per-cell", "0"], "cpus_per_cell must be at least 1, got 0"),
+        (["--cpus-per-cell", "0"], "cpus_per_cell must be 1 or more, got 0"),
         (["--gpus-per-cell", "1"], "gpus_per_cell needs --ray"),
         (["--ray", "auto", "--jobs", "2"], "jobs is for this machine alone"),
         (["--ray", "auto"], r"--ray needs Ray: pip install 'compress-env\[ray\]'"),

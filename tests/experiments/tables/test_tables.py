@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments.common.drawing.intervals import mean_interval
 from experiments.tables import tables
-from experiments.tables.tables import mean_interval, read_runs, summarize
+from experiments.tables.tables import read_runs, summarize
 
 SETTINGS = {
     "model": "lenet5",

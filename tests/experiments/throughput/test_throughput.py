@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from rich.console import Console
 
 from experiments.common.run_folder import RunFolder
 from experiments.throughput.throughput import Config, Part, format_table, run, summarize_steps
 from experiments.throughput.timing import branching_episodes, new_episodes
+from tests.fakes import quiet
 
 ROOT = Path(__file__).parents[3]
-
-
-def quiet() -> Console:
-    return Console(file=StringIO())
 
 
 def test_times_every_step_of_every_method(tmp_path: Path) -> None:
@@ -121,38 +116,15 @@ def test_actors_are_timed_and_a_stopped_measurement_goes_on(
     assert all(row["steps"] == 8 and row["steps_per_s"] > 0 for row in results["actors"])
 
 
-@pytest.mark.slow
-def test_selection_is_timed_without_network_and_images(tmp_path: Path) -> None:
-    config = Config(
-        parts=("lasso",),
-        dataset="mnist",
-        data_root=tmp_path / "missing",
-        lasso_channels=(8, 16),
-        lasso_tolerances=(1e-4, 1e-8),
-        lasso_repetitions=2,
-        out=tmp_path / "out",
-    )
-    rows = pd.DataFrame(run(config, quiet())["lasso"])
-    assert len(rows) == 2 * 2 * 2
-    assert (rows["kept"] == rows["channels"] // 2).all()
-    assert rows["same"][rows["tolerance"] == 1e-8].all()
-    assert (rows[["reduction_ms", "path_ms", "gram_ms", "rows_ms"]] > 0).all(axis=None)
-    table = (tmp_path / "out" / "throughput.md").read_text()
-    assert "| C, tolerance | reduction | path | Gram | rows | Gram / path |" in table
-    assert table.count("| 16, 1e-08 |") == 1
-
-
 def test_no_steps_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="steps must be at least 1"):
+    with pytest.raises(ValueError, match="steps must be 1 or more"):
         run(Config(steps=0, out=tmp_path / "out"), quiet())
-    with pytest.raises(ValueError, match="episodes must be at least 2"):
+    with pytest.raises(ValueError, match="episodes must be 2 or more"):
         run(Config(episodes=1, out=tmp_path / "out"), quiet())
-    with pytest.raises(ValueError, match="lasso_repetitions must be at least 1"):
-        run(Config(parts=("lasso",), lasso_repetitions=0, out=tmp_path / "out"), quiet())
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("part", ["step", "store", "episodes", "actors", "lasso"])
+@pytest.mark.parametrize("part", ["step", "store", "episodes", "actors"])
 def test_published_tables_come_of_published_rows(part: Part) -> None:
     files = list((ROOT / "results").glob(f"throughput*/{part}.csv"))
     assert files

@@ -8,13 +8,11 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from rich.console import Console
 
 from experiments.search import entrants
 from experiments.search.hyperparameters import HYPERPARAMETERS
@@ -25,13 +23,9 @@ from experiments.tune import tune
 from experiments.tune.spaces import SPACES, contains
 from experiments.tune.study import Job, anytime_accuracy
 from experiments.tune.tune import Config, run
-from tests.fakes import TINY, tiny_tasks
+from tests.fakes import TINY, quiet, tiny_tasks
 
 Score = Callable[[Job, Mapping[str, Any], str, int], float]
-
-
-def quiet() -> Console:
-    return Console(file=StringIO(), width=200)
 
 
 def small(out: Path, **settings: Any) -> Config:

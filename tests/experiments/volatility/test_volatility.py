@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from experiments.trial import trials
 from experiments.volatility import volatility
@@ -25,14 +23,10 @@ from experiments.volatility.report import (
     summarize,
 )
 from experiments.volatility.volatility import OF_THE_BEST, Config, Search, measure_trials, run
-from tests.fakes import TINY, InProcessPool, tiny_tasks
+from tests.fakes import TINY, InProcessPool, quiet, tiny_tasks
 
 AGENTS = ("ddpg", "random")
 FLOPS = '{"reward": "flops", "flops_budget": null}'
-
-
-def quiet() -> Console:
-    return Console(file=StringIO(), width=200)
 
 
 def test_searches_are_run_measured_and_not_repeated(

@@ -21,7 +21,7 @@ from torch import nn
 
 from agents import QCriticPPO
 from tests.agents.fakes import TargetEnv
-from tests.agents.test_q_critic_ppo import make_agent, observations, parameters_of, vectorized
+from tests.agents.q_critic_ppo.fakes import make_agent, observations, parameters_of, vectorized
 
 NAMES = ("q_loss", "q_mean", "q_overestimation", "clip_fraction", "target_action_shift")
 

@@ -1,0 +1,41 @@
+"""Small jobs, and how they are left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.common.run_folder import RunFolder
+from experiments.compress.compress import Config, run
+from tests.fakes import quiet
+
+LENET: dict[str, Any] = {
+    "model": "lenet5",
+    "data": "digits",
+    "macs": 0.164,
+    "size": 0.03,
+}
+SMALL: dict[str, Any] = LENET | {
+    "algo": "q_critic_ppo",
+    "compare": ("uniform", "random"),
+    "evaluations": 3,
+    "finetune_steps": 2,
+    "final_finetune_steps": 5,
+    "onnx": False,
+}
+
+
+def stopped_run(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+    """Leave a run that was stopped after its first episode."""
+    with monkeypatch.context() as patch:
+        write = RunFolder.write_state
+
+        def write_and_stop(self: RunFolder, name: str, state: dict[str, Any]) -> None:
+            write(self, name, state)
+            raise KeyboardInterrupt
+
+        patch.setattr(RunFolder, "write_state", write_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(Config(out=folder, **SMALL | settings), quiet())
