@@ -129,3 +129,89 @@ register(
     entry_point="compress_env.envs.quantization:QuantizationEnv",
     kwargs=_DEEP_QUANTIZATION | {"model": "densenet_small", "size_budget": 0.118},
 )
+
+# The second version: other minibatches in every episode, so that no allocation wins by one order of
+# them, and little luck in each: few but large minibatches. The digits are as large as they are
+# stored, which pays for these, and more of them validate and test.
+_FAIR: dict[str, Any] = {
+    "finetune_at": "episode",
+    "reward": "err",
+    "reward_at": "episode",
+    "transition_noise": True,
+    "prior": "uniform",
+    "snapshot_bytes": 0,
+}
+_FAIR_PRUNING: dict[str, Any] = _FAIR | {
+    "method": "magnitude",
+    "finetune_steps": 2,
+    "finetune_config": {"batch_size": 256, "learning_rate": 0.04, "batch_norm_batches": 1},
+}
+_FAIR_QUANTIZATION: dict[str, Any] = _FAIR | {
+    "finetune_steps": 1,
+    "finetune_config": {"batch_size": 256, "learning_rate": 0.02, "batch_norm_batches": 1},
+}
+
+register(
+    id="compress_env/PruneLeNet5Digits-v1",
+    entry_point="compress_env.envs.pruning:PruningEnv",
+    kwargs=_FAIR_PRUNING | {"model": "lenet5", "data": "digits32", "flops_budget": 0.164},
+)
+register(
+    id="compress_env/QuantizeLeNet5Digits-v1",
+    entry_point="compress_env.envs.quantization:QuantizationEnv",
+    kwargs=_FAIR_QUANTIZATION | {"model": "lenet5", "data": "digits32", "size_budget": 0.045},
+)
+register(
+    id="compress_env/PruneLeNet5MNIST-v1",
+    entry_point="compress_env.envs.pruning:PruningEnv",
+    kwargs=_FAIR_PRUNING
+    | {"model": "lenet5", "data": "mnist", "flops_budget": 0.164, "finetune_steps": 8},
+)
+register(
+    id="compress_env/QuantizeLeNet5MNIST-v1",
+    entry_point="compress_env.envs.quantization:QuantizationEnv",
+    kwargs=_FAIR_QUANTIZATION | {"model": "lenet5", "data": "mnist", "size_budget": 0.045},
+)
+register(
+    id="compress_env/PruneVGG8Digits-v1",
+    entry_point="compress_env.envs.pruning:PruningEnv",
+    kwargs=_FAIR_PRUNING | {"model": "vgg8", "data": "digits8", "flops_budget": 0.2},
+)
+register(
+    id="compress_env/QuantizeVGG8Digits-v1",
+    entry_point="compress_env.envs.quantization:QuantizationEnv",
+    kwargs=_FAIR_QUANTIZATION | {"model": "vgg8", "data": "digits8", "size_budget": 0.045},
+)
+register(
+    id="compress_env/PruneResNet20Digits-v1",
+    entry_point="compress_env.envs.pruning:PruningEnv",
+    kwargs=_FAIR_PRUNING | {"model": "resnet20", "data": "digits8", "flops_budget": 0.25},
+)
+register(
+    id="compress_env/QuantizeResNet20Digits-v1",
+    entry_point="compress_env.envs.quantization:QuantizationEnv",
+    kwargs=_FAIR_QUANTIZATION | {"model": "resnet20", "data": "digits8", "size_budget": 0.046},
+)
+register(
+    id="compress_env/PruneMobileNetV2Digits-v1",
+    entry_point="compress_env.envs.pruning:PruningEnv",
+    kwargs=_FAIR_PRUNING
+    | {"model": "mobilenet_v2_narrow", "data": "digits8", "flops_budget": 0.45},
+)
+register(
+    id="compress_env/QuantizeMobileNetV2Digits-v1",
+    entry_point="compress_env.envs.quantization:QuantizationEnv",
+    kwargs=_FAIR_QUANTIZATION
+    | {"model": "mobilenet_v2_narrow", "data": "digits8", "size_budget": 0.1925},
+)
+register(
+    id="compress_env/PruneDenseNetDigits-v1",
+    entry_point="compress_env.envs.pruning:PruningEnv",
+    kwargs=_FAIR_PRUNING | {"model": "densenet_small", "data": "digits8", "flops_budget": 0.3},
+)
+register(
+    id="compress_env/QuantizeDenseNetDigits-v1",
+    entry_point="compress_env.envs.quantization:QuantizationEnv",
+    kwargs=_FAIR_QUANTIZATION
+    | {"model": "densenet_small", "data": "digits8", "size_budget": 0.118},
+)

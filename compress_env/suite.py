@@ -7,6 +7,7 @@ with (`compress_env/__init__.py`); its baseline is trained by the entry of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -15,7 +16,7 @@ from compress_env.envs.options import config_of
 from compress_env.networks.models import RECIPES
 from compress_env.task.task import FinetuneConfig
 
-__all__ = ["SUITE", "SuiteTask", "describe_suite"]
+__all__ = ["SUITE", "SUITE_V0", "SuiteTask", "describe_suite"]
 
 _DEFAULTS: dict[str, Any] = {
     "reward": "err",
@@ -36,26 +37,26 @@ class SuiteTask(NamedTuple):
     """What it is, in one line."""
 
 
-SUITE: tuple[SuiteTask, ...] = (
+SUITE_V0: tuple[SuiteTask, ...] = (
     SuiteTask(
         "compress_env/PruneLeNet5Digits-v0",
         4,
-        "LeNet-5 at 16.4 % of its multiply-accumulates; few decisions, a test of plumbing",
+        "few decisions, a test of plumbing",
     ),
     SuiteTask(
         "compress_env/QuantizeLeNet5Digits-v0",
         5,
-        "LeNet-5 at 10 % of its bytes; few decisions, a test of plumbing",
+        "few decisions, a test of plumbing",
     ),
     SuiteTask(
         "compress_env/PruneLeNet5MNIST-v0",
         4,
-        "LeNet-5 at 16.4 % of its multiply-accumulates, on MNIST",
+        "few decisions, many images",
     ),
     SuiteTask(
         "compress_env/QuantizeLeNet5MNIST-v0",
         5,
-        "LeNet-5 at 10 % of its bytes, on MNIST",
+        "few decisions, many images",
     ),
     SuiteTask(
         "compress_env/PruneVGG8Digits-v0",
@@ -98,18 +99,28 @@ SUITE: tuple[SuiteTask, ...] = (
         "every layer of three densely connected blocks",
     ),
 )
-"""The tasks: the small ones of LeNet-5, then deep networks on small images, the cheapest first."""
+"""The first version, with one order of the minibatches in each task: the first leaderboard's."""
+
+SUITE: tuple[SuiteTask, ...] = tuple(
+    task._replace(id=task.id.replace("-v0", "-v1")) for task in SUITE_V0
+)
+"""The tasks: the small ones of LeNet-5, then deep networks on small images, the cheapest first.
+
+Minibatches are drawn anew in every episode, and action 0 is the uniform allocation."""
 
 
-def describe_suite() -> list[dict[str, str]]:
-    """Return one row per task, in the order of `SUITE`, with all that is fixed in it.
+def describe_suite(tasks: Sequence[SuiteTask] = SUITE) -> list[dict[str, str]]:
+    """Return one row per task, in their order, with all that is fixed in it.
+
+    Args:
+        tasks: `SUITE` or `SUITE_V0`, or some of them.
 
     Returns:
         Rows with the columns `task` (the id without its namespace), `network`, `data`, `stage`,
         `decisions`, `budget`, `reward`, `fine-tuning` (minibatches x images in each, and when) and
         `recipe` (epochs of the baseline).
     """
-    return [_describe(task) for task in SUITE]
+    return [_describe(task) for task in tasks]
 
 
 def _describe(task: SuiteTask) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from compress_env.suite import SUITE, describe_suite
+from compress_env.suite import SUITE, SUITE_V0, describe_suite
 from experiments.benchmark import table as benchmark_table
 from experiments.benchmark.report import NOT_LEARNING, beats, format_leaderboard, verdicts
 from experiments.benchmark.table import (
@@ -35,6 +35,7 @@ from experiments.ppo_penalties.ppo_penalties import TABLES
 from experiments.ppo_penalties.report import Results, format_report
 from experiments.search.hyperparameters import HYPERPARAMETERS
 from experiments.single_layer.report import format_report as single_layer_report
+from experiments.suite.snr import better_half, snr_of, snr_row
 from experiments.tables.tables import read_runs, summarize
 from experiments.trial.trials import read_trials
 from experiments.volatility import report as volatility_report
@@ -148,10 +149,12 @@ def test_penalties_are_reported_as_they_were_measured(runs: str) -> None:
 
 
 def test_tables_of_the_suite_are_what_is_registered_and_as_measured() -> None:
-    described, page = describe_suite(), PAGES["suite.md"]
-    headings = (*described[0], "what it is")
-    lines = [(*row.values(), task.description) for row, task in zip(described, SUITE, strict=True)]
-    assert format_markdown(headings, lines) in page
+    page = PAGES["suite.md"]
+    for tasks in (SUITE, SUITE_V0):
+        described = describe_suite(tasks)
+        pairs = zip(described, tasks, strict=True)
+        lines = [(*row.values(), task.description) for row, task in pairs]
+        assert format_markdown((*described[0], "what it is"), lines) in page
     rows = (ROOT / "results" / "suite" / "suite.md").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 2 + 8
     for row in rows[2:]:
@@ -162,15 +165,26 @@ def test_tables_of_the_suite_are_what_is_registered_and_as_measured() -> None:
         assert float(cells[13]) < 0.6 and int(cells[14]) < 60
 
 
+def test_allocations_of_the_suite_differ_by_more_than_luck() -> None:
+    stored = pd.read_csv(ROOT / "results" / "suite" / "snr.csv")
+    for task, episodes in stored.groupby("task"):
+        assert "| " + " | ".join(snr_row(episodes)) + " |" in PAGES["suite.md"]
+        accuracy = episodes.pivot(index="allocation", columns="order", values="accuracy").to_numpy()
+        assert accuracy.shape == (24, 6)
+        if str(task).endswith("-v1"):
+            assert snr_of(accuracy).ratio >= 2.0
+            assert snr_of(better_half(accuracy)).ratio >= 1.0
+
+
 def test_leaderboard_is_that_of_the_stored_trials() -> None:
     folder = ROOT / "results" / "benchmark"
     text = (folder / "leaderboard.md").read_text(encoding="utf-8")
     blocks = [block for block in text.split("\n\n") if block.startswith("| agent | PruneLe")]
     accuracies, _, evaluations = (block.strip() for block in blocks)
     for table in (accuracies, evaluations):
-        assert table.count("-v0 |") == len(SUITE) and table in PAGES["leaderboard.md"]
+        assert table.count("-v0 |") == len(SUITE_V0) and table in PAGES["leaderboard.md"]
     known = read_best_known(folder / "best_known.csv")
-    assert known.keys() == {task.id for task in SUITE}
+    assert known.keys() == {task.id for task in SUITE_V0}
     shipped = read_best_known(BEST_KNOWN)
     assert all(shipped[task].best >= known[task].best for task in known)
     trials = benchmark_table.read_runs([folder])

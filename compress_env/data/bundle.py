@@ -73,8 +73,9 @@ def load_data(
         data_root: Directory with the files; for `folder`, the tree itself. By default the
             environment variable COMPRESS_ENV_DATA, or else a directory in the user's cache.
         download: Whether to download missing files.
-        size: Side of the images in pixels, for `digits` (default 32), `digits16` (default 16),
-            `imagenet` (default 224) and `folder` (default: as they are).
+        size: Side of the images in pixels, for `digits` and `digits32` (default 32), `digits16`
+            (default 16), `digits8` (default 8), `imagenet` (default 224) and `folder` (default: as
+            they are).
         n_calibration: Number of calibration images; all training images if there are fewer.
         seed: Seed of the splits.
 
@@ -93,8 +94,24 @@ def load_data(
     return DATASETS[name](DataRequest(root, download, size, n_calibration, seed))
 
 
-def _digits(name: str, own_size: int, request: DataRequest) -> DataBundle:
-    """scikit-learn's 1,797 handwritten digits, 8x8, enlarged; 60/20/20 % for the three sets."""
+def _digits(
+    name: str,
+    own_size: int,
+    request: DataRequest,
+    *,
+    held_out_percent: int = 20,
+    least_shift: int = 0,
+) -> DataBundle:
+    """scikit-learn's 1,797 handwritten digits, 8x8, enlarged; 60/20/20 % for the three sets.
+
+    Args:
+        name: Name of the bundle.
+        own_size: Side of the images in pixels unless the request has one.
+        request: What else is wanted.
+        held_out_percent: Part of the images that validates, and that tests.
+        least_shift: Training images are shifted by a sixteenth of their side, but by this many
+            pixels if that is more.
+    """
     size = own_size if request.size is None else request.size
     if size < 8:
         raise ValueError(f"the size of {name} must be at least 8, got {size}")
@@ -105,11 +122,11 @@ def _digits(name: str, own_size: int, request: DataRequest) -> DataBundle:
     images = torch.from_numpy(pixels / 16).float().reshape(-1, 1, 8, 8)
     images = torch.nn.functional.interpolate(images, (size, size), mode="bilinear")
     labels = torch.from_numpy(digits)
-    n_held_out = len(labels) // 5
+    n_held_out = len(labels) * held_out_percent // 100
     sizes = [len(labels) - 2 * n_held_out, n_held_out, n_held_out]
     splits = stratified_split(labels, sizes, request.seed)
     mean, std = float(images[splits[0]].mean()), float(images[splits[0]].std())
-    shift = RandomCropFlip(padding=size // 16, flip=False)
+    shift = RandomCropFlip(padding=max(least_shift, size // 16), flip=False)
     sources = [
         TensorSource(images[chosen], labels[chosen], mean=[mean], std=[std], augment=augment)
         for chosen, augment in zip(splits, (shift, None, None), strict=True)
@@ -120,6 +137,12 @@ def _digits(name: str, own_size: int, request: DataRequest) -> DataBundle:
 def _digits16(request: DataRequest) -> DataBundle:
     """`digits` at 16x16; 128 images calibrate, so that a step of pruning is cheap **(ours)**."""
     return _digits("digits16", 16, replace(request, n_calibration=min(128, request.n_calibration)))
+
+
+def _digits8(request: DataRequest) -> DataBundle:
+    """The digits in their own 8x8 pixels, 40/30/30 %; 128 images calibrate **(ours)**."""
+    few = replace(request, n_calibration=min(128, request.n_calibration))
+    return _digits("digits8", 8, few, held_out_percent=30, least_shift=1)
 
 
 def _imagenet(request: DataRequest) -> DataBundle:
@@ -242,6 +265,8 @@ def _lazy(dataset: Any, *, augmented: Any = None, augment: Augment | None = None
 DATASETS: dict[str, Callable[[DataRequest], DataBundle]] = {
     "digits": functools.partial(_digits, "digits", 32),
     "digits16": _digits16,
+    "digits8": _digits8,
+    "digits32": functools.partial(_digits, "digits32", 32, held_out_percent=30),
     "mnist": OfficialDataset(
         name="mnist",
         reader_name="MNIST",

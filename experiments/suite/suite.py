@@ -7,6 +7,12 @@ and validation images, and on validation images those of the network that unifor
 to and of the worst, the median and the best of some random episodes; CPU seconds of an episode, of
 one thread. Baselines that are not in the cache are trained first. `--train` also trains each task's
 baseline anew by its recipe, and adds the CPU seconds of that.
+
+    python -m experiments.suite --snr --out results/suite/snr.csv
+
+measures how far allocations are apart instead, against the luck of a minibatch order
+(`experiments.suite.snr`): episodes are kept in the file, and those found in it are not played
+again.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from statistics import median
 from time import process_time
 
@@ -27,7 +34,7 @@ from compress_env.data.bundle import load_data
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.names import check_name
 from compress_env.networks.models import RECIPES, build_model, train_by_recipe
-from compress_env.suite import SUITE, describe_suite
+from compress_env.suite import SUITE, SUITE_V0, describe_suite
 from experiments.common.checks import check_lowest
 from experiments.common.cli.command import run_command
 from experiments.common.cli.say import say
@@ -35,6 +42,7 @@ from experiments.compress.report import format_markdown
 from experiments.search.names import short_name, task_id
 from experiments.search.playing import play
 from experiments.search.uniform import uniform_policy
+from experiments.suite.snr import COLUMNS, read_or_measure, snr_row
 
 __all__ = ["Config", "measure_task", "run"]
 
@@ -53,6 +61,14 @@ class Config:
     """Seed of the random episodes."""
     train: bool = False
     """Whether to train the baselines anew, to measure what that takes."""
+    snr: bool = False
+    """Whether to measure how far allocations are apart, and nothing else."""
+    allocations: int = 24
+    """Allocations of each task, for that."""
+    orders: int = 6
+    """Minibatch orders of each allocation."""
+    out: Path | None = None
+    """A CSV file of the episodes."""
 
 
 def run(config: Config, console: Console) -> list[tuple[str, ...]]:
@@ -62,11 +78,14 @@ def run(config: Config, console: Console) -> list[tuple[str, ...]]:
         ValueError: If a task is unknown or there is no random episode.
     """
     check_lowest(config, 1, "episodes")
-    described = {row["task"]: row for row in describe_suite()}
+    check_lowest(config, 2, "allocations", "orders")
+    described = {row["task"]: row for row in describe_suite((*SUITE, *SUITE_V0))}
     names = [short_name(name) for name in config.task]
     for name in names:
         check_name("task", name, described)
     torch.set_num_threads(1)
+    if config.snr:
+        return _run_snr(config, names, console)
     rows = []
     for name in names:
         say(console, f"{name}: {config.episodes} random episodes")
@@ -80,6 +99,17 @@ def run(config: Config, console: Console) -> list[tuple[str, ...]]:
     if config.train:
         headings = (*headings, "s / training")
     say(console, format_markdown(headings, rows))
+    return rows
+
+
+def _run_snr(config: Config, names: list[str], console: Console) -> list[tuple[str, ...]]:
+    rows = []
+    for name in names:
+        say(console, f"{name}: {config.allocations} allocations x {config.orders} orders")
+        episodes = read_or_measure(config.out, task_id(name), config.allocations, config.orders)
+        rows.append(snr_row(episodes))
+        say(console, " ".join(rows[-1]))
+    say(console, format_markdown(COLUMNS, rows))
     return rows
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from functools import cache
 from typing import Any
@@ -18,27 +20,31 @@ from compress_env.data.bundle import DataBundle, load_data
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.networks.models import RECIPES, build_model
 from compress_env.pruning.graph.surgery import find_walk
-from compress_env.suite import SUITE, describe_suite
+from compress_env.suite import SUITE, SUITE_V0, describe_suite
 from compress_env.task.layers import layer_table
 from tests.fakes import seeded
 
 NAMED = sorted(i for i in gym.registry if i.startswith("compress_env/") and gym.spec(i).kwargs)
-VGG8 = ["compress_env/PruneVGG8Digits-v0", "compress_env/QuantizeVGG8Digits-v0"]
+TASKS = (*SUITE_V0, *SUITE)
+VGG8 = [f"compress_env/{stage}VGG8Digits-v1" for stage in ("Prune", "Quantize")]
+SIDES = {"digits8": 8, "digits16": 16}
+FIRST_VERSION = "c2d9fafbd9af6dabfb7302e21dbe2e2c30f567a82147f8ebefa0a4d995889650"
+"""Of the keywords that the first version's ids are registered with, as JSON."""
 
 
 @cache
 def data() -> DataBundle:
-    return load_data("digits16")
+    return load_data("digits8")
 
 
 def untrained(name: str) -> nn.Module:
-    return seeded(lambda: build_model(name, 10, (1, 16, 16)))
+    return seeded(lambda: build_model(name, 10, (1, 8, 8)))
 
 
 def walk(id: str) -> list[str]:
     """Return the layers that a task decides, without its environment."""
     kwargs = gym.spec(id).kwargs
-    shape = (1, 16, 16) if kwargs["data"] == "digits16" else (1, 32, 32)
+    shape = (1, *[SIDES.get(kwargs["data"], 32)] * 2)
     model, image = build_model(kwargs["model"], 10, shape), torch.zeros(1, *shape)
     if "size_budget" in kwargs:
         return [layer.name for layer in layer_table(model, image)]
@@ -46,10 +52,10 @@ def walk(id: str) -> list[str]:
 
 
 def test_suite_is_every_named_task() -> None:
-    assert sorted(task.id for task in SUITE) == NAMED
+    assert sorted(task.id for task in TASKS) == NAMED
 
 
-@pytest.mark.parametrize("task", SUITE, ids=lambda task: task.id.partition("/")[2])
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.id.partition("/")[2])
 def test_decisions_are_those_of_the_network(task: Any) -> None:
     assert task.n_decisions == len(walk(task.id))
 
@@ -57,7 +63,7 @@ def test_decisions_are_those_of_the_network(task: Any) -> None:
 def test_everything_is_fixed_in_a_deep_task() -> None:
     fixed = {"model", "data", "finetune_steps", "finetune_config", "reward", "reward_at"}
     fixed |= {"finetune_at"}
-    for task in SUITE[4:]:
+    for task in (*SUITE_V0[4:], *SUITE):
         kwargs = gym.spec(task.id).kwargs
         assert fixed < set(kwargs)
         assert kwargs["reward_at"] == "episode"
@@ -66,8 +72,8 @@ def test_everything_is_fixed_in_a_deep_task() -> None:
 
 
 def test_table_says_what_the_ids_are_registered_with() -> None:
-    rows = describe_suite()
-    assert [row["task"] for row in rows] == [task.id.partition("/")[2] for task in SUITE]
+    rows = describe_suite(SUITE_V0)
+    assert [row["task"] for row in rows] == [task.id.partition("/")[2] for task in SUITE_V0]
     assert rows[1] == {
         "task": "QuantizeLeNet5Digits-v0",
         "network": "lenet5",
@@ -80,9 +86,26 @@ def test_table_says_what_the_ids_are_registered_with() -> None:
         "recipe": "30 epochs",
     }
     assert {row["reward"] for row in rows[4:]} == {"err, each episode"}
+    assert [row["task"] for row in describe_suite()] == [
+        row["task"].replace("-v0", "-v1") for row in rows
+    ]
 
 
-@pytest.mark.parametrize("task", SUITE, ids=lambda task: task.id.partition("/")[2])
+def test_first_version_is_registered_as_it_always_was() -> None:
+    kwargs = {task.id: gym.spec(task.id).kwargs for task in SUITE_V0}
+    text = json.dumps(kwargs, sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest() == FIRST_VERSION
+
+
+def test_second_version_has_other_minibatches_in_each_episode_and_the_uniform_prior() -> None:
+    for task in SUITE:
+        kwargs = gym.spec(task.id).kwargs
+        assert kwargs["transition_noise"] is True
+        assert kwargs["prior"] == "uniform"
+        assert "seed" not in kwargs
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.id.partition("/")[2])
 def test_ids_are_registered_with_plain_values(task: Any) -> None:
     spec = gym.spec(task.id)
     assert gym.envs.registration.EnvSpec.from_json(spec.to_json()).kwargs == spec.kwargs

@@ -12,10 +12,11 @@ import torch
 import torchvision
 from torch import Tensor
 
-from compress_env.data import bundle as data_module
 from compress_env.data import official
 from compress_env.data.bundle import (
     DATASETS,
+    RandomCropFlip,
+    TensorSource,
     cache_dir,
     load_data,
 )
@@ -41,6 +42,23 @@ def test_digits16_are_the_digits_at_16x16() -> None:
     assert set_sizes(named) == (1079, 128, 359, 359)
     for split in ("train", "validation", "test"):
         assert torch.equal(read_all(getattr(named, split))[0], read_all(getattr(sized, split))[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "n_calibration", "shift"),
+    [("digits8", 8, 128, 1), ("digits32", 32, 512, 2)],
+    ids=["digits8", "digits32"],
+)
+def test_more_digits_validate_and_test(
+    name: str, side: int, n_calibration: int, shift: int
+) -> None:
+    bundle = load_data(name)
+    assert (bundle.name, bundle.image_shape) == (name, (1, side, side))
+    assert set_sizes(bundle) == (719, n_calibration, 539, 539)
+    train, validation, test = map(image_set, (bundle.train, bundle.validation, bundle.test))
+    assert not (train & validation or train & test or validation & test)
+    assert isinstance(bundle.train, TensorSource)
+    assert bundle.train._preprocess.augment == RandomCropFlip(padding=shift, flip=False)
 
 
 def test_digits_splits_follow_the_seed() -> None:

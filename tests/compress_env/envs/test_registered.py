@@ -20,7 +20,7 @@ from compress_env.envs.pruning import PruningEnv
 from tests.fakes import DATA_ROOT, PlainNet, make_data, seeded
 
 IDS = sorted(name for name in gym.registry if name.startswith("compress_env/"))
-DEEP = [name for name in IDS if gym.spec(name).kwargs.get("data") == "digits16"]
+DEEP = [name for name in IDS if gym.spec(name).kwargs.get("data") in ("digits8", "digits16")]
 HAS_MNIST = (DATA_ROOT / "MNIST" / "raw").is_dir()
 
 
@@ -52,19 +52,31 @@ def n_layers(env: gym.Env[Any, Any]) -> int:
 def test_the_expected_ids_are_registered() -> None:
     assert [name.removeprefix("compress_env/") for name in IDS] == [
         "PruneDenseNetDigits-v0",
+        "PruneDenseNetDigits-v1",
         "PruneLeNet5Digits-v0",
+        "PruneLeNet5Digits-v1",
         "PruneLeNet5MNIST-v0",
+        "PruneLeNet5MNIST-v1",
         "PruneMobileNetV2Digits-v0",
+        "PruneMobileNetV2Digits-v1",
         "PruneResNet20Digits-v0",
+        "PruneResNet20Digits-v1",
         "PruneVGG8Digits-v0",
+        "PruneVGG8Digits-v1",
         "Pruning-v0",
         "Quantization-v0",
         "QuantizeDenseNetDigits-v0",
+        "QuantizeDenseNetDigits-v1",
         "QuantizeLeNet5Digits-v0",
+        "QuantizeLeNet5Digits-v1",
         "QuantizeLeNet5MNIST-v0",
+        "QuantizeLeNet5MNIST-v1",
         "QuantizeMobileNetV2Digits-v0",
+        "QuantizeMobileNetV2Digits-v1",
         "QuantizeResNet20Digits-v0",
+        "QuantizeResNet20Digits-v1",
         "QuantizeVGG8Digits-v0",
+        "QuantizeVGG8Digits-v1",
     ]
 
 

@@ -25,5 +25,5 @@ def test_a_row_has_what_is_fixed_and_what_is_measured(monkeypatch: pytest.Monkey
 
 
 def test_unknown_task_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown task 'x'; valid: PruneLeNet5Digits-v0, "):
+    with pytest.raises(ValueError, match="unknown task 'x'; valid: PruneLeNet5Digits-v1, "):
         run(Config(("x",)), Console(file=StringIO()))
