@@ -15,7 +15,6 @@ from compress_env.envs.base import LayerState, LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import SCALES, QuantizationEnv
 from compress_env.envs.stage import Action, Observation
-
 from compress_env.seeding import derive_generator
 from compress_env.task.layers import layer_at
 
@@ -69,7 +68,7 @@ _CURVES: WeakKeyDictionary[LayerwiseCompressionEnv, NDArray[np.float32]] = WeakK
 
 
 class LayerContext(gym.ObservationWrapper[Observation, Action, Observation]):
-    """Adds to a `LayerState` what the layer has learned, and what decisions have come to **(ours)**.
+    """Adds to a `LayerState` what a layer has learned and what decisions have come to **(ours)**.
 
     The nine entries of the environment come first, as they are. All are float32 in [0, 1] and
     follow from the environment's own state, so that an episode that goes on elsewhere, or again, is
@@ -207,9 +206,7 @@ def _fisher(env: PruningEnv) -> list[NDArray[np.float64]]:
     n_batches = -(-N_IMAGES // env.task.config.batch_size)
     batches = env.task.train_batches(n_batches, derive_generator(env.task_seed, *_GRADIENTS))
     try:
-        return fisher_scores(
-            gate_gradients(env.task.model, env.plan.decisions, batches, N_IMAGES)
-        )
+        return fisher_scores(gate_gradients(env.task.model, env.plan.decisions, batches, N_IMAGES))
     except (FloatingPointError, RuntimeError, ValueError):
         return [np.ones(decision.n_channels) for decision in env.plan.decisions]
 
@@ -227,8 +224,6 @@ def _errors(env: LayerwiseCompressionEnv) -> NDArray[np.float64]:
 def _stage_of(env: gym.Env[Any, Any]) -> LayerwiseCompressionEnv:
     stage = env.unwrapped
     if not isinstance(stage, tuple(CONTEXTS)):
-        raise TypeError(
-            f"expected a PruningEnv or a QuantizationEnv, got a {type(stage).__name__}"
-        )
+        raise TypeError(f"expected a PruningEnv or a QuantizationEnv, got a {type(stage).__name__}")
     assert isinstance(stage, LayerwiseCompressionEnv)
     return stage

@@ -20,7 +20,6 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated
 
-import gymnasium as gym
 import pandas as pd
 import tyro
 from rich.console import Console
@@ -43,7 +42,8 @@ from experiments.common.cli.command import ending_in_one_line
 from experiments.common.cli.parsing import parse_command
 from experiments.common.cli.say import say
 from experiments.common.drawing.outputs import write_outputs
-from experiments.search.entrants import ACCEPTED, PRUNING_ONLY
+from experiments.search.entrants import ACCEPTED, PRUNING_ONLY, can_act, check_stage
+from experiments.search.names import full_name
 from experiments.sweep.cells import Cell, make_cell
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.pools import Outcome
@@ -54,7 +54,6 @@ __all__ = ["BestConfig", "Config", "TableConfig", "find_best", "main", "make_tab
 
 NO_BITS = f"{' and '.join(PRUNING_ONLY)} are not run on tasks of quantization."
 KNOWN_COPY = "best_known.csv"
-QUANTIZATION = gym.spec("compress_env/Quantization-v0").entry_point
 
 
 @dataclass(frozen=True)
@@ -96,17 +95,11 @@ class Config:
             for algo in self.algo
             for seed in self.seeds
         ]
-        played = [trial for trial in trials if _can_play(trial)]
+        played = [trial for trial in trials if can_act(trial.algo, trial.task)]
         for algo in dict.fromkeys(self.algo):
             if algo not in {trial.algo for trial in played}:
-                raise ValueError(f"{algo} chooses pruning rates, and no task asks for them")
+                check_stage(algo, full_name(tasks[0]))
         return played
-
-
-def _can_play(trial: Trial) -> bool:
-    """Tell whether an agent has what a task asks for; an unknown task is found out later."""
-    spec = gym.registry.get(trial.task)
-    return trial.algo not in PRUNING_ONLY or spec is None or spec.entry_point != QUANTIZATION
 
 
 @dataclass(frozen=True)

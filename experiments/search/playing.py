@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
@@ -124,20 +125,21 @@ class UnfinishedEpisode:
         )
 
 
-def play(env: LayerwiseCompressionEnv, policy: PolicyPredictor) -> Episode:
+def play(env: gym.Env[Any, Any], policy: PolicyPredictor) -> Episode:
     """Let a policy act for one episode; the environment then holds its network.
 
     Args:
-        env: The environment.
+        env: The environment, or a wrapper that adds to its observations.
         policy: Asked for its deterministic actions, on batches of one observation.
     """
     start, now, ended = perf_counter(), UnfinishedEpisode(), False
     observation, before = env.reset()
+    value_name = env.get_wrapper_attr("value_name")
     while not ended:
         batch, _ = policy.predict(observation[None], deterministic=True)
         action = np.asarray(batch, np.float32)[0]
         observation, _, ended, _, info = env.step(action)
-        now.note(float(action[0]), info, env.value_name)
+        now.note(float(action[0]), info, value_name)
     n_evaluations = info["n_evaluations"] - before["n_evaluations"]
     seconds = perf_counter() - start
     return now.finished(info, index=0, n_evaluations=n_evaluations, seconds=seconds)

@@ -42,7 +42,15 @@ from experiments.common.inputs import data_digest, file_digest, network_digest
 from experiments.common.run_folder import RunFolder
 from experiments.common.stored import typed
 from experiments.search.algorithms import Learner, make_agent
-from experiments.search.entrants import ACCEPTED, SINGLE, check_agent, goes_on
+from experiments.search.entrants import (
+    ACCEPTED,
+    SINGLE,
+    check_agent,
+    check_stage,
+    env_options,
+    goes_on,
+    wrap,
+)
 from experiments.search.episodes import EpisodeLog, best_episode, is_over, run_policy
 from experiments.search.foreign import blaming, source_of
 from experiments.search.hyperparameters import check_settings, stored_settings
@@ -102,7 +110,7 @@ class Config:
             ImportError: If the agent's module, or a package that it needs, cannot be imported.
         """
         check_agent(self.algo)
-        task_id(self.task, others=True)
+        check_stage(self.algo, task_id(self.task, others=True))
         check_lowest(self, 0, "seed")
         for name in ("evaluations", "episodes"):
             if getattr(self, name) is not None:
@@ -138,7 +146,7 @@ def make_task(config: Config, **options: Any) -> LayerwiseCompressionEnv:
         ValueError: If there is no such task, or it does not take the arguments.
         FileNotFoundError: If data are not there.
     """
-    given = read_object(config, "env_kwargs") | options
+    given = read_object(config, "env_kwargs") | env_options(config.algo) | options
     if config.data_root is not None:
         given["data_root"] = config.data_root
     try:
@@ -166,6 +174,7 @@ class Trial:
         self.config = config
         self.folder = folder
         self.env = make_task(config, **({} if config.store is None else {"store": config.store}))
+        self.observed = wrap(config.algo, self.env)
         self._hold_to_inputs()
         n_layers = len(self.env.walk)
         per_episode = n_layers if self.env.reward_at == "layer" else 1
@@ -217,7 +226,7 @@ class Trial:
             if not goes_on(name) and is_over(log.episodes, *limits):
                 raise _SearchOver
 
-        log = EpisodeLog(DummyVecEnv([lambda: self.env]), advance)
+        log = EpisodeLog(DummyVecEnv([lambda: self.observed]), advance)
         search = ResumableSearch(STATE, log, self.folder)
         agent = make_agent(
             name,
@@ -253,7 +262,7 @@ class Trial:
         self, agent: PolicyPredictor, watch: OverestimationCallback | None
     ) -> dict[str, Any]:
         """Return what the agent does without exploration, in plain Python values."""
-        episode = play(self.env, agent)
+        episode = play(self.observed, agent)
         return {
             "reward": episode.reward,
             "accuracy": math.nan if episode.accuracy is None else episode.accuracy,

@@ -563,7 +563,7 @@ def test_best_known_is_written_to_another_file(ran: Config, tmp_path: Path) -> N
         ({"seeds": ()}, "expected seeds that differ"),
         (
             {"algo": ("ppo", "sbpf"), "task": ("compress_env/QuantizeVGG8Digits-v0",)},
-            "sbpf chooses pruning rates, and no task asks for them",
+            "sbpf chooses pruning rates, .*QuantizeVGG8Digits-v0 asks for bits",
         ),
         ({"evaluations": 0}, "evaluations must be 1 or more, got 0"),
         ({"jobs": 0}, "jobs must be 1 or more, got 0"),
@@ -589,6 +589,14 @@ def test_task_that_is_not_there_is_told_in_one_line(
     with pytest.raises(SystemExit, match=r"^error: unknown task 'None-v0'.* valid: "):
         benchmark.main()
     assert not (tmp_path / "out").exists()
+
+
+def test_agents_around_a_rule_are_run_where_it_is_of_use() -> None:
+    trials = Config(algo=("ppo+l1", "random+relative_error", "tpe+uniform"), seeds=(0,)).trials()
+    played = {t.algo: {u.task for u in trials if u.algo == t.algo} for t in trials}
+    assert {task.partition("/")[2][:5] for task in played["ppo+l1"]} == {"Prune"}
+    assert {task.partition("/")[2][:8] for task in played["random+relative_error"]} == {"Quantize"}
+    assert played["tpe+uniform"] == {task.id for task in SUITE}
 
 
 def test_agents_that_know_nothing_of_bits_are_run_on_pruning_alone() -> None:
