@@ -74,6 +74,8 @@ class LayerContext(gym.ObservationWrapper[Observation, Action, Observation]):
     follow from the environment's own state, so that an episode that goes on elsewhere, or again, is
     observed alike; agents that look at the nine work as before.
 
+    ## Added to the observation
+
     | Num | Name | Min | Max | Meaning |
     | --- | --- | --- | --- | --- |
     | 9 | `prior` | 0 | 1 | value of action 0: pruning rate, or bits divided by 8 |
@@ -108,18 +110,19 @@ class LayerContext(gym.ObservationWrapper[Observation, Action, Observation]):
     These curves are of the network before compression. They are computed once for an environment,
     in seconds, and ask for no score; where a network has no gradients, all channels count alike.
     With `reward_at="layer"` the network is scored once, for what the first decision loses.
-
-    Args:
-        env: A pruning or quantization environment, with or without wrappers that leave its
-            observation as it is.
-
-    Raises:
-        TypeError: If it is of neither stage.
-        ValueError: If a wrapper has changed the observation.
     """
 
     def __init__(self, env: gym.Env[Observation, Action]) -> None:
-        """Look at the network, unless that was done before."""
+        """Look at the network, unless that was done before.
+
+        Args:
+            env: A pruning or quantization environment, with or without wrappers that leave its
+                observation as it is.
+
+        Raises:
+            TypeError: If it is of neither stage.
+            ValueError: If a wrapper has changed the observation.
+        """
         super().__init__(env)
         self.stage = _stage_of(env)
         n_own = len(LayerState._fields)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from experiments.benchmark.table import OPPONENTS, Reference
 from experiments.common.drawing.intervals import Interval, format_mean
 from experiments.compress.report import format_markdown
-from experiments.search.entrants import SINGLE
+from experiments.search.entrants import SINGLE, agent_of
 from experiments.search.names import short_name
 from experiments.tables.tables import mean_interval
 from experiments.trial.trials import TOLERANCE
@@ -71,7 +71,7 @@ def _capitalize(text: str) -> str:
 
 def _verdict(trials: pd.DataFrame) -> str:
     agents = list(dict.fromkeys(trials["agent"]))
-    learners = [agent for agent in agents if agent not in NOT_LEARNING]
+    learners = [agent for agent in agents if agent_of(agent) not in NOT_LEARNING]
     missing = [name for key, name in OPPONENTS.items() if key not in agents]
     if missing:
         return f"no verdict without {' and '.join(missing)}."

@@ -39,7 +39,7 @@ from experiments.benchmark.table import (
 from experiments.common.cli.parsing import parse_command
 from experiments.common.cli.say import say
 from experiments.common.stored import parse, read_table
-from experiments.search.entrants import SINGLE
+from experiments.search.entrants import SINGLE, rule_of
 from experiments.search.names import task_id
 from experiments.search.playing import play_actions
 from experiments.sweep.cells import Cell
@@ -103,10 +103,14 @@ def verify(config: Config, console: Console) -> list[str]:
     found = []
     for task in dict.fromkeys(chosen["task"]):
         rows = chosen[chosen["task"] == task]
-        env = _make_task(config, task)
+        envs: dict[str | None, LayerwiseCompressionEnv] = {}  # actions are about an agent's rule
         if config.recipes and _has_another_network(config, task):
             say(console, f"{task}: the network is not the one that is trained here")
         for row in rows.to_dict("records"):
+            agent = str(row["agent"])
+            if rule_of(agent) not in envs:
+                envs[rule_of(agent)] = _make_task(config, task, agent)
+            env = envs[rule_of(agent)]
             lines = [*_replay(env, row, config.tolerance), *_check_files(config.run, env, row)]
             found += [f"{Path(row['cell']).name}: {line}" for line in lines]
         say(console, f"{task}: {len(rows)} trials replayed")
@@ -126,11 +130,11 @@ def _compare_data_roots(config: Config, cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def _make_task(config: Config, task: str) -> LayerwiseCompressionEnv:
-    """Make a task, with the verifier's own data, from the network of the folder."""
+def _make_task(config: Config, task: str, agent: str) -> LayerwiseCompressionEnv:
+    """Make a task for an agent, with the verifier's own data, from the network of the folder."""
     network = network_path(config.run, task)
     options = {} if network is None else {"checkpoint": network}
-    return make_task(Trial(task=task, data_root=config.data_root), **options)
+    return make_task(Trial(agent, task, data_root=config.data_root), **options)
 
 
 def _has_another_network(config: Config, task: str) -> bool:

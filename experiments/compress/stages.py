@@ -190,7 +190,8 @@ class Job:
             "seed": config.seed,
             "store": config.store or (shared if config.n_envs > 1 else "memory"),
         }
-        return options if stage is None else {**options, **env_options(config.searcher, stage)}
+        prior = None if stage is None else env_options(config.searcher, stage).get("prior")
+        return options if prior is None else {**options, "prior": prior}
 
     @property
     def has_objects(self) -> bool:

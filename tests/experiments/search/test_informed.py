@@ -54,8 +54,8 @@ def searched(name: str, n_episodes: int, task: str = TINY[0]) -> tuple[EpisodeLo
     log = EpisodeLog(DummyVecEnv([lambda: observed]))
     n_steps = n_episodes * len(env.walk)
     agent = make_agent(name, env, log, n_steps=n_steps, seed=0, settings={})
-    learn = run_policy if agent_of(name) == "random" else run_learner
-    learn(agent, log, n_episodes=n_episodes)  # type: ignore[arg-type]
+    learn: Any = run_policy if agent_of(name) == "random" else run_learner
+    learn(agent, log, n_episodes=n_episodes)
     return log, agent
 
 
