@@ -212,13 +212,18 @@ def wrap(name: str, env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     return env if is_blind or rule_of(name) is None else LayerContext(env)
 
 
-def check_algorithm(name: str) -> None:
+def check_algorithm(name: str, *, takes_rule: bool = True) -> None:
     """Check the name of an agent that needs no other package.
+
+    Args:
+        name: The name.
+        takes_rule: Whether it may be followed by that of a rule.
 
     Raises:
         ValueError: If no such agent has it.
     """
-    check_name("algorithm", agent_of(name), (*LEARNERS, *POLICIES))
+    agent = agent_of(name) if takes_rule else name
+    check_name("algorithm", agent, (*LEARNERS, *POLICIES))
     _check_rule(name)
 
 

@@ -93,6 +93,14 @@ def test_wrong_names_are_told_in_one_line(name: str, message: str) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_where_no_rule_is_applied_none_is_taken() -> None:
+    check_algorithm("ppo", takes_rule=False)
+    with pytest.raises(
+        ValueError, match=r"unknown algorithm 'ppo\+l1', did"
+    ):
+        check_algorithm("ppo+l1", takes_rule=False)
+
+
 def test_rule_of_the_other_stage_is_told_in_one_line() -> None:
     assert can_act("ppo+l1", TINY[0]) and not can_act("ppo+l1", TINY[1])
     assert can_act("ppo+l1", "CartPole-v1") and can_act("ppo", TINY[1])
