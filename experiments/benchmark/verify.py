@@ -45,8 +45,9 @@ from experiments.search.playing import play_actions
 from experiments.sweep.cells import Cell
 from experiments.sweep.folder import SweepFolder
 from experiments.trial.networks import network_path, stored_digest, weights_digest
+from experiments.trial.table import columns_of_best
 from experiments.trial.trial import Config as Trial
-from experiments.trial.trial import columns_of_best, make_task
+from experiments.trial.trial import make_task
 from experiments.trial.trials import NUMBERS
 
 __all__ = ["Config", "main", "verify"]

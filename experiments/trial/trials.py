@@ -23,8 +23,9 @@ from experiments.sweep.folder import SweepFolder
 from experiments.sweep.pools import LocalPool, Outcome
 from experiments.trial import networks
 from experiments.trial.networks import stored_digest, weights_digest
-from experiments.trial.trial import OF_BEST, make_task
+from experiments.trial.table import OF_BEST
 from experiments.trial.trial import Config as Trial
+from experiments.trial.trial import make_task
 
 __all__ = [
     "NUMBERS",
