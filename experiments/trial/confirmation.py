@@ -6,6 +6,7 @@ itself. The test images are used here alone.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -140,6 +141,8 @@ def _confirm(
         found = {order: reruns.run(nominee, order, with_test=True) for order in ORDERS}
         columns |= confirmed_columns(budget, found.values())
         columns[f"confirmed_actions_{budget}"] = format_actions(nominee.actions)
+        values = dict(zip(layers, nominee.values, strict=True))
+        columns[f"confirmed_values_{budget}"] = json.dumps(values)
         rows += [_row(budget, nominee, order, rerun, layers) for order, rerun in found.items()]
     best = max(episode.accuracy for episode in episodes if episode.accuracy is not None)
     return columns | {"luck": best - columns[f"confirmed_validation_{max(nominees)}"]}, rows

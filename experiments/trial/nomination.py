@@ -69,7 +69,8 @@ class Nomination(NamedTuple):
     nominee: Candidate
     """Best mean over its fresh runs."""
     runs: tuple[dict[str, Any], ...]
-    """Rows: `round`, `source`, `noise_seed`, `validation`, `actions` and `seconds` of each fresh run."""
+    """Rows, one for each fresh run: `round`, `source`, `noise_seed`, `validation`, `actions` and
+    `seconds`."""
 
 
 def budgets_of(evaluations: int) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -52,8 +52,10 @@ class Reruns:
         state = folder.read_state(STATE)
         if state is not None:
             with folder.using(STATE):
-                for values, order, rerun in state["reruns"]:
-                    self._done[tuple(values), int(order)] = Rerun(*typed(tuple[float, ...], rerun))
+                for values, order, *numbers in state["reruns"]:
+                    validation, test, seconds = typed(tuple[float | None, ...], numbers)
+                    test = math.nan if test is None else test
+                    self._done[tuple(values), int(order)] = Rerun(validation, test, seconds)
 
     @contextmanager
     def shown(self, n_most: int) -> Iterator[None]:
@@ -77,11 +79,16 @@ class Reruns:
             return known
         self._done[key] = rerun = rerun_actions(self._env, candidate.actions, order, with_test)
         self._n_new += 1
-        state = [(*key, tuple(each)) for key, each in self._done.items()]
-        self._folder.write_state(STATE, {"reruns": state})
+        self._folder.write_state(STATE, {"reruns": self._state()})
         self._heartbeat.tick()
         self._folder.write_json("progress.json", self._progress())
         return rerun
+
+    def _state(self) -> list[tuple[Any, ...]]:
+        return [
+            (*key, each.validation, None if math.isnan(each.test) else each.test, each.seconds)
+            for key, each in self._done.items()
+        ]
 
     def _line(self) -> str:
         where, seconds = f"{self._label}: {self._n_new} runs", self._heartbeat.seconds

@@ -150,7 +150,8 @@ def make_task(config: Config, **options: Any) -> LayerwiseCompressionEnv:
         given["data_root"] = config.data_root
     try:
         task = task_id(config.task, others=True)
-        env = gym.make(task, disable_env_checker=True, **given).unwrapped
+        # A registered one is meant as it is named: of its version, too.
+        env = gym.make(gym.registry.get(task, task), disable_env_checker=True, **given).unwrapped
     except (gym.error.Error, TypeError) as error:
         reason = error.__context__ or error  # Gymnasium adds all arguments to a TypeError
         raise ValueError(f"cannot make the task {config.task!r}: {reason}") from None
