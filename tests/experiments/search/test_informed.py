@@ -95,9 +95,7 @@ def test_wrong_names_are_told_in_one_line(name: str, message: str) -> None:
 
 def test_where_no_rule_is_applied_none_is_taken() -> None:
     check_algorithm("ppo", takes_rule=False)
-    with pytest.raises(
-        ValueError, match=r"unknown algorithm 'ppo\+l1', did"
-    ):
+    with pytest.raises(ValueError, match=r"unknown algorithm 'ppo\+l1', did"):
         check_algorithm("ppo+l1", takes_rule=False)
 
 
