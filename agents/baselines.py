@@ -20,15 +20,18 @@ _TOLERANCE = 1e-6
 
 
 class Random:
-    """Uniform over the action space, whatever is observed.
+    """Uniform over the action space, or normal about its middle, whatever is observed.
 
     Args:
         observation_space: only tells one observation from a batch of them.
         action_space: sampled from; copied, so that the environment's own generator is untouched.
         seed: of the generator; None draws one from the operating system.
+        spread: standard deviation about the middle of a Box, relative to half its width; what lies
+            outside is cut to its bounds. Uniform when None.
 
     Raises:
-        ValueError: if the seed is none.
+        ValueError: if the seed is none, the spread is negative, or the action space is no Box to
+            have one in.
     """
 
     def __init__(
@@ -36,8 +39,12 @@ class Random:
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         seed: int | None = None,
+        spread: float | None = None,
     ) -> None:
         """Copy the action space and seed the copy; the class's docstring lists the arguments."""
+        self.spread = checked("spread", spread, Range(0, may_be_none=True))
+        if spread is not None and not isinstance(action_space, spaces.Box):
+            raise ValueError(f"expected a Box, to draw about its middle, got {action_space}")
         self.observation_space = observation_space
         self.action_space = deepcopy(action_space)
         self.action_space.seed(checked("seed", seed, SEED))
@@ -64,8 +71,17 @@ class Random:
             ValueError: if the observation has neither shape, or is a dict.
         """
         if not is_batch(observation, self.observation_space):
-            return np.asarray(self.action_space.sample()), state
-        return np.stack([self.action_space.sample() for _ in observation]), state
+            return self._draw(), state
+        return np.stack([self._draw() for _ in observation]), state
+
+    def _draw(self) -> NDArray[Any]:
+        space = self.action_space
+        if self.spread is None:
+            return np.asarray(space.sample())
+        assert isinstance(space, spaces.Box)
+        half = (space.high - space.low) / 2.0
+        drawn = space.np_random.normal(space.low + half, self.spread * half)
+        return np.clip(drawn, space.low, space.high).astype(space.dtype)
 
 
 class Uniform:

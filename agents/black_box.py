@@ -20,7 +20,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from agents.baselines import is_batch, place_in_walk
-from agents.common.arguments import SEED, Range, checked, in_a_line
+from agents.common.arguments import SEED, Range, checked, in_a_line, of_length
 from agents.common.checked_algorithm import CheckedAlgorithm
 from agents.common.optimizers import CovarianceAdaptation, Optimizer, ParzenEstimator
 from agents.common.spaces import check_bounds, check_observations
@@ -37,6 +37,8 @@ class EpisodeSearch(CheckedAlgorithm):
     Args:
         policy: not used; there so that a search is built as a learner is.
         env: an environment with a ``Box`` of actions, of bounded episodes.
+        start: its first episode, and where it starts, in [-1, 1]: (T,), or one number for all
+            decisions; when None, it starts around 0 at random.
         n_decisions: T; the length of the environment's ``walk``, which may be left out.
         seed: of the search; drawn when None.
         verbose: 1 logs to the standard output.
@@ -63,6 +65,7 @@ class EpisodeSearch(CheckedAlgorithm):
         policy: str | type[BasePolicy],
         env: GymEnv | str | None,
         *,
+        start: Sequence[float] | float | None = None,
         n_decisions: int | None = None,
         seed: int | None = None,
         verbose: int = 0,
@@ -81,6 +84,7 @@ class EpisodeSearch(CheckedAlgorithm):
             tensorboard_log=tensorboard_log,
             support_multi_env=True,
         )
+        self.start = None if start is None else np.array(start, np.float64)
         self.n_decisions = n_decisions
         self._observation_tells_place = False
         self._history: list[tuple[int, float | None]] = []
@@ -270,9 +274,9 @@ class EpisodeSearch(CheckedAlgorithm):
         has_rows = is_batch(observation, self.observation_space)
         n = len(np.asarray(observation)) if has_rows else 1
         places = self._places_of(np.asarray(observation), n) if state is None else state[0]
-        places = _of_length(n, "state", places).astype(np.int64)
+        places = of_length(n, "state", places).astype(np.int64)
         if episode_start is not None:
-            places[_of_length(n, "episode_start", episode_start).astype(bool)] = 0
+            places[of_length(n, "episode_start", episode_start).astype(bool)] = 0
         actions = self.best_actions[np.clip(places, 0, len(self.best_actions) - 1)]
         return actions if has_rows else actions[0], (places + 1,)
 
@@ -311,19 +315,15 @@ class EpisodeSearch(CheckedAlgorithm):
 class CMAES(EpisodeSearch):
     """Covariance matrix adaptation (Hansen & Ostermeier 2001), by the package ``cma``.
 
-    A generation is told when as many episodes have ended as it has members, in whichever
-    environment. Points start around 0, the middle of every interval, and are kept in bounds by
-    ``cma``'s own transformation. A search that has converged is followed by another from a random
-    point, with generations of twice the size (Auger & Hansen 2005): where actions stand for a few
-    whole numbers of bits, one search soon comes upon nothing but sequences that it knows.
+    A generation is told when as many episodes have ended as it has members, wherever. Points are
+    kept in bounds by ``cma``'s own transformation. A search that has converged is followed by
+    another from a random point, with generations of twice the size (Auger & Hansen 2005): where
+    actions stand for a few numbers of bits, one soon finds nothing but sequences that it knows.
 
     Args:
         policy, env, others: see `EpisodeSearch`.
-        sigma0: standard deviation of the first points in every coordinate, above 0; 0.5 is a
-            quarter of the width of [-1, 1], as ``cma`` recommends.
-        population_size: episodes in a generation of the first search, at least 3; ``4 + floor(3 ln
-            T)`` when None.
-        start: (T,) in [-1, 1], where the search starts and its first episode; 0 when None.
+        sigma0: standard deviation of the first points, above 0; 0.5 is a quarter of [-1, 1].
+        population_size: episodes in a first generation, at least 3; ``4 + floor(3 ln T)`` if None.
 
     Raises:
         ValueError: as `EpisodeSearch`, or if an argument is out of range, or T is 1.
@@ -342,11 +342,9 @@ class CMAES(EpisodeSearch):
         *,
         sigma0: float = 0.5,
         population_size: int | None = None,
-        start: Sequence[float] | None = None,
         **others: Any,
     ) -> None:
         """Build the search; the class's docstring lists the arguments."""
-        self.start = None if start is None else np.array(start, np.float64)
         self.sigma0 = sigma0
         self.population_size = population_size
         super().__init__(policy, env, **others)
@@ -365,6 +363,7 @@ class TPE(EpisodeSearch):
     Args:
         policy, env, others: see `EpisodeSearch`.
         n_startup_episodes: random sequences before the first model, at least 1.
+        spread: standard deviation of these in every coordinate, around `start`; uniform when None.
 
     Raises:
         ValueError: as `EpisodeSearch`, or if an argument is out of range.
@@ -374,6 +373,7 @@ class TPE(EpisodeSearch):
     ranges: ClassVar[Mapping[str, Range]] = {
         **EpisodeSearch.ranges,
         "n_startup_episodes": Range(1, is_whole=True),
+        "spread": Range(0, may_be_none=True),
     }
 
     def __init__(
@@ -382,19 +382,14 @@ class TPE(EpisodeSearch):
         env: GymEnv | str | None,
         *,
         n_startup_episodes: int = 10,
+        spread: float | None = None,
         **others: Any,
     ) -> None:
         """Build the search; the class's docstring lists the arguments."""
+        self.spread = spread
         self.n_startup_episodes = n_startup_episodes
         super().__init__(policy, env, **others)
 
     def _make_optimizer(self, n_dimensions: int, seed: int) -> Optimizer:
-        return ParzenEstimator(n_dimensions, seed, self.n_startup_episodes)
-
-
-def _of_length(n: int, name: str, values: Any) -> NDArray[Any]:
-    """Return a copy of (n,) values."""
-    array = np.array(values)
-    if array.shape != (n,):
-        raise ValueError(f"expected {name} of shape ({n},), got {array.shape}")
-    return array
+        given = self.n_startup_episodes, self.start, self.spread
+        return ParzenEstimator(n_dimensions, seed, *given)

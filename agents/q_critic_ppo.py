@@ -119,7 +119,8 @@ class QCriticPPO(ReplayPPO):
         learning_rate: of the critic; a number, or a function of the remaining progress (1 to 0).
         n_steps: steps in each environment per update.
         buffer_size: transitions kept, over all environments.
-        learning_starts: steps with uniformly random actions and no update, over all environments.
+        learning_starts: steps before the first update, over all environments.
+        random_starts: act uniformly at random until then; else as the policy does.
         batch_size: states per minibatch.
         gradient_steps: rounds per update, see above.
         n_epochs: actor steps per round.
@@ -172,6 +173,7 @@ class QCriticPPO(ReplayPPO):
         n_steps: int = 1,
         buffer_size: int = 100_000,
         learning_starts: int = 50,
+        random_starts: bool = True,
         batch_size: int = 256,
         gradient_steps: int = 2,
         n_epochs: int = 1,
@@ -217,7 +219,7 @@ class QCriticPPO(ReplayPPO):
             _init_setup_model=False,
         )
         self.buffer_size = buffer_size
-        self.learning_starts = learning_starts
+        self.learning_starts, self.random_starts = learning_starts, random_starts
         self.batch_size = batch_size
         self.target_steps = target_steps
         self.actor_learning_rate = actor_learning_rate

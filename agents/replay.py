@@ -27,7 +27,9 @@ class ReplayPPO(CheckedAlgorithm, PPO):
     policy: QCriticPolicy
     replay_buffer: NStepReplayBuffer | None = None
     learning_starts: int
-    """Steps with uniformly random actions, over all environments."""
+    """Steps before the first update, over all environments."""
+    random_starts: bool
+    """Whether actions are uniformly random before it."""
 
     def collect_rollouts(
         self,
@@ -66,7 +68,7 @@ class ReplayPPO(CheckedAlgorithm, PPO):
 
     def _sample_actions(self, n_envs: int) -> np.ndarray:
         """Return the actions to execute, inside the bounds, (n_envs, *action shape)."""
-        if self.num_timesteps < self.learning_starts:
+        if self.random_starts and self.num_timesteps < self.learning_starts:
             return np.stack([self.action_space.sample() for _ in range(n_envs)])
         assert self._last_obs is not None
         actions, _ = self.policy.predict(self._last_obs, deterministic=False)

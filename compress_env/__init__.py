@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from gymnasium import register
 
 from compress_env.data.bundle import DataBundle, load_data, make_data_bundle
-from compress_env.envs import LayerState, PruningEnv, QuantizationEnv
+from compress_env.envs import LayerContext, LayerState, PruningEnv, QuantizationEnv
 from compress_env.envs.workers import make_actors
 from compress_env.quantization.export import export_onnx
 from compress_env.quantization.fake_quant import bake
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CompressionResult",
     "DataBundle",
+    "LayerContext",
     "LayerState",
     "PruningEnv",
     "QuantizationEnv",

@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["link_modules", "prepare_docstring", "skip_aliases"]
 
-SPECIFICATIONS = {"PruningEnv", "QuantizationEnv"}
+SPECIFICATIONS = {"PruningEnv", "QuantizationEnv", "LayerContext"}
 """Classes whose docstrings are pages of their own: the reference shows how they begin."""
 LINK = re.compile(r"\[`?([^\]`]+)`?\]\(\.\./((?:compress_env|agents)/[\w/]+)\.py\)")
 ROOM = re.compile(r"\[(`[\w/]+/`)\]\(\.\./experiments/[\w/]+\.py\)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -143,23 +144,45 @@ def flags(settings: dict[str, Any]) -> list[str]:
     return words
 
 
+@cache
+def trained_net() -> PlainNet:
+    """Return a network that tells the classes of `make_data` apart."""
+    model = seeded(PlainNet).train()
+    images, labels = read_all(make_data().train)
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    return model.eval()
+
+
 TINY = ("compress_env/TinyPrune-v0", "compress_env/TinyQuantize-v0")
 """Tasks that are registered inside `tiny_tasks`: one evaluation an episode."""
+NOISY = ("compress_env/NoisyPrune-v0", "compress_env/NoisyQuantize-v0")
+"""Registered there too: orders are drawn, and matter."""
 
 
 @contextmanager
 def tiny_tasks() -> Iterator[None]:
-    """Register two tasks whose episodes take milliseconds."""
+    """Register tasks whose episodes take milliseconds."""
     shared: dict[str, Any] = {"model": seeded(PlainNet), "data": make_data(), "device": "cpu"}
     shared |= {"finetune_steps": 1, "reward_at": "episode"}
     pruning = shared | {"method": "magnitude", "flops_budget": 0.4}
     gym.register(TINY[0], "compress_env.envs.pruning:PruningEnv", kwargs=pruning)
     quantization = shared | {"size_budget": 0.5}
     gym.register(TINY[1], "compress_env.envs.quantization:QuantizationEnv", kwargs=quantization)
+    noise: dict[str, Any] = {"transition_noise": True, "prior": "uniform", "model": trained_net()}
+    noise |= {"finetune_steps": 2, "finetune_at": "episode"}
+    noise |= {"finetune_config": {"learning_rate": 0.05, "batch_size": 8}}
+    gym.register(NOISY[0], "compress_env.envs.pruning:PruningEnv", kwargs=pruning | noise)
+    gym.register(
+        NOISY[1], "compress_env.envs.quantization:QuantizationEnv", kwargs=quantization | noise
+    )
     try:
         yield
     finally:
-        for name in TINY:
+        for name in (*TINY, *NOISY):
             del gym.registry[name]
 
 

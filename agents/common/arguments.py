@@ -11,8 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from numpy.typing import NDArray
 
-__all__ = ["PPO_RANGES", "SEED", "Range", "check_device", "checked", "checked_all", "in_a_line"]
+__all__ = [
+    "PPO_RANGES",
+    "SEED",
+    "Range",
+    "check_device",
+    "checked",
+    "checked_all",
+    "in_a_line",
+    "of_length",
+]
 
 
 @dataclass(frozen=True)
@@ -128,3 +138,15 @@ def check_device(device: Any) -> None:
 def in_a_line(value: object) -> str:
     """Return what a value looks like on one line, shortened if it is long."""
     return shorten(str(value), 200, placeholder=" ...")
+
+
+def of_length(n: int, name: str, values: Any) -> NDArray[Any]:
+    """Return a copy of (n,) values.
+
+    Raises:
+        ValueError: if they have another shape.
+    """
+    array = np.array(values)
+    if array.shape != (n,):
+        raise ValueError(f"expected {name} of shape ({n},), got {array.shape}")
+    return array

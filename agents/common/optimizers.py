@@ -52,15 +52,15 @@ class CovarianceAdaptation:
             sigma0: Standard deviation of the first points.
             popsize: Points of a generation before the first restart; the default of `cma` when
                 None.
-            start: (D,) in [-1, 1]: the first point that is asked for, and the mean of the others.
+            start: (D,) in [-1, 1], or () for all alike: the first point that is asked for, and the
+                mean of the others.
 
         Raises:
             ValueError: If D is 1, or `start` is no such point.
         """
         if n_dimensions < 2:
             raise ValueError(f"CMA-ES takes at least 2 dimensions, got {n_dimensions}")
-        if start is not None and (start.shape != (n_dimensions,) or not np.all(abs(start) <= 1.0)):
-            raise ValueError(f"expected start to be {n_dimensions} actions in [-1, 1], got {start}")
+        start = _checked_start(start, n_dimensions)
         self._generator = np.random.default_rng(seed)
         self._sigma0 = sigma0
         self.n_restarts = 0
@@ -107,6 +107,19 @@ class CovarianceAdaptation:
         self.n_restarts += 1
 
 
+def _checked_start(start: Point | None, n_dimensions: int) -> Point | None:
+    """Return where to start, (D,), if anywhere.
+
+    Raises:
+        ValueError: If it is no such point.
+    """
+    if start is None:
+        return None
+    if start.shape not in ((), (n_dimensions,)) or not np.all(abs(start) <= 1.0):
+        raise ValueError(f"expected start to be {n_dimensions} actions in [-1, 1], got {start}")
+    return np.broadcast_to(start, n_dimensions).copy()
+
+
 def _standard_normal(generator: np.random.Generator, *shape: int) -> Point:
     return generator.standard_normal(shape)
 
@@ -114,12 +127,29 @@ def _standard_normal(generator: np.random.Generator, *shape: int) -> Point:
 class ParzenEstimator:
     """TPE of `optuna`, multivariate."""
 
-    def __init__(self, n_dimensions: int, seed: int, n_startup: int) -> None:
-        """Start with `n_startup` random points.
+    def __init__(
+        self,
+        n_dimensions: int,
+        seed: int,
+        n_startup: int,
+        start: Point | None = None,
+        spread: float | None = None,
+    ) -> None:
+        """Start with `n_startup` points.
+
+        Args:
+            n_dimensions: D.
+            seed: Of the points.
+            n_startup: Points before the first model.
+            start: (D,) in [-1, 1], or () for all alike: the first of them; drawn as the others are
+                when None.
+            spread: Standard deviation of the others around it, or 0; uniform when None.
 
         Raises:
+            ValueError: If `start` is no such point.
             ImportError: If `optuna` is not installed.
         """
+        start = _checked_start(start, n_dimensions)
         try:
             import optuna
         except ImportError as error:
@@ -133,6 +163,8 @@ class ParzenEstimator:
             self._study = optuna.create_study(sampler=sampler, direction="maximize")
         one = optuna.distributions.FloatDistribution(-1.0, 1.0)
         self._space: dict[str, Any] = {f"action_{i:03}": one for i in range(n_dimensions)}
+        for point in _first_points(n_dimensions, seed, n_startup, start, spread):
+            self._study.enqueue_trial(dict(zip(self._space, point.tolist(), strict=True)))
 
     def ask(self) -> Point:
         """Return the next point, (D,) in [-1, 1]."""
@@ -142,6 +174,20 @@ class ParzenEstimator:
     def tell(self, number: int, value: float) -> None:
         """Take the value of the point that was asked for as number `number`, from 0."""
         self._study.tell(number, value)
+
+
+def _first_points(
+    n_dimensions: int, seed: int, n_points: int, start: Point | None, spread: float | None
+) -> Iterator[Point]:
+    """Yield the points to begin with that are not left to chance, or are drawn around the start."""
+    if start is not None:
+        yield start
+    if spread is None:
+        return
+    generator = np.random.default_rng(seed)
+    mean = np.zeros(n_dimensions) if start is None else start
+    for _ in range(n_points - (start is not None)):
+        yield np.clip(generator.normal(mean, spread), -1.0, 1.0)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """What does an agent see, decide and earn? The environments, and the walk that they share."""
 
 from compress_env.envs.base import LayerState
+from compress_env.envs.context import LayerContext
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
 
-__all__ = ["LayerState", "PruningEnv", "QuantizationEnv"]
+__all__ = ["LayerContext", "LayerState", "PruningEnv", "QuantizationEnv"]

@@ -17,6 +17,7 @@ from torch import nn
 from compress_env.counts import check_count
 from compress_env.data.bundle import DataBundle
 from compress_env.envs.options import (
+    DRAWN,
     SNAPSHOT_BYTES,
     FinetuneAt,
     PriorOption,
@@ -26,6 +27,7 @@ from compress_env.envs.options import (
     check_options,
     config_of,
     fingerprints_of,
+    noise_seed_of,
     open_store,
 )
 from compress_env.envs.priors import PriorActions, copied_prior
@@ -87,7 +89,8 @@ class LayerwiseCompressionEnv(PriorActions):
             earlier rewards are 0.
         seed: The task's seed: minibatch order and sampled positions. Independent of
             `reset(seed=...)`.
-        transition_noise: Draw a new seed of the minibatches at each `reset` instead.
+        transition_noise: Draw a new seed of the minibatches at each `reset` instead; one that
+            `reset(options={"noise_seed": n})` is given counts for its episode in any case.
         prior: What action 0 stands for (`PriorActions`): `"middle"`, the middle of the interval;
             `"uniform"`, the one value that, used for this and all later layers, just meets what is
             left of the budget, or the middle without one; a rule by name (`rules()`); or (T,)
@@ -199,7 +202,8 @@ class LayerwiseCompressionEnv(PriorActions):
         Returns:
             Observation (9,) float32, reward, terminated, truncated (always False) and info, with
             `layer`, the executed `pruning_rate` or `bits`, `accuracy` (where the network was
-            scored; NaN if the step fails), `reward_terms`, the live costs and `n_evaluations`.
+            scored; NaN if the step fails), `reward_terms`, the live costs, `n_evaluations` and
+            `noise_seed`.
 
         Raises:
             ValueError: If the action has the wrong shape, is not finite or is out of bounds.
@@ -247,14 +251,23 @@ class LayerwiseCompressionEnv(PriorActions):
 
         Args:
             seed: Seeds `np_random`, which only `transition_noise` draws from.
-            options: Not used.
+            options: `{"noise_seed": n}` fixes the minibatches of this episode, n in [0, 2**32);
+                those that `transition_noise` draws are below 2**31.
 
         Returns:
-            Observation (9,) float32 of the first layer, and info.
+            Observation (9,) float32 of the first layer, and info, whose `noise_seed` is that of
+            the episode.
+
+        Raises:
+            TypeError: If a seed is no integer.
+            ValueError: If there is no such option, or the noise seed is out of range.
         """
+        noise_seed = noise_seed_of(options)
         super().reset(seed=None if seed is None else check_count("seed", seed, None))
-        noise = self.transition_noise
-        self._restart(int(self.np_random.integers(2**31)) if noise else self._noise_seed)
+        if noise_seed is None:
+            is_drawn = self.transition_noise
+            noise_seed = int(self.np_random.integers(DRAWN)) if is_drawn else self.task_seed
+        self._restart(noise_seed)
         return self._get_obs(), self._get_info()
 
     def render(self) -> Any:
@@ -369,7 +382,7 @@ class LayerwiseCompressionEnv(PriorActions):
 
     def _get_info(self) -> dict[str, Any]:
         costs = {name: getattr(self._current, name) for name in COSTS}
-        return costs | {"n_evaluations": len(self._evaluated)}
+        return costs | {"n_evaluations": len(self._evaluated), "noise_seed": self._noise_seed}
 
     def _get_reward(self) -> tuple[float, dict[str, float]]:
         """Return the reward and its terms; 0 for a step that is not scored."""

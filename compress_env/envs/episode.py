@@ -51,8 +51,14 @@ class EpisodePlace(StoredTransitions, EzPickle):
     _actions: tuple[float, ...]
     _current: Transition
     _history: tuple[LayerDecision, ...]
+    _history: tuple[LayerDecision, ...]
     _evaluated: set[tuple[int, Prefix]]
     _own_store: TransitionStore | None
+
+    @property
+    def decided(self) -> tuple[LayerDecision, ...]:
+        """The decisions of this episode so far, and what came of each."""
+        return self._history
 
     def _own_arguments(self) -> None:
         """Make copies from what this environment has, not from what the caller may change."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar
 import torch
 from numpy.typing import NDArray
 
+from compress_env.counts import check_count
+from compress_env.names import check_name
 from compress_env.store.store import TransitionStore
 from compress_env.task.rewards import Reward
 from compress_env.task.task import FinetuneConfig, Finetuner, Scorer
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = [
+    "DRAWN",
+    "SEEDS",
     "SNAPSHOT_BYTES",
     "FinetuneAt",
     "PriorOption",
@@ -27,6 +31,7 @@ __all__ = [
     "check_options",
     "config_of",
     "fingerprints_of",
+    "noise_seed_of",
     "open_store",
 ]
 
@@ -42,6 +47,11 @@ Functions: TypeAlias = Mapping[str, Callable[..., Any] | None]
 Config = TypeVar("Config", bound="DataclassInstance")
 SNAPSHOT_BYTES = 2**28
 """Default bound of the networks that are kept to start from."""
+DRAWN = 2**31
+"""Noise seeds that an environment draws itself are below; those from here on are left to whoever
+measures what was found, so that no search ever sees them."""
+SEEDS = 2**32
+"""All noise seeds are below."""
 
 
 class TaskOptions(TypedDict, total=False):
@@ -152,3 +162,21 @@ def open_store(option: StoreOption, functions: Functions) -> TransitionStore | N
     if isinstance(option, TransitionStore):
         return option
     return TransitionStore(None if option == "memory" else option)
+
+
+def noise_seed_of(options: Mapping[str, Any] | None) -> int | None:
+    """Return the noise seed among the options of a reset, or None.
+
+    Raises:
+        TypeError: If it is no integer.
+        ValueError: If there is no such option, or it is out of range.
+    """
+    for name in options or {}:
+        check_name("option of reset", name, ("noise_seed",))
+    given = (options or {}).get("noise_seed")
+    if given is None:
+        return None
+    noise_seed = check_count("noise_seed", given)
+    if noise_seed >= SEEDS:
+        raise ValueError(f"noise_seed must be below 2**32, got {noise_seed}")
+    return noise_seed

@@ -17,6 +17,7 @@ from compress_env.data.bundle import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.options import config_of
 from compress_env.envs.priors import rescale_rates
+from compress_env.envs.state import share_of_room
 from compress_env.pruning.budgets import budgets_of
 from compress_env.pruning.channels.calibration import Calibration
 from compress_env.pruning.channels.reconstruction import reconstruct
@@ -257,6 +258,17 @@ class PruningEnv(LayerwiseCompressionEnv):
         """Return the lowest pruning rate that, used for every layer, meets the budgets."""
         plan, n_layers = self.plan, len(self._decisions)
         return plan.smallest_rate(None, lambda rate: plan.meets([rate] * n_layers, self.budgets))
+
+    def budget_left(self, n_done: int) -> float:
+        """Return the share of the budgets' room that the first `n_done` decisions leave."""
+        executed, highest = self._executed[:n_done], self.plan.highest
+        return min(
+            (
+                share_of_room(highest(executed, unit), highest((), unit), limit)
+                for unit, limit in self.budgets.items()
+            ),
+            default=1.0,
+        )
 
     def smallest_model(self) -> nn.Module:
         """Return the network with every layer at `max_pruning_rate`; for its size, not its skill.

@@ -17,7 +17,7 @@ from compress_env.counts import check_count
 from compress_env.data.bundle import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.priors import shift_bits
-from compress_env.envs.state import replace_weight
+from compress_env.envs.state import replace_weight, share_of_room
 from compress_env.networks.checkpoints import checkpoint_bytes
 from compress_env.quantization.activations import (
     ACTIVATION_BITS,
@@ -234,6 +234,13 @@ class QuantizationEnv(LayerwiseCompressionEnv):
             return self.most_bytes([int(bits)] * len(self.table)) <= self.budget_bytes
 
         return float(largest_bits_within(self.min_bits, MAX_BITS, fits))
+
+    def budget_left(self, n_done: int) -> float:
+        """Return the share of the budget's room that the first `n_done` decisions leave."""
+        if not self._has_budget:
+            return 1.0
+        spent = self.most_bytes(list(flatten(self._executed[:n_done])))
+        return share_of_room(spent, self._min_bytes, self.budget_bytes)
 
     @property
     def _settings(self) -> dict[str, Any]:

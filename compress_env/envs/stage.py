@@ -83,6 +83,16 @@ class CompressionStage(gym.Env[Observation, Action]):
     def _has_budget(self) -> bool:
         """Whether there is any."""
 
+    @abstractmethod
+    def budget_left(self, n_done: int) -> float:
+        """Return the share of the budget's room that the first `n_done` decisions leave.
+
+        The room is what the budget allows beyond the least that any episode costs **(ours)**.
+
+        Returns:
+            In [0, 1]; 1 where there is no budget, and the least share of several.
+        """
+
     @property
     @abstractmethod
     def _range(self) -> tuple[float, float]:

@@ -34,6 +34,7 @@ __all__ = [
     "reward_input",
     "scale_layer",
     "scales_of",
+    "share_of_room",
     "timed",
     "value_to_action",
 ]
@@ -91,6 +92,18 @@ def scale_layer(
     low, high = interval
     state = LayerState(index=index, action_low=low, action_high=high, flops=flops, **scaled)
     return np.array(state, dtype=np.float32)
+
+
+def share_of_room(least: float, lowest: float, limit: float) -> float:
+    """Return the share of a budget's room that is left, in [0, 1]; 0 where there is none.
+
+    Args:
+        least: The least that can still be had.
+        lowest: The least that there is.
+        limit: What the budget allows.
+    """
+    room = limit - lowest
+    return min(max((limit - least) / room, 0.0), 1.0) if room > 0 else 0.0
 
 
 def describe_network(

@@ -2,18 +2,22 @@
 
 `python -m experiments.benchmark --algo my_module:MyAgent random cma_es --out runs/mine` runs each
 agent on every task from every seed (`experiments.trial`), in several processes, and writes
-`leaderboard.csv`, `.md` and `.png`. The same command goes on where it was stopped and repeats
-nothing that is finished; other agents, tasks or seeds with the same `--out` are added.
+`leaderboard.csv`, `.md` and `.png`, and `anytime.png` where trials are confirmed. Agents that
+always choose the same come first, then the searches, seed by seed. The same command goes on where
+it was stopped and repeats nothing that is finished; other agents, tasks or seeds with the same
+`--out` are added.
 
 `python -m experiments.benchmark verify RUN` replays what a folder holds. `... table RUN [RUN ...]`
 makes one leaderboard from several folders. `... best RUN [RUN ...] --out FILE` writes a table of
 the best known accuracies, which scores are measured by, with what the runs have found.
+`... replay TASK [TASK ...]` trains the best known allocations again.
 """
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import product
@@ -23,15 +27,19 @@ from typing import Annotated
 import gymnasium as gym
 import pandas as pd
 import tyro
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from compress_env.suite import SUITE
+from experiments.benchmark import replay as benchmark_replay
 from experiments.benchmark import verify as benchmark_verify
-from experiments.benchmark.report import draw_scores, format_leaderboard
+from experiments.benchmark.confirmed import is_confirmed
+from experiments.benchmark.confirmed_report import leaderboard_of
+from experiments.benchmark.curves import draw_anytime, draw_anytime_scores
+from experiments.benchmark.report import draw_scores
 from experiments.benchmark.table import (
     BEST_KNOWN,
     Reference,
-    make_leaderboard,
     read_best_known,
     read_runs,
     select,
@@ -43,7 +51,8 @@ from experiments.common.cli.command import ending_in_one_line
 from experiments.common.cli.parsing import parse_command
 from experiments.common.cli.say import say
 from experiments.common.drawing.outputs import write_outputs
-from experiments.search.entrants import ACCEPTED, BITS_ONLY, PRUNING_ONLY
+from experiments.search.entrants import ACCEPTED, SINGLE, can_act, check_stage
+from experiments.search.names import full_name, short_name
 from experiments.sweep.cells import Cell, make_cell
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.pools import Outcome
@@ -52,26 +61,26 @@ from experiments.trial.trials import run_trials, save_networks, with_stored
 
 __all__ = ["BestConfig", "Config", "TableConfig", "find_best", "main", "make_table", "run"]
 
-NO_BITS = (
-    f"{' and '.join(PRUNING_ONLY)} are not run on tasks of quantization, nor "
-    f"{', '.join(BITS_ONLY)} on tasks of pruning."
-)
+DRAWING = ("sbpf", "greedy", "portfolio")
+"""Agents that always choose the same of one seed, but try networks for that under drawn orders."""
+OF_A_STAGE = "Rules of pruning are not run on tasks of quantization, nor those of bits on others."
 KNOWN_COPY = "best_known.csv"
-QUANTIZATION = gym.spec("compress_env/Quantization-v0").entry_point
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of a benchmark."""
 
-    algo: Annotated[tuple[str, ...], tyro.conf.arg(help=f"Agents: {ACCEPTED}. {NO_BITS}")] = (
-        "uniform",
+    algo: Annotated[tuple[str, ...], tyro.conf.arg(help=f"Agents: {ACCEPTED}. {OF_A_STAGE}")] = (
+        *SINGLE,
         "random",
+        "cma_es",
     )
     task: tuple[str, ...] = ()
     """Tasks, with or without their namespace; all of the suite when not given."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the agents."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds of the agents; where orders are drawn, agents that follow from the network alone are
+    run from the first one."""
     evaluations: int = 300
     """Distinct networks whose accuracy a trial may ask for."""
     jobs: int | None = None
@@ -86,6 +95,9 @@ class Config:
     def trials(self) -> list[Trial]:
         """Make the settings of all trials.
 
+        Returns:
+            Agents that always choose the same first, then the others, seed by seed.
+
         Raises:
             ValueError: If one is wrong.
         """
@@ -99,19 +111,24 @@ class Config:
             for algo in self.algo
             for seed in self.seeds
         ]
-        played = [trial for trial in trials if _can_play(trial)]
+        first = min(self.seeds)
+        played = [
+            t for t in trials if can_act(t.algo, t.task) and (t.seed == first or _has_seeds(t))
+        ]
         for algo in dict.fromkeys(self.algo):
             if algo not in {trial.algo for trial in played}:
-                kind = "bits" if algo in BITS_ONLY else "pruning rates"
-                raise ValueError(f"{algo} chooses {kind}, and no task asks for them")
-        return played
+                check_stage(algo, full_name(tasks[0]))
+        return sorted(played, key=lambda t: (0, 0) if t.algo in SINGLE else (1, t.seed))
 
 
-def _can_play(trial: Trial) -> bool:
-    """Tell whether an agent has what a task asks for; an unknown task is found out later."""
+def _has_seeds(trial: Trial) -> bool:
+    """Tell whether another seed of an agent may come to something else.
+
+    Where no order is drawn all agents have all seeds, as they always had.
+    """
     spec = gym.registry.get(trial.task)
-    unknown = PRUNING_ONLY if spec and spec.entry_point == QUANTIZATION else BITS_ONLY
-    return spec is None or trial.algo not in unknown
+    is_noisy = spec is not None and spec.kwargs.get("transition_noise", False)
+    return not is_noisy or trial.algo not in SINGLE or trial.algo in DRAWING
 
 
 @dataclass(frozen=True)
@@ -188,15 +205,25 @@ def _check_alike(config: Config, cells: Sequence[Cell]) -> None:
 def _write_leaderboard(
     out: Path, trials: pd.DataFrame, known: dict[str, Reference], console: Console
 ) -> None:
-    table = make_leaderboard(trials, known)
+    table, text = leaderboard_of(trials, known)
+    figures = _confirmed_figures(trials, known) if is_confirmed(trials) else {}
     write_outputs(
         out,
         "leaderboard",
-        format_leaderboard(table, trials, known),
+        text,
         console,
         tables={"leaderboard.csv": table},
-        figures={"leaderboard.png": draw_scores(table)},
+        figures=figures or {"leaderboard.png": draw_scores(table)},
     )
+
+
+def _confirmed_figures(trials: pd.DataFrame, known: Mapping[str, Reference]) -> dict[str, Figure]:
+    names = {task: re.sub(r"[^-.0-9A-Za-z]", "_", short_name(task)) for task in set(trials["task"])}
+    curves = {
+        f"anytime-{names[task]}.png": draw_anytime(rows)
+        for task, rows in trials.groupby("task", sort=False)
+    }
+    return {"anytime.png": draw_anytime_scores(trials, known), **curves}
 
 
 def make_table(config: TableConfig, console: Console) -> None:
@@ -208,7 +235,7 @@ def make_table(config: TableConfig, console: Console) -> None:
     trials = select(read_runs(config.runs), task=config.task)
     known = read_best_known(config.best_known)
     if config.out is None:
-        say(console, format_leaderboard(make_leaderboard(trials, known), trials, known))
+        say(console, leaderboard_of(trials, known)[1])
     else:
         config.out.mkdir(parents=True, exist_ok=True)
         _write_leaderboard(config.out, trials, known, console)
@@ -230,6 +257,7 @@ def find_best(config: BestConfig, console: Console) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], Sequence[Outcome] | None]] = {
     "verify": benchmark_verify.main,
+    "replay": benchmark_replay.main,
     "table": lambda rest: make_table(parse_command(TableConfig, rest, command="table"), Console()),
     "best": lambda rest: find_best(parse_command(BestConfig, rest, command="best"), Console()),
 }

@@ -17,7 +17,15 @@ from experiments.search.names import short_name
 from experiments.tables.tables import mean_interval
 from experiments.trial.trials import TOLERANCE
 
-__all__ = ["beats", "draw_scores", "format_leaderboard", "verdicts"]
+__all__ = [
+    "beats",
+    "draw_scores",
+    "format_leaderboard",
+    "format_tasks",
+    "has_more_evaluations",
+    "unknown_tasks",
+    "verdicts",
+]
 
 KEYS = ["agent", "task"]
 ENDS = ("", "_low", "_high")
@@ -26,30 +34,37 @@ LOWEST = -1.0
 """Scores below are written, not drawn: they would leave no room for the others."""
 
 
-def beats(trials: pd.DataFrame, agent: str, opponent: str) -> tuple[float, float]:
-    """Compare the best validation accuracies of two agents on one task, seed by seed.
+def beats(
+    trials: pd.DataFrame, agent: str, opponent: str, column: str = "validation_accuracy"
+) -> tuple[float, float]:
+    """Compare accuracies of two agents on one task, seed by seed.
 
     Args:
         trials: Of one task.
         agent: An agent.
         opponent: The one that it is compared with.
+        column: The accuracies.
 
     Returns:
         Mean of the differences in points (percentage points), above 0 in favour of the first, and
         half-width of its 95 % interval (Student); NaN for a single seed, both NaN for none.
     """
-    accuracies = trials.pivot(index="seed", columns="agent", values="validation_accuracy")
+    accuracies = trials.pivot(index="seed", columns="agent", values=column)
     differences = 100.0 * (accuracies[agent] - accuracies[opponent]).dropna().to_numpy()
     return mean_interval(differences) if len(differences) else (np.nan, np.nan)
 
 
-def verdicts(trials: pd.DataFrame) -> list[str]:
+def verdicts(trials: pd.DataFrame, column: str = "validation_accuracy") -> list[str]:
     """Say for each task which learner beats random search and CMA-ES, or that none does.
 
     Agents of other modules count as learners.
+
+    Args:
+        trials: Of any tasks.
+        column: The accuracies that are compared.
     """
     return [
-        f"- {short_name(str(task))}: {_verdict(rows)}"
+        f"- {short_name(str(task))}: {_verdict(rows, column)}"
         for task, rows in trials.groupby("task", sort=False)
     ]
 
@@ -69,16 +84,16 @@ def _capitalize(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _verdict(trials: pd.DataFrame) -> str:
+def _verdict(trials: pd.DataFrame, column: str) -> str:
     agents = list(dict.fromkeys(trials["agent"]))
-    learners = [agent for agent in agents if agent not in NOT_LEARNING]
+    learners = [agent for agent in agents if agent.partition("+")[0] not in NOT_LEARNING]
     missing = [name for key, name in OPPONENTS.items() if key not in agents]
     if missing:
         return f"no verdict without {' and '.join(missing)}."
     if not learners:
         return "no learner was run."
     found = {
-        agent: {opponent: beats(trials, agent, opponent) for opponent in OPPONENTS}
+        agent: {opponent: beats(trials, agent, opponent, column) for opponent in OPPONENTS}
         for agent in learners
     }
     better = {
@@ -145,12 +160,12 @@ def format_leaderboard(
         "\n".join(verdicts(trials)),
         "## Tasks",
         "Validation accuracy of the best networks, percent, mean over seeds and 95 % interval:",
-        _format_tasks(trials, agents, known, "validation_accuracy"),
+        format_tasks(trials, agents, known, "validation_accuracy"),
         "Test accuracy, percent:",
-        _format_tasks(trials, agents, {}, "test_accuracy"),
+        format_tasks(trials, agents, {}, "test_accuracy"),
         "Network evaluations, mean over seeds. A trial also ends after three times the episodes "
         "that would use them all, as agents repeat networks:",
-        _format_tasks(trials, agents, {}, "n_evaluations", lambda values: f"{values.mean():.0f}"),
+        format_tasks(trials, agents, {}, "n_evaluations", lambda values: f"{values.mean():.0f}"),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -199,20 +214,8 @@ def _remarks(
 ) -> list[str]:
     """Say what does not count or compare, what is not the best, what exceeds the best known."""
     tasks = list(dict.fromkeys(trials["task"]))
-    unknown = [short_name(task) for task in tasks if task not in known]
-    flat = [short_name(task) for task in tasks if task in known and not known[task].has_room]
     fewer = table.loc[table["trials"] < table["trials"].max(), "agent"]
-    over = trials[trials["agent"].isin(SINGLE) & (trials["n_evaluations"] > trials["limit"])]
-    remarks = []
-    if not over.empty:
-        agents = ", ".join(dict.fromkeys(over["agent"]))
-        remarks.append(
-            f"With more evaluations than allowed, their scores do not compare: {agents}."
-        )
-    if unknown:
-        remarks.append(f"Not in the table of the best known, without score: {', '.join(unknown)}.")
-    if flat:
-        remarks.append(f"Nothing better than uniform is known, no score: {', '.join(flat)}.")
+    remarks = [*has_more_evaluations(trials), *unknown_tasks(trials, known)]
     if not fewer.empty:
         remarks.append(f"With fewer trials, their scores do not compare: {', '.join(fewer)}.")
     remarks += _not_the_best(trials)
@@ -224,6 +227,27 @@ def _remarks(
                 f"{short_name(task)}: {100.0 * top['validation_accuracy']:.2f} against "
                 f"{100.0 * known[task].best:.2f} % ({known[task].found_by})."
             )
+    return remarks
+
+
+def has_more_evaluations(trials: pd.DataFrame) -> list[str]:
+    """Say which agents that always choose the same take more evaluations than allowed for that."""
+    over = trials[trials["agent"].isin(SINGLE) & (trials["n_evaluations"] > trials["limit"])]
+    agents = ", ".join(dict.fromkeys(over["agent"]))
+    text = f"With more evaluations than allowed, their scores do not compare: {agents}."
+    return [] if over.empty else [text]
+
+
+def unknown_tasks(trials: pd.DataFrame, known: Mapping[str, Reference]) -> list[str]:
+    """Say which tasks have no score, and why."""
+    tasks = list(dict.fromkeys(trials["task"]))
+    unknown = [short_name(task) for task in tasks if task not in known]
+    flat = [short_name(task) for task in tasks if task in known and not known[task].has_room]
+    remarks = []
+    if unknown:
+        remarks.append(f"Not in the table of the best known, without score: {', '.join(unknown)}.")
+    if flat:
+        remarks.append(f"Nothing better than uniform is known, no score: {', '.join(flat)}.")
     return remarks
 
 
@@ -244,16 +268,25 @@ def _format_percent(values: NDArray[np.float64]) -> str:
     return format_mean(100.0 * values)
 
 
-def _format_tasks(
+def format_tasks(
     trials: pd.DataFrame,
     agents: Sequence[str],
     known: Mapping[str, Reference],
     column: str,
     format_cell: Callable[[NDArray[np.float64]], str] = _format_percent,
 ) -> str:
-    """Format a table with a line for each agent and a column for each task, then the references."""
+    """Format a table with a line for each agent and a column for each task, then the references.
+
+    Args:
+        trials: What was measured.
+        agents: In the order of the lines.
+        known: The references, or none.
+        column: The numbers.
+        format_cell: Formats (n,) numbers of n seeds; as percent when not given.
+    """
     tasks = list(dict.fromkeys(trials["task"]))
-    by_pair = {pair: rows.to_numpy() for pair, rows in trials.groupby(KEYS)[column]}
+    measured = trials.dropna(subset=[column]).groupby(KEYS)[column]
+    by_pair = {pair: rows.to_numpy() for pair, rows in measured}
     lines = [
         (
             f"`{agent}`",

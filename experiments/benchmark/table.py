@@ -1,15 +1,17 @@
 """Leaderboards: scores of agents over tasks and seeds, from the trials in one or several folders.
 
-The score of a trial is made of the validation accuracy of the best network that it found:
-0 for that of the same rate or number of bits everywhere (`uniform`), 1 for the best known. Both
-stand in a stored table, `best_known.csv`, which nothing changes but
-`python -m experiments.benchmark best`; a trial that finds a better network has a score above 1.
-What is shown of an agent is the interquartile mean over tasks and seeds, with a bootstrap interval
-that resamples the seeds of each task (Agarwal et al. 2021, arXiv 2108.13264).
+The score of a trial is made of the validation accuracy of the best network that it found, or, where
+orders are drawn, of the confirmed test accuracy of what it stands by
+(`experiments.benchmark.confirmed`): 0 for that of the same rate or number of bits everywhere
+(`uniform`), 1 for the best known. Both stand in a stored table, `best_known.csv`, which nothing
+changes but `python -m experiments.benchmark best`; a trial that finds a better network has a score
+above 1. What is shown of an agent is the interquartile mean over tasks and seeds, with a bootstrap
+interval that resamples the seeds of each task (Agarwal et al. 2021, arXiv 2108.13264).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +26,7 @@ from compress_env.suite import SUITE, SUITE_V0
 from experiments.common.drawing.intervals import Interval, improvement_interval, iqm_interval
 from experiments.common.stored import parse, read_table
 from experiments.search.names import short_name
+from experiments.trial.confirmation import budgets_in
 from experiments.trial.networks import stored_digest
 from experiments.trial.trials import read_trials
 
@@ -31,6 +34,7 @@ __all__ = [
     "BEST_KNOWN",
     "OPPONENTS",
     "Reference",
+    "best_found",
     "improvement",
     "make_leaderboard",
     "normalize",
@@ -51,11 +55,14 @@ class Reference(NamedTuple):
     """What scores of a task are measured by."""
 
     uniform: float
-    """Validation accuracy that stands for a score of 0."""
+    """Accuracy that stands for a score of 0: on validation images, confirmed on test images."""
     best: float
-    """Validation accuracy that stands for a score of 1."""
+    """Accuracy of the same kind that stands for a score of 1."""
     found_by: str
     """Who found it, and with how many evaluations."""
+    values: str = ""
+    """The best allocation, a JSON object with the pruning rate or bits of each layer, by which
+    anyone can make it again; empty on tasks without confirmation."""
 
     @property
     def has_room(self) -> bool:
@@ -64,15 +71,16 @@ class Reference(NamedTuple):
 
 
 def read_best_known(path: Path) -> dict[str, Reference]:
-    """Read the table of the best known accuracies, by task.
+    """Read the table of the best known accuracies, by task; those of earlier versions too.
 
     Raises:
         ValueError: If the file is no such table.
     """
     try:
         kinds = {"task": str, "uniform": float, "best": float, "found_by": str}
-        rows = parse(path, read_table(path, kinds), kinds)[[*kinds]].itertuples(index=False)
-        known = {task: Reference(low, high, by) for task, low, high, by in rows}
+        table = parse(path, read_table(path, kinds), kinds)
+        table = table[[*kinds]].assign(values=table.get("values", ""))
+        known = {task: Reference(*rest) for task, *rest in table.itertuples(index=False)}
     except (OSError, ValueError) as error:
         raise ValueError(f"{str(path)!r} is no table of best known accuracies: {error}") from None
     for task, reference in known.items():
@@ -104,19 +112,37 @@ def update_best_known(known: Mapping[str, Reference], trials: pd.DataFrame) -> d
     updated = dict(known)
     for task in dict.fromkeys(trials["task"]):
         rows = trials[trials["task"] == task].reset_index(drop=True)
-        accuracies = rows["validation_accuracy"].to_numpy()
-        top = rows.iloc[int(accuracies.argmax())]
-        by = f"{top['agent']}, seed {top['seed']}, {top['n_evaluations']:.0f} evaluations"
-        found = Reference(np.nan, float(accuracies.max()), by)
-        uniform = accuracies[rows["agent"] == "uniform"]
+        found = best_found(rows)
         if task in updated:
             old = updated[task]
             updated[task] = found._replace(uniform=old.uniform) if found.best > old.best else old
-        elif not len(uniform):
+        elif math.isnan(found.uniform):
             raise ValueError(f"expected a trial of uniform on {task}, got none")
         else:
-            updated[task] = found._replace(uniform=float(uniform[0]))
+            updated[task] = found
     return updated
+
+
+def best_found(trials: pd.DataFrame) -> Reference:
+    """Return the best that the trials of a task have found, and what uniform has there.
+
+    Args:
+        trials: Of one task; where they are confirmed, confirmed accuracies count.
+    """
+    columns = {f"confirmed_{budget}": budget for budget in budgets_in(trials)}
+    if not columns:
+        columns = {"validation_accuracy": 0}
+    accuracies = trials[[*columns]].to_numpy(float)
+    row, place = np.unravel_index(np.nanargmax(accuracies), accuracies.shape)
+    column, top = [*columns][place], trials.iloc[int(row)]
+    budget = min(columns[column], int(top["n_evaluations"])) or int(top["n_evaluations"])
+    uniform = trials.loc[trials["agent"] == "uniform", [*columns][-1]].to_numpy(float)
+    return Reference(
+        float(uniform[0]) if len(uniform) else np.nan,
+        float(accuracies[row, place]),
+        f"{top['agent']}, seed {top['seed']}, {budget} evaluations",
+        str(top.get(f"confirmed_values_{columns[column]}", "")),
+    )
 
 
 def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
@@ -126,8 +152,8 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
 
     Raises:
         ValueError: If a folder holds no trials, a trial is there twice, trials were allowed
-            different numbers of evaluations or had no limit, a task is not as registered, or
-            starts from different networks.
+            different numbers of evaluations or had no limit, a task is not as registered, starts
+            from different networks, or is confirmed where another is not.
     """
     if not folders:
         raise ValueError("expected at least one run folder, got none")
@@ -144,10 +170,24 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
     if not repeated.empty:
         agent, task, seed = repeated.iloc[0][["agent", "task", "seed"]]
         raise ValueError(f"expected each trial once, got {agent} on {task}, seed {seed}, twice")
+    _check_confirmed(trials)
     _check_networks(folders, tables)
     places = {task.id: place for place, task in enumerate((*SUITE, *SUITE_V0))}
     order = trials["task"].map(lambda task: places.get(task, len(places)))
     return trials.iloc[order.argsort(kind="stable")].reset_index(drop=True)
+
+
+def _check_confirmed(trials: pd.DataFrame) -> None:
+    """Check that all tasks are confirmed, or none is."""
+    budgets = budgets_in(trials)
+    if not budgets:
+        return
+    last = trials[f"confirmed_{budgets[-1]}"]
+    for task in trials.loc[last.isna(), "task"].head(1):
+        raise ValueError(
+            f"{task} is without confirmation: it goes into no leaderboard with "
+            f"{trials.loc[last.notna(), 'task'].iloc[0]}"
+        )
 
 
 def _check_networks(folders: Sequence[Path], tables: Sequence[pd.DataFrame]) -> None:

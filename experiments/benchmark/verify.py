@@ -1,8 +1,9 @@
 """Replay what a benchmark's folder holds, and compare it with what is written there.
 
 `python -m experiments.benchmark verify RUN` makes each task from the network that the trials have
-started from, takes the actions of every trial's best episode and final policy again, and compares
-accuracies, costs and returns with `sweep.csv`; compares `sweep.csv` with the trials' own tables and
+started from, takes the actions of every trial's best episode and final policy again, trains what it
+stands by under all orders of the confirmation, and compares accuracies, costs and returns with
+`sweep.csv`; compares `sweep.csv` with the trials' own tables and
 episodes where these are there too; and makes the leaderboard again. On the machine of the run
 everything must be equal to the last digit. On another one sums are rounded in another order,
 fine-tuning takes another course, and accuracies differ by some images: `--tolerance 0.02` allows
@@ -28,10 +29,10 @@ from rich.console import Console
 
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.networks.checkpoints import default_data_root
-from experiments.benchmark.report import format_leaderboard
+from experiments.benchmark.confirmed_report import leaderboard_of
+from experiments.benchmark.replay import Confirmed, agree, order_in, replay_confirmation
 from experiments.benchmark.table import (
     BEST_KNOWN,
-    make_leaderboard,
     read_best_known,
     read_runs,
     select,
@@ -44,9 +45,12 @@ from experiments.search.names import task_id
 from experiments.search.playing import play_actions
 from experiments.sweep.cells import Cell
 from experiments.sweep.folder import SweepFolder
+from experiments.trial.confirmation import is_confirmed_number
 from experiments.trial.networks import network_path, stored_digest, weights_digest
+from experiments.trial.nomination import searched
+from experiments.trial.table import columns_of_best
 from experiments.trial.trial import Config as Trial
-from experiments.trial.trial import columns_of_best, make_task
+from experiments.trial.trial import make_task
 from experiments.trial.trials import NUMBERS
 
 __all__ = ["Config", "main", "verify"]
@@ -103,12 +107,19 @@ def verify(config: Config, console: Console) -> list[str]:
     found = []
     for task in dict.fromkeys(chosen["task"]):
         rows = chosen[chosen["task"] == task]
-        env = _make_task(config, task)
         if config.recipes and _has_another_network(config, task):
             say(console, f"{task}: the network is not the one that is trained here")
-        for row in rows.to_dict("records"):
-            lines = [*_replay(env, row, config.tolerance), *_check_files(config.run, env, row)]
-            found += [f"{Path(row['cell']).name}: {line}" for line in lines]
+        # What stands after the plus in an agent's name says what its actions are about.
+        for _, mine in rows.groupby(rows["agent"].str.partition("+")[2], sort=False):
+            env, confirmed = _make_task(config, task, mine["agent"].iloc[0]), Confirmed({})
+            for row in mine.to_dict("records"):
+                folder = config.run / row["cell"]
+                lines = [
+                    *_replay(env, row, config.tolerance),
+                    *replay_confirmation(env, row, folder, config.tolerance, confirmed),
+                    *_check_files(folder, env, row),
+                ]
+                found += [f"{folder.name}: {line}" for line in lines]
         say(console, f"{task}: {len(rows)} trials replayed")
     for note in _compare_references(config.run / "best_known.csv", set(chosen["task"])):
         say(console, note)
@@ -126,11 +137,11 @@ def _compare_data_roots(config: Config, cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def _make_task(config: Config, task: str) -> LayerwiseCompressionEnv:
-    """Make a task, with the verifier's own data, from the network of the folder."""
+def _make_task(config: Config, task: str, algo: str) -> LayerwiseCompressionEnv:
+    """Make a task as an agent has it, with the verifier's own data, from the folder's network."""
     network = network_path(config.run, task)
     options = {} if network is None else {"checkpoint": network}
-    return make_task(Trial(task=task, data_root=config.data_root), **options)
+    return make_task(Trial(algo, task, data_root=config.data_root), **options)
 
 
 def _has_another_network(config: Config, task: str) -> bool:
@@ -142,9 +153,10 @@ def _has_another_network(config: Config, task: str) -> bool:
 
 def _replay(env: LayerwiseCompressionEnv, row: Row, tolerance: float) -> Iterator[str]:
     """Take the actions of a trial again; yield what differs."""
-    for kind in ("final_actions", "actions"):
+    for kind, order in (("final_actions", "final_noise_seed"), ("actions", "noise_seed")):
+        actions = [float(action) for action in row[kind].split()]
         try:
-            episode = play_actions(env, [float(action) for action in row[kind].split()])
+            episode = play_actions(env, actions, order_in(row, order))
         except ValueError as error:
             yield f"{kind} cannot be taken: {error}"
             continue
@@ -155,51 +167,46 @@ def _replay(env: LayerwiseCompressionEnv, row: Row, tolerance: float) -> Iterato
         yield from (
             f"{column} is {row[column]!r}, its replay gives {value!r}"
             for column, value in now.items()
-            if not _agree(row[column], value, tolerance)
+            if not agree(row[column], value, tolerance)
         )
 
 
-def _agree(stored: Any, now: Any, tolerance: float = 0.0) -> bool:
-    """Tell whether two texts are the same, or two numbers, where NaN and None mean none."""
-    if isinstance(stored, str):
-        return bool(stored == now)
-    first, second = (math.nan if value is None else value for value in (stored, now))
-    if math.isnan(first) or math.isnan(second):
-        return math.isnan(first) and math.isnan(second)
-    return math.isclose(first, second, rel_tol=tolerance, abs_tol=tolerance)
-
-
-def _check_files(run: Path, env: LayerwiseCompressionEnv, row: Row) -> list[str]:
+def _check_files(folder: Path, env: LayerwiseCompressionEnv, row: Row) -> list[str]:
     """Compare a row of `sweep.csv` with the trial's own files, where they are."""
-    folder = run / row["cell"]
     if not folder.is_dir():
         return []
     try:
         (own,) = _read(folder / "table.csv")
         episodes = _read(folder / "episodes.csv")
-        summary = _summarize(episodes, row["agent"], env.reward_at)
+        summary = _summarize(episodes, row, env)
     except (OSError, ValueError, KeyError) as error:
         return [f"its files cannot be read: {error!r}"]
     lines = [
         f"{name} is {row[name]!r} in sweep.csv, {value!r} by {file}"
         for file, values in (("table.csv", own), ("episodes.csv", summary))
         for name, value in values.items()
-        if not _agree(row[name], value)
+        if not agree(row[name], value)
     ]
-    if len(episodes) > 1 and episodes[-2]["n_evaluations"] >= row["limit"]:
-        lines.append(f"it went on after its {row['limit']:.0f} evaluations")
+    limit = int(row["limit"])
+    if env.transition_noise and row["agent"] not in SINGLE:
+        limit = searched(limit)
+    if len(episodes) > 1 and episodes[-2]["n_evaluations"] >= limit:
+        lines.append(f"it went on after its {limit} evaluations")
     return lines
 
 
 def _read(path: Path) -> list[Row]:
     """Read rows; what are numbers in a trial's table or episodes become such."""
-    numbers = dict.fromkeys([*NUMBERS, "index", "accuracy"], float | None)
-    return parse(path, read_table(path), numbers).to_dict("records")
+    table = read_table(path)
+    names = [*NUMBERS, "index", "accuracy", *filter(is_confirmed_number, map(str, table))]
+    return parse(path, table, dict.fromkeys(names, float | None)).to_dict("records")
 
 
-def _summarize(episodes: list[Row], agent: str, reward_at: str) -> dict[str, Any]:
+def _summarize(episodes: list[Row], row: Row, env: LayerwiseCompressionEnv) -> dict[str, Any]:
     """Return what a trial's table must say, from the rows of `episodes.csv`."""
-    finished = [episode for episode in episodes if not _agree(episode["accuracy"], None)]
+    fresh = row.get("n_fresh", 0.0)
+    n_fresh = 0 if fresh != fresh else int(fresh)
+    finished = [episode for episode in episodes if not agree(episode["accuracy"], None)]
     best = max(finished, key=lambda e: (e["reward"], e["accuracy"], -e["cost"], -e["index"]))
     summary = {
         "validation_accuracy": best["accuracy"],
@@ -208,21 +215,24 @@ def _summarize(episodes: list[Row], agent: str, reward_at: str) -> dict[str, Any
         "actions": best["actions"],
         "best_reward": best["reward"],
         "n_episodes": len(episodes),
-        "n_evaluations": episodes[-1]["n_evaluations"],
+        "n_evaluations": episodes[-1]["n_evaluations"] + n_fresh,
     }
+    if env.transition_noise:
+        summary["noise_seed"] = order_in(best, "noise_seed")
     # What is evaluated before the first episode, and where an episode fails, is not in the rows.
-    if agent not in SINGLE and len(finished) == len(episodes):
-        summary["n_evaluations"] = _count_networks(episodes, reward_at)
+    if row["agent"] not in SINGLE and len(finished) == len(episodes):
+        summary["n_evaluations"] = _count_networks(episodes, env) + n_fresh
     return summary
 
 
-def _count_networks(episodes: list[Row], reward_at: str) -> int:
+def _count_networks(episodes: list[Row], env: LayerwiseCompressionEnv) -> int:
     """Return how many distinct networks were evaluated: one after each layer, or one each."""
     networks = set()
     for episode in episodes:
         values = [value for name, value in episode.items() if str(name).startswith("value:")]
-        first = 1 if reward_at == "layer" else len(values)
-        networks |= {tuple(values[:n]) for n in range(first, len(values) + 1)}
+        first = 1 if env.reward_at == "layer" else len(values)
+        order = order_in(episode, "noise_seed") if env.transition_noise else None
+        networks |= {(order, *values[:n]) for n in range(first, len(values) + 1)}
     return len(networks)
 
 
@@ -245,9 +255,9 @@ def _check_leaderboard(run: Path, trials: pd.DataFrame) -> list[str]:
     if not path.exists():
         return []
     known = read_best_known(run / "best_known.csv")
-    table = make_leaderboard(trials, known)
+    table, now = leaderboard_of(trials, known)
     lines = _differ(table, path)
-    if text.exists() and text.read_text("utf-8") != format_leaderboard(table, trials, known):
+    if text.exists() and text.read_text("utf-8") != now:
         lines.insert(0, "leaderboard.md: says something else than the trials lead to")
     return lines
 
@@ -266,7 +276,7 @@ def _differ(table: pd.DataFrame, path: Path) -> list[str]:
         f"leaderboard.csv: {name} of {agent} is {then[agent][name]!r}, the trials lead to {value!r}"
         for agent, row in now.items()
         for name, value in row.items()
-        if not _agree(then[agent][name], value, 1e-12)
+        if not agree(then[agent][name], value, 1e-12)
     ]
 
 

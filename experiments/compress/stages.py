@@ -36,8 +36,9 @@ from experiments.compress.config import Config, own_names
 from experiments.compress.inputs import Given, load_images, load_network
 from experiments.compress.plan import Timing, timed
 from experiments.search.actors import open_actors
-from experiments.search.entrants import SINGLE
+from experiments.search.entrants import SINGLE, agent_of, env_options, wrap
 from experiments.search.episodes import Episode, EpisodeLog, best_episode
+from experiments.search.hyperparameters import stored_settings
 from experiments.search.playing import play_actions
 from experiments.search.policies import Script, StagePolicy, read_policy
 from experiments.search.resuming import ResumableSearch, read_finished
@@ -130,7 +131,7 @@ class Job:
                 flops_budget=config.macs,
                 params_budget=config.params,
                 channel_round=config.channel_round,
-                **self._options(),
+                **self._options("pruning"),
             )
 
     def _check_size(self, size: float, model: nn.Module) -> QuantizationEnv:
@@ -170,9 +171,9 @@ class Job:
             inputs["policy"] = digest({stage: tuple(each) for stage, each in self._policy.items()})
         self.folder.hold_to(inputs)
 
-    def _options(self) -> TaskOptions:
+    def _options(self, stage: str | None) -> TaskOptions:
         config, shared = self.config, self.folder.state_path / "transitions.sqlite"
-        return {
+        options: TaskOptions = {
             "device": config.device,
             "scorer": self._given.score,
             "finetuner": self._given.finetune if self._given.finetunes_episodes else None,
@@ -189,6 +190,8 @@ class Job:
             "seed": config.seed,
             "store": config.store or (shared if config.n_envs > 1 else "memory"),
         }
+        prior = None if stage is None else env_options(config.searcher, stage).get("prior")
+        return options if prior is None else {**options, "prior": prior}
 
     @property
     def has_objects(self) -> bool:
@@ -265,7 +268,7 @@ class Job:
             size_budget=budget,
             activation_bits=self.config.activation_bits,
             scales="best",
-            **self._options(),
+            **self._options(None if is_free else "quantization"),
         )
 
     def _size_budget(self, name: str, model: nn.Module) -> float | None:
@@ -352,7 +355,7 @@ class Job:
             tensorboard=config.tensorboard,
         )
         with (
-            open_actors(env, 1 if is_single else config.n_envs) as actors,
+            open_actors(wrap(algorithm, env), 1 if is_single else config.n_envs) as actors,
             progress.shown(),
         ):
             log = EpisodeLog(actors, progress.advance)
@@ -366,11 +369,11 @@ class Job:
                 policy = make_policy(algorithm, env, log, config.seed)
                 if isinstance(policy, Portfolio):
                     tried = ", ".join(f"{n} {r:.4f}" for n, r in policy.rewards.items())
-                    text = f"{label}: {policy.choice} is best by reward ({tried})"
-                    say(self.console, text)
+                    say(self.console, f"{label}: {policy.choice} is best by reward ({tried})")
                 search.act(policy, 1)
-            elif algorithm == "random":
-                policy = Random(log.observation_space, log.action_space, config.seed)
+            elif agent_of(algorithm) == "random":
+                own = stored_settings(algorithm)
+                policy = Random(log.observation_space, log.action_space, config.seed, **own)
                 search.act(policy, 10 * limit, limit)
             else:
                 agent = make_agent(algorithm, env, log, limit, config.seed)

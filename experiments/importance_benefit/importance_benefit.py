@@ -90,7 +90,7 @@ class Config(StudyConfig):
         check_lowest(self, 0, "epochs")
         check_lowest(self, 1, "evaluations")
         for method in self.algo:
-            check_algorithm(method)
+            check_algorithm(method, takes_rule=False)
         if BASELINE not in self.algo:
             raise ValueError(f"algo must hold {BASELINE!r}, got {self.algo}")
         check_name("selection", self.selection, SELECTIONS)

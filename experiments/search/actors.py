@@ -9,14 +9,13 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.workers import make_actors
 
 __all__ = ["open_actors"]
 
 
 @contextmanager
-def open_actors(env: LayerwiseCompressionEnv, n_envs: int) -> Iterator[VecEnv]:
+def open_actors(env: gym.Env[Any, Any], n_envs: int) -> Iterator[VecEnv]:
     """Yield `env` itself, or `n_envs` copies of it in worker processes, as a `VecEnv`.
 
     Raises:
@@ -35,7 +34,7 @@ def open_actors(env: LayerwiseCompressionEnv, n_envs: int) -> Iterator[VecEnv]:
         _close(workers)
 
 
-def _returning(env: LayerwiseCompressionEnv) -> Callable[[], gym.Env[Any, Any]]:
+def _returning(env: gym.Env[Any, Any]) -> Callable[[], gym.Env[Any, Any]]:
     return lambda: env
 
 

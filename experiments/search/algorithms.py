@@ -12,7 +12,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, PolicyPredictor
 
-from agents import SBPF, Greedy, Portfolio, Random, Rule
+from agents import SBPF, EpisodeSearch, Greedy, Portfolio, Random, Rule
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
 from experiments.search.entrants import (
@@ -22,8 +22,10 @@ from experiments.search.entrants import (
     LEARNERS,
     PRUNING_ONLY,
     SINGLE,
+    agent_of,
     check_algorithm,
     learner_class,
+    rule_of,
 )
 from experiments.search.episodes import EpisodeLog
 from experiments.search.foreign import blaming, find
@@ -80,11 +82,13 @@ def make_agent(
         RuntimeError: If its constructor raises something.
     """
     if ":" in name:
-        found = find(name)
+        found = find(agent_of(name))
         with blaming(name):
             return found("MlpPolicy", log, seed=seed) if isinstance(found, type) else found
-    if name == "random":
-        return Random(log.observation_space, log.action_space, seed)
+    if agent_of(name) == "random":
+        check_settings(name, settings)
+        own = stored_settings(name) | dict(settings)
+        return Random(log.observation_space, log.action_space, seed, **own)
     if name in SINGLE:
         return make_single(name, env, log, seed)
     return make_learner(name, log, n_steps=n_steps, seed=seed, settings=settings)
@@ -137,7 +141,11 @@ def make_learner(
     given = dict(settings or {})
     check_settings(name, given)
     agent = learner_class(name)
-    arguments = dict(ENTRANTS[name].fixed) | _arguments(stored_settings(name) | given, n_steps)
+    arguments = dict(ENTRANTS[agent_of(name)].fixed) | _arguments(
+        stored_settings(name) | given, n_steps
+    )
+    if issubclass(agent, EpisodeSearch) and rule_of(name) is not None:
+        arguments["start"] = 0.0
     if issubclass(agent, OnPolicyAlgorithm | OffPolicyAlgorithm):
         arguments["gamma"] = 1.0
     if issubclass(agent, OffPolicyAlgorithm):

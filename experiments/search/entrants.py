@@ -1,4 +1,8 @@
-"""Every agent by name: how it is made, whose hyper-parameters it has, and what it can do."""
+"""Every agent by name: how it is made, whose hyper-parameters it has, and what it can do.
+
+`AGENT+RULE` is an informed agent: action 0 stands for what the rule gives (the environment's
+`prior`), and an agent that looks at observations is shown a `LayerContext`.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from agents import CIMPPO, CMAES, KLPPO, TPE, QCriticPPO
+from agents import CIMPPO, CMAES, KLPPO, TPE, EpisodeSearch, QCriticPPO
 from agents.rules import BIT_RULES, PRUNING_RULES
+from compress_env.envs.context import LayerContext
 from compress_env.names import check_name
 from experiments.search.foreign import find
 
@@ -21,16 +27,24 @@ __all__ = [
     "BITS_ONLY",
     "CONTRIB",
     "ENTRANTS",
+    "INFORMABLE",
     "LEARNERS",
     "POLICIES",
     "PRUNING_ONLY",
     "SINGLE",
     "Entrant",
+    "agent_of",
+    "can_act",
     "check_agent",
     "check_algorithm",
     "check_packages",
+    "check_stage",
+    "env_options",
     "goes_on",
     "learner_class",
+    "rule_of",
+    "stages_of",
+    "wrap",
 ]
 
 
@@ -101,24 +115,125 @@ PRUNING_ONLY = tuple(name for name, each in ENTRANTS.items() if not each.knows_b
 """Those of them that choose pruning rates and know nothing of bits."""
 BITS_ONLY = tuple(name for name, each in ENTRANTS.items() if not each.knows_rates)
 """Those of them that choose bits and know nothing of pruning rates."""
+INFORMABLE = tuple(name for name, each in ENTRANTS.items() if not each.is_single)
+"""Agents that search around a rule when its name follows theirs, as in `ppo+l1`."""
+PRIORS: dict[str, tuple[str, ...]] = {
+    "pruning": ("uniform", *PRUNING_RULES),
+    "quantization": ("uniform", *BIT_RULES),
+}
+"""Rules that an agent can be informed by, by the stage that they are for."""
+OTHERWISE = {"pruning": "uniform", "quantization": "relative_error"}
+"""What a stage has instead of a rule for the other."""
+VALUES = {"pruning": "pruning rates", "quantization": "bits"}
+"""What is decided, by stage."""
+ENTRY_POINTS = {
+    gym.spec(f"compress_env/{task}-v0").entry_point: stage
+    for task, stage in (("Pruning", "pruning"), ("Quantization", "quantization"))
+}
 NOT_RESUMABLE = ("ars",)
 """Learners whose state between two episodes is inside one call of `learn`."""
 
 
 ACCEPTED = (
-    f"{', '.join((*LEARNERS, *POLICIES))}; of sb3-contrib {', '.join(CONTRIB)}; or "
-    "my_module:MyAgent, looked for in the current directory too"
+    f"{', '.join((*LEARNERS, *POLICIES))}; of sb3-contrib {', '.join(CONTRIB)}; "
+    "my_module:MyAgent, looked for in the current directory too; or AGENT+RULE, such as ppo+l1 or "
+    f"cma_es+relative_error, around a rule ({', '.join((*PRIORS['pruning'], *BIT_RULES))})"
 )
 """All names of agents, as `--help` tells them."""
 
 
-def check_algorithm(name: str) -> None:
+def agent_of(name: str) -> str:
+    """Return the name of an agent without that of a rule."""
+    return name.partition("+")[0]
+
+
+def rule_of(name: str) -> str | None:
+    """Return the rule in a name, None of a blind agent."""
+    _, plus, rule = name.partition("+")
+    return rule if plus else None
+
+
+def stages_of(name: str) -> tuple[str, ...]:
+    """Return the stages whose tasks an agent can act on: `pruning`, `quantization` or both."""
+    agent, rule = agent_of(name), rule_of(name)
+    entrant = ENTRANTS.get(agent, Entrant())
+    knows = {"pruning": entrant.knows_rates, "quantization": entrant.knows_bits}
+    if agent in PRUNING_RULES:  # a job of both stages has another rule for the bits
+        knows["quantization"] = False
+    return tuple(s for s in PRIORS if knows[s] and (rule is None or rule in PRIORS[s]))
+
+
+def can_act(name: str, task: str) -> bool:
+    """Tell whether an agent, and its rule, choose what a registered task asks for.
+
+    Args:
+        name: A name that `check_agent` accepts.
+        task: The id of a task; of those that nobody has registered nothing is known.
+    """
+    stage = _stage_of(task)
+    return stage is None or stage in stages_of(name)
+
+
+def _stage_of(task: str) -> str | None:
+    spec = gym.registry.get(task)
+    return None if spec is None else ENTRY_POINTS.get(spec.entry_point)
+
+
+def check_stage(name: str, task: str) -> None:
+    """Check that an agent, and its rule, choose what a registered task asks for: see `can_act`.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    if can_act(name, task):
+        return
+    (other,), stage = stages_of(name), _stage_of(task)
+    assert stage is not None
+    rule, hint = rule_of(name), ""
+    if rule is not None:
+        hint = f"; valid here: {', '.join(f'{agent_of(name)}+{r}' for r in PRIORS[stage])}"
+    raise ValueError(
+        f"{rule or name} chooses {VALUES[other]}, {task} asks for {VALUES[stage]}{hint}"
+    )
+
+
+def env_options(name: str, stage: str | None = None) -> dict[str, Any]:
+    """Return the keywords of an environment that an agent's name asks for.
+
+    Args:
+        name: A name that `check_agent` accepts.
+        stage: What is decided, for a job of several stages: where the rule is for the other one,
+            this has a rule of its own.
+    """
+    rule = rule_of(name)
+    if rule is None:
+        return {}
+    return {"prior": rule if stage is None or rule in PRIORS[stage] else OTHERWISE[stage]}
+
+
+def wrap(name: str, env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """Return the environment as an agent observes it: with context if it is informed and looks."""
+    entrant = ENTRANTS.get(agent_of(name))
+    found = None if entrant is None else entrant.learner
+    is_blind = entrant is not None and (
+        found is None or (isinstance(found, type) and issubclass(found, EpisodeSearch))
+    )
+    return env if is_blind or rule_of(name) is None else LayerContext(env)
+
+
+def check_algorithm(name: str, *, takes_rule: bool = True) -> None:
     """Check the name of an agent that needs no other package.
+
+    Args:
+        name: The name.
+        takes_rule: Whether it may be followed by that of a rule.
 
     Raises:
         ValueError: If no such agent has it.
     """
-    check_name("algorithm", name, (*LEARNERS, *POLICIES))
+    agent = agent_of(name) if takes_rule else name
+    check_name("algorithm", agent, (*LEARNERS, *POLICIES))
+    _check_rule(name)
 
 
 def check_agent(name: str) -> None:
@@ -129,10 +244,23 @@ def check_agent(name: str) -> None:
         ImportError: If its module cannot be imported, or a package is missing.
     """
     if ":" in name:
-        find(name)
+        find(agent_of(name))
     else:
-        check_name("algorithm", name, (*ENTRANTS, "my_module:MyAgent"))
+        check_name("algorithm", agent_of(name), (*ENTRANTS, "my_module:MyAgent"))
+    _check_rule(name)
     check_packages(name)
+
+
+def _check_rule(name: str) -> None:
+    agent, rule = agent_of(name), rule_of(name)
+    if rule is None:
+        return
+    if agent in SINGLE:
+        raise ValueError(
+            f"{agent} does not search, so it takes no rule, got {name!r}; those that do: "
+            f"{', '.join(INFORMABLE)}"
+        )
+    check_name("rule", rule, dict.fromkeys(r for rules in PRIORS.values() for r in rules))
 
 
 def check_packages(name: str) -> None:
@@ -141,9 +269,9 @@ def check_packages(name: str) -> None:
     Raises:
         ImportError: If it is missing.
     """
-    if name in CONTRIB:
+    if agent_of(name) in CONTRIB:
         _import_contrib()
-    if name == "tpe" and importlib.util.find_spec("optuna") is None:
+    if agent_of(name) == "tpe" and importlib.util.find_spec("optuna") is None:
         raise ImportError("tpe needs optuna: pip install 'compress-env[benchmark]'")
 
 
@@ -167,7 +295,7 @@ def learner_class(name: str) -> type[BaseAlgorithm]:
     Raises:
         ImportError: If it is of sb3-contrib, which is not installed.
     """
-    found = ENTRANTS[name].learner
+    found = ENTRANTS[agent_of(name)].learner
     assert found is not None
     found_class: type[BaseAlgorithm]
     found_class = getattr(_import_contrib(), found) if isinstance(found, str) else found
@@ -176,4 +304,4 @@ def learner_class(name: str) -> type[BaseAlgorithm]:
 
 def goes_on(name: str) -> bool:
     """Whether a stopped search of this agent goes on episode by episode; others start again."""
-    return ":" not in name and name not in NOT_RESUMABLE
+    return ":" not in name and agent_of(name) not in NOT_RESUMABLE

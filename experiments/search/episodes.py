@@ -34,7 +34,8 @@ Progress = Callable[["Episode", "EpisodeLog"], None]
 class EpisodeLog(VecEnvWrapper):
     """Keeps every finished episode of compression environments that run side by side.
 
-    An evaluation counts once, whichever environment has asked for it.
+    An evaluation counts once, whichever environment has asked for it. Where the order of the
+    minibatches is drawn, the same decisions lead to another network in each episode.
     """
 
     def __init__(self, venv: VecEnv, progress: Progress | None = None) -> None:
@@ -44,6 +45,7 @@ class EpisodeLog(VecEnvWrapper):
         self._progress = progress
         self._value_name: str = venv.get_attr("value_name")[0]
         self._reward_at: str = venv.get_attr("reward_at")[0]
+        self._is_stochastic: bool = venv.get_attr("transition_noise")[0]
         self.walk_length = len(venv.get_attr("walk")[0])
         self._evaluated: set[tuple[float, ...]] = set()
         self._n_spent, self._seconds_spent = 0, 0.0
@@ -87,7 +89,7 @@ class EpisodeLog(VecEnvWrapper):
     def _note(self, now: UnfinishedEpisode, number: int, info: dict[str, Any]) -> None:
         tried = (*now.values, info[self._value_name])
         if self._reward_at == "layer" or len(tried) == self.walk_length:
-            self._evaluated.add(tried)
+            self._evaluated.add((info["noise_seed"], *tried) if self._is_stochastic else tried)
         now.note(float(self._sent[number][0]), info, self._value_name)
 
     def _finish(self, number: int, info: dict[str, Any]) -> Episode:

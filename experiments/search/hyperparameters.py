@@ -10,6 +10,9 @@ as a search's length, in environment steps, is known only when it begins:
 - `action_noise`: standard deviation of the Gaussian noise on actions, which are in [-1, 1].
 - `log_std_init`: logarithm of the policy's standard deviation at the beginning.
 
+Informed agents (`AGENT+RULE`) have what `informed.json` says of their family instead, or of them
+where they have none: `spread` and `sigma0` are standard deviations of actions around the prior's.
+
 `gamma` is 1 for all agents: an episode is short and its reward comes at the end.
 """
 
@@ -21,22 +24,32 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.stored import typed
-from experiments.search.entrants import ENTRANTS
+from experiments.search.entrants import ENTRANTS, agent_of, rule_of
 
-__all__ = ["HYPERPARAMETERS", "check_settings", "stored_settings"]
+__all__ = ["HYPERPARAMETERS", "INFORMED", "check_settings", "stored_settings"]
 
-HYPERPARAMETERS: dict[str, dict[str, Any]] = json.loads(
-    Path(__file__).with_name("hyperparameters.json").read_text(encoding="utf-8")
-)
+
+def _read(file: str) -> dict[str, dict[str, Any]]:
+    path = Path(__file__).with_name(file)
+    content: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+HYPERPARAMETERS = _read("hyperparameters.json")
 """Settings by the agent that they were found for."""
+INFORMED = _read("informed.json")
+"""What informed agents have instead, and besides."""
 
 
 def stored_settings(agent: str) -> dict[str, Any]:
-    """Return the hyper-parameters of an agent by name; none for agents without a family."""
-    entrant = ENTRANTS.get(agent)
-    if entrant is None or entrant.family is None:
+    """Return the hyper-parameters of an agent by name; those without a family have few or none."""
+    name = agent_of(agent)
+    entrant = ENTRANTS.get(name)
+    if entrant is None:
         return {}
-    stored = HYPERPARAMETERS[entrant.family] | dict(entrant.own)
+    stored = HYPERPARAMETERS.get(entrant.family or "", {}) | dict(entrant.own)
+    if rule_of(agent) is not None:
+        stored |= INFORMED.get(entrant.family or name, {})
     return {name: value for name, value in stored.items() if name not in entrant.lacks}
 
 
@@ -55,5 +68,5 @@ def check_settings(agent: str, settings: Mapping[str, Any]) -> None:
             typed(type(stored[name]), value)
         except TypeError as error:
             raise ValueError(f"setting {name} of {agent} must be {error}") from None
-        if isinstance(stored[name], int) and value < 1:
+        if type(stored[name]) is int and value < 1:
             raise ValueError(f"setting {name} of {agent} must be 1 or more, got {value}")

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
 from compress_env.envs.base import LayerwiseCompressionEnv
+from compress_env.envs.stage import Action, Observation
 from experiments.common.stored import restore
 from experiments.search.policies import Script
 
-__all__ = ["Episode", "UnfinishedEpisode", "format_actions", "play", "play_actions"]
+__all__ = ["Episode", "UnfinishedEpisode", "format_actions", "play", "play_actions", "play_values"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Episode:
     """Wall-clock time of the episode."""
     error: str | None = None
     """Why the episode failed."""
+    noise_seed: int | None = None
+    """Order of its minibatches; None where an earlier version has not kept it."""
 
     def row(self) -> dict[str, Any]:
         """Flatten into a CSV row, one column per layer."""
@@ -67,7 +71,8 @@ class Episode:
         """
         cost = state["cost"]
         failed = cost != cost  # NaN: it has none
-        found = restore(Episode, state | {"cost": 0.0 if failed else cost})
+        earlier = {"noise_seed": None}
+        found = restore(Episode, earlier | state | {"cost": 0.0 if failed else cost})
         return replace(found, cost=cost, values=tuple(state["values"]))  # bits stay whole numbers
 
 
@@ -121,29 +126,29 @@ class UnfinishedEpisode:
             n_evaluations=n_evaluations,
             seconds=seconds,
             error=info.get("error"),
+            noise_seed=info["noise_seed"],
         )
 
 
-def play(env: LayerwiseCompressionEnv, policy: PolicyPredictor) -> Episode:
+def play(env: gym.Env[Any, Any], policy: PolicyPredictor, noise_seed: int | None = None) -> Episode:
     """Let a policy act for one episode; the environment then holds its network.
 
     Args:
-        env: The environment.
+        env: The environment, or a wrapper that adds to its observations.
         policy: Asked for its deterministic actions, on batches of one observation.
+        noise_seed: Order of the minibatches; what the environment chooses when None.
     """
-    start, now, ended = perf_counter(), UnfinishedEpisode(), False
-    observation, before = env.reset()
-    while not ended:
+
+    def act(observation: Observation) -> Action:
         batch, _ = policy.predict(observation[None], deterministic=True)
-        action = np.asarray(batch, np.float32)[0]
-        observation, _, ended, _, info = env.step(action)
-        now.note(float(action[0]), info, env.value_name)
-    n_evaluations = info["n_evaluations"] - before["n_evaluations"]
-    seconds = perf_counter() - start
-    return now.finished(info, index=0, n_evaluations=n_evaluations, seconds=seconds)
+        return np.asarray(batch, np.float32)[0]
+
+    return _play(env, act, noise_seed)
 
 
-def play_actions(env: LayerwiseCompressionEnv, actions: Sequence[float]) -> Episode:
+def play_actions(
+    env: LayerwiseCompressionEnv, actions: Sequence[float], noise_seed: int | None = None
+) -> Episode:
     """Take given actions; the environment then holds their network.
 
     Raises:
@@ -151,7 +156,48 @@ def play_actions(env: LayerwiseCompressionEnv, actions: Sequence[float]) -> Epis
     """
     try:
         if len(actions) <= len(env.walk):
-            return play(env, Script(actions))
+            return play(env, Script(actions), noise_seed)
     except StopIteration:
         pass
     raise ValueError(f"expected {len(env.walk)} actions, one for each layer, got {len(actions)}")
+
+
+def play_values(
+    env: LayerwiseCompressionEnv, values: Mapping[str, float], noise_seed: int | None = None
+) -> Episode:
+    """Execute given values, whatever the prior; the environment then holds their network.
+
+    Args:
+        env: The environment.
+        values: Pruning rate or bits of each layer of the walk.
+        noise_seed: As in `play`.
+
+    Raises:
+        ValueError: If they are of other layers, or one is not feasible where it is due.
+    """
+    walk = [layer.name for layer in env.walk]
+    if list(values) != walk:
+        raise ValueError(f"expected values of {', '.join(walk)}, got of {', '.join(values)}")
+    wanted = iter(values.values())
+    episode = _play(env, lambda _: env.action_for(next(wanted)), noise_seed)
+    for layer, value, executed in zip(walk, values.values(), episode.values, strict=False):
+        if not math.isclose(value, executed, rel_tol=1e-9, abs_tol=1e-9):
+            raise ValueError(f"{value} is not feasible at {layer}, executed was {executed}")
+    return episode
+
+
+def _play(
+    env: gym.Env[Any, Any], act: Callable[[Observation], Action], noise_seed: int | None
+) -> Episode:
+    start, now, ended = perf_counter(), UnfinishedEpisode(), False
+    value_name = env.get_wrapper_attr("value_name")
+    observation, before = env.reset(
+        options=None if noise_seed is None else {"noise_seed": noise_seed}
+    )
+    while not ended:
+        action = act(observation)
+        observation, _, ended, _, info = env.step(action)
+        now.note(float(action[0]), info, value_name)
+    n_evaluations = info["n_evaluations"] - before["n_evaluations"]
+    seconds = perf_counter() - start
+    return now.finished(info, index=0, n_evaluations=n_evaluations, seconds=seconds)

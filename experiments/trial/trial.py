@@ -3,7 +3,12 @@
 `python -m experiments.trial --algo ppo --task PruneLeNet5Digits-v0` leaves a run
 folder: every episode in `episodes.csv`, what a critic promised and what was earned in
 `overestimation.csv`, and in `table.csv` the network of the best episode by reward with the actions
-that lead to it, its test accuracy, and what the final policy does without exploration. An agent is
+that lead to it, its test accuracy, and what the final policy does without exploration.
+
+Where the task draws the order of the minibatches anew for each episode, the search has four fifths
+of 30, 100 and 300 evaluations, the last fifth nominates what it stands by (`nomination.csv`,
+`experiments.trial.nomination`), and the nominees are confirmed under five further orders, on test
+images too (`confirmation.csv`; `confirmed_30` and so on in `table.csv`). An agent is
 a name, one of sb3-contrib, or `my_module:MyAgent`, looked for in the current directory too: a class
 built as `MyAgent("MlpPolicy", env, seed=SEED)`, where env is a Stable-Baselines3 `VecEnv` of one
 environment, or an object. With a method `learn` it learns; with `predict` alone it acts. Where
@@ -16,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +37,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents.overestimation import OverestimationCallback, OverestimationRecord
+from agents.overestimation import OverestimationCallback
 from compress_env.envs.base import LayerwiseCompressionEnv
 from experiments.common.checks import check_lowest, read_object
 from experiments.common.cli.command import run_command, run_measurement
@@ -40,27 +45,40 @@ from experiments.common.cli.given import is_given
 from experiments.common.cli.progress import SearchProgress
 from experiments.common.inputs import data_digest, file_digest, network_digest
 from experiments.common.run_folder import RunFolder
-from experiments.common.stored import typed
 from experiments.search.algorithms import Learner, make_agent
-from experiments.search.entrants import ACCEPTED, SINGLE, check_agent, goes_on
+from experiments.search.entrants import (
+    ACCEPTED,
+    SINGLE,
+    check_agent,
+    check_stage,
+    env_options,
+    goes_on,
+    wrap,
+)
 from experiments.search.episodes import EpisodeLog, best_episode, is_over, run_policy
 from experiments.search.foreign import blaming, source_of
 from experiments.search.hyperparameters import check_settings, stored_settings
 from experiments.search.names import full_name, task_id
-from experiments.search.playing import Episode, format_actions, play, play_actions
+from experiments.search.playing import Episode, play
 from experiments.search.resuming import ResumableSearch, read_finished
+from experiments.trial.confirmation import (
+    Conclusion,
+    Search,
+    conclude,
+    conclude_single,
+    most_runs,
+)
+from experiments.trial.nomination import Candidate, budgets_of, fresh_orders, searched
+from experiments.trial.reruns import Reruns
+from experiments.trial.snapshots import PolicySnapshots
+from experiments.trial.table import checked_outcome, row_of
 
-__all__ = ["Config", "columns_of_best", "main", "make_task", "run"]
+__all__ = ["Config", "main", "make_task", "run"]
 
 STATE = "search"
 WITH_CRITIC = (OnPolicyAlgorithm, TD3, SAC)
 REPEATS = 3
 """Episodes allowed for each one that the evaluations suffice for: agents repeat networks."""
-OF_BEST = {"validation_accuracy": "accuracy"} | {
-    name: name
-    for name in ("reward", "cost", "dense_macs", "dense_params", "sparse_macs", "sparse_params")
-}
-"""Columns of `table.csv` that are of the best episode, and what they are called of an episode."""
 
 
 @dataclass(frozen=True)
@@ -102,17 +120,14 @@ class Config:
             ImportError: If the agent's module, or a package that it needs, cannot be imported.
         """
         check_agent(self.algo)
-        task_id(self.task, others=True)
+        check_stage(self.algo, task_id(self.task, others=True))
         check_lowest(self, 0, "seed")
         for name in ("evaluations", "episodes"):
             if getattr(self, name) is not None:
                 check_lowest(self, 1, name)
         if self.evaluations is None and self.episodes is None:
             raise ValueError("expected evaluations or episodes, got neither")
-        if read_object(self, "env_kwargs").get("transition_noise"):
-            raise ValueError(
-                "a trial cannot have transition_noise: its best network could not be made again"
-            )
+        read_object(self, "env_kwargs")
         check_settings(self.algo, read_object(self, "settings"))
 
     def complete(self) -> Config:
@@ -138,12 +153,13 @@ def make_task(config: Config, **options: Any) -> LayerwiseCompressionEnv:
         ValueError: If there is no such task, or it does not take the arguments.
         FileNotFoundError: If data are not there.
     """
-    given = read_object(config, "env_kwargs") | options
+    given = read_object(config, "env_kwargs") | env_options(config.algo) | options
     if config.data_root is not None:
         given["data_root"] = config.data_root
     try:
         task = task_id(config.task, others=True)
-        env = gym.make(task, disable_env_checker=True, **given).unwrapped
+        # A registered one is meant as it is named: of its version, too.
+        env = gym.make(gym.registry.get(task, task), disable_env_checker=True, **given).unwrapped
     except (gym.error.Error, TypeError) as error:
         reason = error.__context__ or error  # Gymnasium adds all arguments to a TypeError
         raise ValueError(f"cannot make the task {config.task!r}: {reason}") from None
@@ -166,14 +182,27 @@ class Trial:
         self.config = config
         self.folder = folder
         self.env = make_task(config, **({} if config.store is None else {"store": config.store}))
+        self.observed = wrap(config.algo, self.env)
         self._hold_to_inputs()
+        self.is_stochastic = self.env.transition_noise
+        self.is_single = config.algo in SINGLE
+        if self.is_stochastic and config.evaluations is None and not self.is_single:
+            raise ValueError(
+                f"{config.task} draws an order for each episode: expected evaluations, whose last "
+                "fifth nominates what is confirmed, got None"
+            )
+        is_nominated = self.is_stochastic and not self.is_single
+        most = config.evaluations
+        self._evaluations = searched(most) if is_nominated and most else most
         n_layers = len(self.env.walk)
-        per_episode = n_layers if self.env.reward_at == "layer" else 1
+        self.per_episode = n_layers if self.env.reward_at == "layer" else 1
         limits = [config.episodes or math.inf, math.inf]
-        if config.evaluations is not None:
-            limits[1] = math.ceil(config.evaluations / per_episode)
+        if self._evaluations is not None:
+            limits[1] = math.ceil(self._evaluations / self.per_episode)
         self._n_steps = int(min(limits)) * n_layers
         self._n_episodes = config.episodes or REPEATS * int(limits[1])
+        early = budgets_of(most)[:-1] if is_nominated and most else ()
+        self.snapshots = PolicySnapshots(self.observed, folder, early, config.seed)
 
     def _hold_to_inputs(self) -> None:
         """Check that a stopped trial goes on with the network, the images and the code it had."""
@@ -193,31 +222,35 @@ class Trial:
         if read_finished(self.folder, STATE) is None:
             config = self.config
             label = f"{config.algo}: {config.task}, seed {config.seed}"
-            is_single = config.algo in SINGLE
             n_episodes = self._n_steps // len(self.env.walk)
             progress = SearchProgress(
                 label,
-                1 if is_single else config.evaluations or n_episodes,
+                1 if self.is_single else self._evaluations or n_episodes,
                 self.folder,
                 console,
-                unit="evaluations" if config.evaluations and not is_single else "episodes",
+                unit="evaluations" if self._evaluations and not self.is_single else "episodes",
             )
             with progress.shown():
                 self._run(progress)
         episodes, state = read_finished(self.folder, STATE), self.folder.read_state(STATE)
         assert episodes is not None and state is not None
         with self.folder.using(STATE):
-            return episodes, _checked_outcome(state["outcome"])
+            return episodes, checked_outcome(state["outcome"])
 
     def _run(self, progress: SearchProgress) -> None:
-        name, limits = self.config.algo, (self._n_episodes, self.config.evaluations)
+        name, limits = self.config.algo, (self._n_episodes, self._evaluations)
+        made: list[Any] = []
 
         def advance(episode: Episode, log: EpisodeLog) -> None:
             progress.advance(episode, log)
+            for agent in made:
+                self.snapshots.note(agent, log.episodes)
             if not goes_on(name) and is_over(log.episodes, *limits):
                 raise _SearchOver
 
-        log = EpisodeLog(DummyVecEnv([lambda: self.env]), advance)
+        if self.is_stochastic:  # whoever does not seed it draws the same orders again too
+            self.env.reset(seed=self.config.seed)
+        log = EpisodeLog(DummyVecEnv([lambda: self.observed]), advance)
         search = ResumableSearch(STATE, log, self.folder)
         agent = make_agent(
             name,
@@ -227,6 +260,7 @@ class Trial:
             seed=self.config.seed,
             settings=read_object(self.config, "settings"),
         )
+        made += [agent] if isinstance(agent, Learner) else []
         has_critic = goes_on(name) and isinstance(agent, WITH_CRITIC)
         watch = OverestimationCallback() if has_critic else None
         outcome = partial(self._outcome, agent, watch)
@@ -238,8 +272,8 @@ class Trial:
         elif isinstance(agent, BaseAlgorithm):
             search.learn(agent, *limits, watch=watch, outcome=outcome)
         else:
-            limit = 1 if name in SINGLE else self._n_episodes
-            search.act(agent, limit, self.config.evaluations, outcome=outcome)
+            limit = 1 if self.is_single else self._n_episodes
+            search.act(agent, limit, self._evaluations, outcome=outcome)
 
     def _run_unknown(self, agent: Any, log: EpisodeLog) -> None:
         """Run an agent that nothing is known of but its methods."""
@@ -253,28 +287,44 @@ class Trial:
         self, agent: PolicyPredictor, watch: OverestimationCallback | None
     ) -> dict[str, Any]:
         """Return what the agent does without exploration, in plain Python values."""
-        episode = play(self.env, agent)
+        order = fresh_orders(self.config.seed, 1)[0] if self.is_stochastic else None
+        episode = play(self.observed, agent, order)
         return {
             "reward": episode.reward,
             "accuracy": math.nan if episode.accuracy is None else episode.accuracy,
             "actions": episode.actions,
+            "values": episode.values,
+            "learns": isinstance(agent, Learner),
+            "noise_seed": episode.noise_seed,
             "records": [] if watch is None else watch.state()["records"],
         }
 
+    def conclude(
+        self, episodes: Sequence[Episode], policy: Candidate | None, console: Console
+    ) -> Conclusion:
+        """Nominate and confirm, or go on with that, on a task that draws orders.
 
-def _checked_outcome(outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a state holds of an agent without exploration.
-
-    Raises:
-        TypeError: If it is something else.
-    """
-    kinds = {"reward": float, "accuracy": float, "actions": tuple[float, ...]}
-    values = {name: outcome[name] for name in kinds}
-    for name, kind in kinds.items():
-        if values[name] == values[name]:  # not NaN, as a failed episode's accuracy is
-            typed(kind, values[name])
-    records = [OverestimationRecord(*record) for record in outcome["records"]]
-    return values | {"records": records}
+        Args:
+            episodes: All of the search.
+            policy: What the agent does without exploration after it, if it learns.
+            console: Where progress goes.
+        """
+        config = self.config
+        label = f"{config.algo}: {config.task}, seed {config.seed}, confirmation"
+        reruns = Reruns(self.env, self.folder, label, console)
+        layers = [layer.name for layer in self.env.walk]
+        most = config.evaluations or episodes[-1].n_evaluations
+        with reruns.shown(most_runs(most, is_single=self.is_single)):
+            if self.is_single:
+                return conclude_single(episodes, most, reruns, layers)
+            policies = {budget: self.snapshots.read(budget) for budget in budgets_of(most)[:-1]}
+            # A search that ended sooner is asked at its end.
+            reached = episodes[-1].n_evaluations
+            policies |= {b: policy for b in budgets_of(most) if searched(b) > reached}
+            search = Search(
+                episodes, policies | {most: policy}, most, config.seed, self.per_episode
+            )
+            return conclude(search, reruns, layers)
 
 
 class _SearchOver(BaseException):
@@ -304,48 +354,20 @@ def _measure(trial: Trial, console: Console) -> dict[str, Any]:
     if records:
         rows = [record._asdict() for record in records]
         trial.folder.write_rows("overestimation.csv", rows)
-    row = _row(trial.env, episodes, outcome, records)
+    row = row_of(trial.env, episodes, outcome)
+    if trial.is_stochastic:
+        concluded = trial.conclude(episodes, outcome["policy"], console)
+        trial.folder.write_rows("confirmation.csv", concluded.confirmation)
+        if concluded.nomination:
+            trial.folder.write_rows("nomination.csv", concluded.nomination)
+        row |= concluded.columns | {
+            "n_evaluations": row["n_evaluations"] + concluded.columns["n_fresh"],
+            "seconds": row["seconds"] + concluded.seconds,
+            "noise_seed": best_episode(episodes).noise_seed,
+            "final_noise_seed": outcome["noise_seed"],
+        }
     trial.folder.finish([row])
     return row
-
-
-def late_overestimation(records: Sequence[OverestimationRecord]) -> float:
-    """Return by how much the critic overestimates, a mean over the second half of the episodes.
-
-    In the first half it has hardly learnt **(ours)**. NaN for an agent without a known critic.
-    """
-    late = [record.overestimation for record in records[len(records) // 2 :]]
-    return sum(late) / len(late) if late else math.nan
-
-
-def _row(
-    env: LayerwiseCompressionEnv,
-    episodes: Sequence[Episode],
-    outcome: Mapping[str, Any],
-    records: Sequence[OverestimationRecord],
-) -> dict[str, Any]:
-    """Return the row of `table.csv`; only the best network meets the test images."""
-    best = best_episode(episodes)
-    play_actions(env, best.actions)
-    return columns_of_best(env, best) | {
-        "actions": format_actions(best.actions),
-        "best_reward": best.reward,
-        "final_reward": outcome["reward"],
-        "final_accuracy": outcome["accuracy"],
-        "final_actions": format_actions(outcome["actions"]),
-        "q_overestimation": late_overestimation(records),
-        "n_evaluations": episodes[-1].n_evaluations,
-        "n_episodes": len(episodes),
-        "seconds": sum(episode.seconds for episode in episodes),
-    }
-
-
-def columns_of_best(env: LayerwiseCompressionEnv, episode: Episode) -> dict[str, Any]:
-    """Return what `table.csv` says of the best episode, whose network `env` holds."""
-    return {column: getattr(episode, name) for column, name in OF_BEST.items()} | {
-        "test_accuracy": env.task.accuracy(env.compressed_model(), "test"),
-        "cost_fraction": episode.cost / env.unpruned.cost_high,
-    }
 
 
 def main() -> None:

@@ -22,9 +22,11 @@ from experiments.sweep.cells_work import work_on
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.pools import LocalPool, Outcome
 from experiments.trial import networks
+from experiments.trial.confirmation import is_confirmed_number
 from experiments.trial.networks import stored_digest, weights_digest
-from experiments.trial.trial import OF_BEST, make_task
+from experiments.trial.table import OF_BEST
 from experiments.trial.trial import Config as Trial
+from experiments.trial.trial import make_task
 
 __all__ = [
     "NUMBERS",
@@ -88,10 +90,12 @@ def with_stored(folder: SweepFolder, cells: Sequence[Cell]) -> list[Cell]:
 def _share(folder: SweepFolder, cell: Cell) -> Cell:
     """Let a trial share with others what steps lead to, where each step is scored.
 
-    Elsewhere the scored networks, of deep walks, hardly ever repeat.
+    Elsewhere the scored networks, of deep walks, hardly ever repeat, and nowhere those of an order
+    that is drawn.
     """
     given = gym.spec(cell.config.task).kwargs | read_object(cell.config, "env_kwargs")
-    if cell.config.store is not None or given.get("reward_at", "layer") != "layer":
+    is_shared = given.get("reward_at", "layer") == "layer" and not given.get("transition_noise")
+    if cell.config.store is not None or not is_shared:
         return cell
     return cell._replace(config=replace(cell.config, store=folder.path / STORE))
 
@@ -150,7 +154,8 @@ def read_trials(path: Path) -> pd.DataFrame:
 
     Returns:
         One row for each, with `agent`, `task`, `seed`, `cell`, the columns of a trial's table
-        (`NUMBERS` as float64, exactly as written), `limit`, the evaluations that it was allowed,
+        (`NUMBERS`, and those that only confirmed trials have, as float64, exactly as written),
+        `limit`, the evaluations that it was allowed,
         NaN for no limit, and `env_kwargs`, what it has changed in the task, a JSON object.
 
     Raises:
@@ -159,12 +164,13 @@ def read_trials(path: Path) -> pd.DataFrame:
     try:
         file = path / "sweep.csv"
         table = read_table(file, ["agent", "task", "seed", "cell", *NUMBERS])
-        table = parse(file, table, dict.fromkeys(NUMBERS, float | None) | {"seed": int})
+        numbers = (*NUMBERS, *filter(is_confirmed_number, map(str, table)))
+        table = parse(file, table, dict.fromkeys(numbers, float | None) | {"seed": int})
         by_name = {cell.name: cell for cell in SweepFolder(path).stored_cells()}
         configs = [_settings_of(row, by_name) for row in table.to_dict("records")]
     except (OSError, ValueError) as error:
         raise ValueError(f"{str(path)!r} holds no finished trials: {error}") from None
-    return table.astype(dict.fromkeys(NUMBERS, float)).assign(
+    return table.astype(dict.fromkeys(numbers, float)).assign(
         seed=table["seed"].astype(int),
         limit=pd.Series([config.evaluations for config in configs], dtype=float),
         env_kwargs=[config.env_kwargs for config in configs],

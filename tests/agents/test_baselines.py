@@ -41,6 +41,24 @@ def test_random_repeats_with_its_seed_and_leaves_the_space_alone() -> None:
     assert np.array_equal(space.sample(), expected_draw)
 
 
+def test_random_draws_about_the_middle_where_it_has_a_spread() -> None:
+    agent = Random(OBSERVATIONS, spaces.Box(0.0, 4.0, (2,), np.float32), seed=0, spread=0.25)
+    actions, _ = agent.predict(np.zeros((2000, 9), np.float32))
+    assert actions.dtype == np.float32
+    assert actions.mean(axis=0) == pytest.approx([2.0, 2.0], abs=0.05)
+    assert actions.std(axis=0) == pytest.approx([0.5, 0.5], abs=0.05)
+    wide, _ = Random(OBSERVATIONS, ACTIONS, seed=0, spread=5.0).predict(np.zeros((50, 9)))
+    assert wide.min() == -1.0 and wide.max() == 1.0
+    assert Random(OBSERVATIONS, ACTIONS, spread=0.0).predict(layer(0, 1))[0].tolist() == [0.0]
+
+
+def test_random_rejects_a_spread_without_a_middle() -> None:
+    with pytest.raises(ValueError, match=r"expected a Box, to draw about its middle, got Discrete"):
+        Random(OBSERVATIONS, spaces.Discrete(3), spread=0.3)
+    with pytest.raises(ValueError, match="spread must be at least 0"):
+        Random(OBSERVATIONS, ACTIONS, spread=-1.0)
+
+
 @pytest.mark.parametrize(
     ("action_space", "shape"),
     [(ACTIONS, (1,)), (spaces.Discrete(3), ())],

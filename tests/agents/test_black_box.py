@@ -64,6 +64,21 @@ def test_seed_decides_and_global_generators_do_not(build: Any) -> None:
     assert search(build, 20, seed=1).search_state()["history"] != first
 
 
+@pytest.mark.parametrize("start", [0.25, [0.25] * N_STEPS], ids=["number", "sequence"])
+@pytest.mark.parametrize("build", SEARCHES)
+def test_starts_where_it_is_told(build: Any, start: Any) -> None:
+    found = search(build, 1, start=start)
+    assert found.best_actions.tolist() == [[0.25]] * N_STEPS
+
+
+def test_first_sequences_of_parzen_estimator_are_drawn_around_the_start() -> None:
+    optimizer = ParzenEstimator(50, 0, 6, np.array(0.2), 0.05)
+    points = np.array([optimizer.ask() for _ in range(6)])
+    assert points[0].tolist() == [0.2] * 50
+    assert abs(points[1:].mean() - 0.2) < 0.02 and 0.04 < points[1:].std() < 0.06
+    assert np.ptp(optimizer.ask()) > 0.5  # the next is not
+
+
 @pytest.mark.parametrize("build", SEARCHES)
 def test_replays_the_best_sequence(build: Any) -> None:
     made = search(build, 20)
@@ -315,9 +330,20 @@ class TestRefusals:
             (CMAES, {"sigma0": 0.0}, "sigma0 must be above 0 and finite, got 0.0"),
             (CMAES, {"population_size": 2}, "population_size must be at least 3, got 2"),
             (CMAES, {"n_decisions": 1}, "at least 2 dimensions, got 1"),
+            (CMAES, {"start": 2.0}, r"expected start to be 2 actions in \[-1, 1\], got 2.0"),
+            (TPE, {"start": [0.0] * 3}, "expected start to be 2 actions"),
+            (TPE, {"spread": -0.1}, "spread must be at least 0"),
             (TPE, {"n_startup_episodes": 0}, "n_startup_episodes must be at least 1, got 0"),
         ],
-        ids=["sigma0", "population_size", "one dimension", "n_startup_episodes"],
+        ids=[
+            "sigma0",
+            "population_size",
+            "one dimension",
+            "start",
+            "length",
+            "spread",
+            "n_startup",
+        ],
     )
     def test_settings(self, build: Any, settings: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):

@@ -141,6 +141,14 @@ def test_first_actions_are_uniform() -> None:
     assert np.abs(executed).max() < 1.0
 
 
+def test_first_actions_are_the_policys_on_request() -> None:
+    env = TargetEnv()
+    make_agent(
+        env, learning_starts=100, random_starts=False, policy_kwargs={"log_std_init": -5.0}
+    ).learn(100)
+    assert np.abs(np.stack(env.executed)).max() < 0.2
+
+
 def test_same_seed_same_weights() -> None:
     runs = [parameters_of(make_agent(seed=seed).learn(40)) for seed in (3, 3, 4)]
     assert all(th.equal(runs[0][name], runs[1][name]) for name in runs[0])

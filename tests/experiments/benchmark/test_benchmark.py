@@ -183,6 +183,20 @@ def test_only_tasks_of_the_package_are_verified(task: str, foreign: Path) -> Non
         verify(benchmark_verify.Config(foreign), console())
 
 
+def test_informed_agents_are_verified_around_their_rule_and_searches_are_no_learners(
+    ran: Config, tmp_path: Path
+) -> None:
+    out, shown = tmp_path / "out", console()
+    shutil.copytree(folder_of(ran), out)
+    informed = replace(ran, out=out, algo=("ppo+l1", "cma_es+l1"), task=TINY[:1])
+    assert run(informed, shown) == []
+    assert verify(benchmark_verify.Config(out, algo=("ppo+l1", "cma_es+l1")), shown) == []
+    text = (out / "leaderboard.md").read_text()
+    verdicts = [line for line in text.splitlines() if "random search" in line]
+    assert any("ppo+l1" in line for line in verdicts)
+    assert not any("cma_es+l1 " in line for line in verdicts)
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("task", "foreign_code:X-v0"), ("algo", "foreign_code:A"), ("seed", 9)],
@@ -492,7 +506,7 @@ def test_networks_are_counted_after_each_layer_where_rewards_are() -> None:
 def test_verification_looks_for_data_where_it_is_told(tmp_path: Path) -> None:
     config = benchmark_verify.Config(tmp_path, data_root=tmp_path / "now")
     with pytest.raises(FileNotFoundError, match="/now"):
-        benchmark_verify._make_task(config, "PruneLeNet5MNIST-v0")
+        benchmark_verify._make_task(config, "PruneLeNet5MNIST-v0", "uniform")
 
 
 def test_compact_folder_is_verified_with_a_tolerance(ran: Config, tmp_path: Path) -> None:
@@ -563,7 +577,7 @@ def test_best_known_is_written_to_another_file(ran: Config, tmp_path: Path) -> N
         ({"seeds": ()}, "expected seeds that differ"),
         (
             {"algo": ("ppo", "sbpf"), "task": ("compress_env/QuantizeVGG8Digits-v0",)},
-            "sbpf chooses pruning rates, and no task asks for them",
+            "sbpf chooses pruning rates, .*QuantizeVGG8Digits-v0 asks for bits",
         ),
         ({"evaluations": 0}, "evaluations must be 1 or more, got 0"),
         ({"jobs": 0}, "jobs must be 1 or more, got 0"),
@@ -589,6 +603,14 @@ def test_task_that_is_not_there_is_told_in_one_line(
     with pytest.raises(SystemExit, match=r"^error: unknown task 'None-v0'.* valid: "):
         benchmark.main()
     assert not (tmp_path / "out").exists()
+
+
+def test_agents_around_a_rule_are_run_where_it_is_of_use() -> None:
+    trials = Config(algo=("ppo+l1", "random+relative_error", "tpe+uniform"), seeds=(0,)).trials()
+    played = {t.algo: {u.task for u in trials if u.algo == t.algo} for t in trials}
+    assert {task.partition("/")[2][:5] for task in played["ppo+l1"]} == {"Prune"}
+    assert {task.partition("/")[2][:8] for task in played["random+relative_error"]} == {"Quantize"}
+    assert played["tpe+uniform"] == {task.id for task in SUITE}
 
 
 def test_agents_that_know_nothing_of_bits_are_run_on_pruning_alone() -> None:

@@ -187,6 +187,9 @@ def test_same_seed_gives_the_same_rows(
         "uniform",
         "afie",
         "sbpf",
+        "ppo+l1",
+        "cma_es+relative_error",
+        "random+uniform",
     ],
 )
 def test_every_algorithm_runs_the_job(algo: str, tmp_path: Path) -> None:
@@ -215,6 +218,7 @@ NAMED = ["--model", "lenet5", "--data", "digits", "--macs", "0.2"]
         ([*NAMED, "--macs", "0.0001"], "macs must be in"),
         ([*NAMED, "--params", "0.0001"], "params must be in"),
         ([*NAMED, "--size", "0.0001"], "size must be in"),
+        ([*NAMED, "--algo", "ppo+l11"], "unknown rule 'l11', did you mean 'l1'"),
         (["--evaluations", "0"], "evaluations must be at least 1, got 0"),
         (["--compare", "unifrom"], "unknown comparison 'unifrom', did you mean 'uniform'"),
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),

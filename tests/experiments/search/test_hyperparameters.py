@@ -12,6 +12,7 @@ from experiments.search.entrants import CONTRIB, ENTRANTS, LEARNERS
 from experiments.search.episodes import EpisodeLog, run_learner
 from experiments.search.hyperparameters import (
     HYPERPARAMETERS,
+    INFORMED,
     check_settings,
     stored_settings,
 )
@@ -46,6 +47,17 @@ def test_every_learner_has_settings_but_those_with_published_defaults() -> None:
     assert FAMILIES.keys() == {*LEARNERS, *CONTRIB} - PUBLISHED
     assert set(FAMILIES.values()) == HYPERPARAMETERS.keys()
     assert stored_settings("cma_es") == stored_settings("uniform") == {}
+
+
+def test_informed_agents_have_settings_of_their_own() -> None:
+    for key, settings in INFORMED.items():
+        assert key in {*HYPERPARAMETERS, *PUBLISHED, "random"} and settings
+    assert stored_settings("cma_es+l1") == INFORMED["cma_es"]
+    assert stored_settings("ppo+l1") == stored_settings("ppo") | INFORMED.get("ppo", {})
+    assert stored_settings("my:Agent+l1") == stored_settings("uniform") == {}
+    check_settings("random+l1", {"spread": 0.1})
+    with pytest.raises(ValueError, match="unknown setting 'spread' of random; valid: none"):
+        check_settings("random", {"spread": 0.1})
 
 
 def test_settings_of_one_agent_alone_are_its_own_to_replace() -> None:

@@ -244,6 +244,54 @@ def test_transition_noise_draws_a_new_seed_at_each_reset() -> None:
     assert not torch.equal(final_weights(0), final_weights(None))
 
 
+class TestNoiseSeed:
+    @pytest.fixture
+    def env(self) -> PruningEnv:
+        return PruningEnv(
+            seeded(PlainNet), data(), transition_noise=True, finetune_steps=3, device="cpu"
+        )
+
+    @staticmethod
+    def final_weights(env: PruningEnv, noise_seed: int | None) -> torch.Tensor:
+        options = None if noise_seed is None else {"noise_seed": noise_seed}
+        _, first = env.reset(options=options)
+        info = env.step(np.zeros(1, np.float32))[-1]
+        assert info["noise_seed"] == first["noise_seed"]
+        assert noise_seed in (None, info["noise_seed"])
+        return next(env.compressed_model().parameters()).detach()
+
+    def test_fixes_the_order_of_an_episode(self, env: PruningEnv) -> None:
+        first = self.final_weights(env, 2**31 + 5)
+        assert not torch.equal(self.final_weights(env, 2**32 - 1), first)
+        assert torch.equal(self.final_weights(env, 2**31 + 5), first)
+
+    def test_leaves_those_that_are_drawn_as_they_are(self, env: PruningEnv) -> None:
+        drawn = [env.reset(seed=0)[1]["noise_seed"], env.reset()[1]["noise_seed"]]
+        env.reset(seed=0)
+        env.reset(options={"noise_seed": 3})
+        assert env.reset()[1]["noise_seed"] == drawn[1]
+        assert len(set(drawn)) == 2 and all(0 <= seed < 2**31 for seed in drawn)
+
+    def test_counts_for_its_episode_alone(self) -> None:
+        env = PruningEnv(seeded(PlainNet), data(), seed=7, **QUICK)
+        assert env.reset(options={"noise_seed": 3})[1]["noise_seed"] == 3
+        assert env.reset()[1]["noise_seed"] == 7
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"noise_seed": -1}, "noise_seed must be 0 or more, got -1"),
+            ({"noise_seed": 2**32}, r"noise_seed must be below 2\*\*32, got 4294967296"),
+            ({"noise_seed": 1.0}, "noise_seed must be an int, got 1.0"),
+            ({"noise_sed": 1}, "unknown option of reset 'noise_sed', did you mean 'noise_seed'"),
+        ],
+    )
+    def test_others_are_refused(self, options: dict[str, Any], message: str) -> None:
+        env = PruningEnv(seeded(PlainNet), data(), **QUICK)
+        with pytest.raises((TypeError, ValueError), match=message):
+            env.reset(options=options)
+
+
 def test_dropout_is_replayed_too() -> None:
     model = nn.Sequential(seeded(PlainNet).get_submodule("conv1"), nn.Flatten(), nn.Dropout(0.5))
     model.append(nn.Linear(256, 3))

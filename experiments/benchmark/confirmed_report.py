@@ -1,0 +1,195 @@
+"""What a leaderboard says, of confirmed trials in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.benchmark.confirmed import is_confirmed, make_confirmed
+from experiments.benchmark.report import (
+    format_leaderboard,
+    format_tasks,
+    has_more_evaluations,
+    unknown_tasks,
+    verdicts,
+)
+from experiments.benchmark.table import Reference, make_leaderboard
+from experiments.compress.report import format_markdown
+from experiments.search.entrants import SINGLE
+from experiments.search.names import short_name
+from experiments.trial.confirmation import ORDERS, budgets_in
+
+__all__ = ["format_confirmed", "leaderboard_of"]
+
+PARTS = ("", "_low", "_high")
+
+
+def leaderboard_of(
+    trials: pd.DataFrame, known: Mapping[str, Reference]
+) -> tuple[pd.DataFrame, str]:
+    """Return the leaderboard of trials as a table and as Markdown, confirmed ones or not.
+
+    Args:
+        trials: From `experiments.benchmark.table.read_runs`.
+        known: The best known accuracies.
+    """
+    if is_confirmed(trials):
+        table = make_confirmed(trials, known)
+        return table, format_confirmed(table, trials, known)
+    table = make_leaderboard(trials, known)
+    return table, format_leaderboard(table, trials, known)
+
+
+def format_confirmed(
+    table: pd.DataFrame, trials: pd.DataFrame, known: Mapping[str, Reference]
+) -> str:
+    """Format a leaderboard of confirmed trials as Markdown.
+
+    Args:
+        table: From `experiments.benchmark.confirmed.make_confirmed`.
+        trials: What it was made from.
+        known: The best known accuracies.
+    """
+    budgets, agents = budgets_in(trials), table["agent"].tolist()
+    seeds = ", ".join(str(seed) for seed in sorted(trials["seed"].unique()))
+    parts = [
+        "# Leaderboard",
+        f"{_listed(budgets)} network evaluations, of which four fifths are the search's; the last "
+        "fifth runs its best episodes and its policy again under fresh orders of the minibatches, "
+        f"and nominates one allocation. This is trained under {len(ORDERS)} further orders, which "
+        "no search has seen, and measured on test images: the confirmed accuracy, percent. Seeds "
+        f"{seeds}; agents that always choose the same have one, and no interval. Score: confirmed "
+        "accuracy, 0 for `uniform` and 1 for the best known, interquartile mean over tasks, then "
+        "mean over seeds. In brackets 95 % intervals (Student). Validation: that of the best "
+        "episode; luck: by how many points it exceeds the nominee's, under the further orders.",
+        _format_scores(table, budgets),
+        *_remarks(table, trials, known),
+        "## Rules against searches",
+        f"Confirmed accuracy of the best rule and of the best search after {budgets[0]} and "
+        f"{budgets[-1]} evaluations, means over seeds; in brackets the difference in points.",
+        _format_best(trials, budgets),
+        "## Does learning win?",
+        f"Confirmed accuracy after {budgets[-1]} evaluations, points, paired by seed, with 95 % "
+        "intervals (Student), which are not widened for the number of comparisons.",
+        "\n".join(verdicts(trials, f"confirmed_{budgets[-1]}")),
+        "## Tasks",
+    ]
+    for budget in budgets:
+        parts += [
+            f"Confirmed test accuracy after {budget} evaluations, percent, mean over seeds and "
+            "95 % interval:",
+            format_tasks(trials, agents, known, f"confirmed_{budget}"),
+        ]
+    parts += [
+        "Validation accuracy of the best episodes, percent:",
+        format_tasks(trials, agents, {}, "validation_accuracy"),
+        "Luck, points:",
+        format_tasks(trials, agents, {}, "luck"),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _listed(budgets: Sequence[int]) -> str:
+    *others, last = map(str, budgets)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _format_scores(table: pd.DataFrame, budgets: Sequence[int]) -> str:
+    """Format the agents; scores at the first and the last budget, accuracies at all."""
+    ends = list(dict.fromkeys((budgets[0], budgets[-1])))
+    headings = (
+        "agent",
+        *(f"{name} at {budget}" for budget in ends for name in ("rank", "score")),
+        *(f"test at {budget}" for budget in budgets),
+        "validation",
+        "luck",
+        "evaluations",
+        "seconds",
+        "tasks",
+        "trials",
+    )
+    lines = []
+    for row in table.to_dict("records"):
+        ranked = [
+            cell
+            for budget in ends
+            for cell in (
+                _number(row[f"rank_{budget}"], 0),
+                _interval(row, f"score_{budget}", 3),
+            )
+        ]
+        lines.append(
+            (
+                f"`{row['agent']}`",
+                *ranked,
+                *(_interval(row, f"test_{budget}", 2, 100.0) for budget in budgets),
+                _number(100.0 * row["validation_accuracy"], 2),
+                _number(100.0 * row["luck"], 2),
+                _number(row["n_evaluations"], 0),
+                _number(row["seconds"], 0),
+                f"{row['tasks']}",
+                f"{row['trials']}",
+            )
+        )
+    return format_markdown(headings, lines)
+
+
+def _interval(row: Mapping[Any, Any], name: str, n_digits: int, scale: float = 1.0) -> str:
+    value, low, high = (scale * row[f"{name}{part}"] for part in PARTS)
+    if np.isnan(value):
+        return "-"
+    ends = "" if np.isnan(low) else f" ({low:.{n_digits}f} to {high:.{n_digits}f})"
+    return f"{value:.{n_digits}f}{ends}"
+
+
+def _number(value: float, n_digits: int) -> str:
+    return "-" if np.isnan(value) else f"{value:.{n_digits}f}"
+
+
+def _remarks(
+    table: pd.DataFrame, trials: pd.DataFrame, known: Mapping[str, Reference]
+) -> list[str]:
+    """Say what has no score and what does not compare."""
+    remarks = [*has_more_evaluations(trials), *unknown_tasks(trials, known)]
+    alike = table["agent"].isin(SINGLE)
+    fewer = table[
+        (table["tasks"] < table["tasks"].max())
+        | (~alike & (table["trials"] < table["trials"].max()))
+    ]
+    if not fewer.empty:
+        names = ", ".join(fewer["agent"])
+        remarks.append(f"With fewer tasks or trials, their scores do not compare: {names}.")
+    return remarks
+
+
+def _format_best(trials: pd.DataFrame, budgets: Sequence[int]) -> str:
+    """Format the best rule and the best search of each task at the first and the last budget."""
+    ends = list(dict.fromkeys((budgets[0], budgets[-1])))
+    headings = ["task"]
+    for budget in ends:
+        headings += [f"best rule at {budget}", f"best search at {budget}"]
+    is_rule = trials["agent"].isin(SINGLE)
+    lines = []
+    for task, rows in trials.groupby("task", sort=False):
+        cells = [short_name(str(task))]
+        for budget in ends:
+            rule, search = (
+                _best(rows[mine], f"confirmed_{budget}")
+                for mine in (is_rule[rows.index], ~is_rule[rows.index])
+            )
+            lead = "" if None in (rule, search) else f" ({100.0 * (search[1] - rule[1]):+.2f})"
+            cells += [_named(rule), _named(search) + lead]
+        lines.append(tuple(cells))
+    return format_markdown(tuple(headings), lines)
+
+
+def _best(rows: pd.DataFrame, column: str) -> tuple[str, float] | None:
+    means = rows.groupby("agent", sort=False)[column].mean().dropna()
+    return None if means.empty else (str(means.idxmax()), float(means.max()))
+
+
+def _named(best: tuple[str, float] | None) -> str:
+    return "-" if best is None else f"`{best[0]}` {100.0 * best[1]:.2f}"
