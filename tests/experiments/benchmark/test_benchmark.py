@@ -501,6 +501,9 @@ def test_networks_are_counted_after_each_layer_where_rewards_are() -> None:
     episodes = [{"value:a": "0", "value:b": b, "accuracy": 0.5} for b in ("0.1", "0.2", "0.1")]
     count = benchmark_verify._count_networks
     assert count(episodes, "layer") == 3 and count(episodes, "episode") == 2
+    drawn = [episode | {"noise_seed": n} for n, episode in enumerate(episodes)]
+    assert count(drawn, "layer", are_drawn=True) == 6
+    assert count(drawn, "episode", are_drawn=True) == 3
 
 
 def test_verification_looks_for_data_where_it_is_told(tmp_path: Path) -> None:
