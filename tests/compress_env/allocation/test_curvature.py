@@ -80,8 +80,9 @@ def test_all_calls_and_rows_of_an_image_count() -> None:
     model = seeded(Tied)
     change = torch.randn(8, 8, generator=torch.Generator().manual_seed(1))
     ((found,),) = fisher_losses(model, ["layer"], [[change]], BATCHES)
+    weight = model.get_parameter("layer.weight")
     slopes = [
-        torch.autograd.grad(cross_entropy(model(x[None]), y[None]), model.layer.weight)[0]
+        torch.autograd.grad(cross_entropy(model(x[None]), y[None]), weight)[0]
         for x, y in zip(IMAGES, LABELS, strict=True)
     ]
     assert found == pytest.approx(np.mean([float((s * change).sum()) ** 2 for s in slopes]), 1e-4)
