@@ -182,7 +182,7 @@ def test_leaderboard_is_that_of_the_stored_trials() -> None:
     blocks = [block for block in text.split("\n\n") if block.startswith("| agent | PruneLe")]
     accuracies, _, evaluations = (block.strip() for block in blocks)
     for table in (accuracies, evaluations):
-        assert table.count("-v0 |") == len(SUITE_V0) and table in PAGES["leaderboard.md"]
+        assert table.count("-v0 |") == len(SUITE_V0) and table in PAGES["archive/leaderboard.md"]
     known = read_best_known(folder / "best_known.csv")
     assert known.keys() == {task.id for task in SUITE_V0}
     shipped = read_best_known(BEST_KNOWN)
@@ -194,16 +194,16 @@ def test_leaderboard_is_that_of_the_stored_trials() -> None:
     assert format_leaderboard(make_leaderboard(trials, known), trials, known) == text
     blocks = text.split("\n\n")
     shown = [block for block in blocks if re.match(r"\| agent \| score|- |With fewer", block)]
-    assert len(shown) == 3 and all(block in PAGES["leaderboard.md"] for block in shown)
+    assert len(shown) == 3 and all(block in PAGES["archive/leaderboard.md"] for block in shown)
     counts = trials.groupby(["task", "agent"]).size()
     assert set(counts) == {3} and counts.groupby("task").size().tolist() == [20] * 6 + [18] * 6
     said = f"{len(trials)} trials, {trials['seconds'].sum() / 3600:.1f} core-hours"
-    assert said in " ".join(PAGES["leaderboard.md"].split())
+    assert said in " ".join(PAGES["archive/leaderboard.md"].split())
 
 
 def test_wins_of_learners_are_counted_as_the_trials_have_them() -> None:
     trials = benchmark_table.read_runs([ROOT / "results" / "benchmark"])
-    page = " ".join(PAGES["leaderboard.md"].split())
+    page = " ".join(PAGES["archive/leaderboard.md"].split())
     n_compared, wins, losses = 0, [], []
     for task, rows in trials.groupby("task", sort=False):
         learners = sorted(set(rows["agent"]) - NOT_LEARNING)
@@ -235,7 +235,7 @@ def test_further_seeds_of_ars_are_reported_as_they_were_measured() -> None:
     trials = benchmark_table.read_runs([ROOT / "results" / "benchmark-ars"])
     earlier = benchmark_table.read_runs([ROOT / "results" / "benchmark"])
     assert not set(trials["seed"]) & set(earlier["seed"]) and trials["seed"].nunique() == 7
-    page, told = PAGES["leaderboard.md"], " ".join(PAGES["leaderboard.md"].split())
+    page, told = PAGES["archive/leaderboard.md"], " ".join(PAGES["archive/leaderboard.md"].split())
     (verdict,) = verdicts(trials)
     assert "`ars` beats both" in verdict and verdict in page
     on_test = trials.assign(validation_accuracy=trials["test_accuracy"])
@@ -258,7 +258,7 @@ def test_what_the_actors_learning_rate_does_is_as_it_was_measured() -> None:
         )
         assert len(mine) == 5
         cells = " | ".join(format_mean(mine[column].to_numpy()) for column in mine)
-        assert f"| {name} | {cells} |" in PAGES["leaderboard.md"]
+        assert f"| {name} | {cells} |" in PAGES["archive/leaderboard.md"]
     found = HYPERPARAMETERS["q_critic_ppo"]["actor_learning_rate"]
     assert found == rates[-1] == pytest.approx(0.018, abs=5e-4)
 
@@ -344,6 +344,6 @@ def test_hyper_parameters_are_those_that_were_found() -> None:
     report = (folder / "tune.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([a-z]\w+.*) \| 12 \| .* \| (.*) \| (.*) \| (.*) \|$", report, re.M)
     assert len(rows) == len(found) == 7
-    page = PAGES["leaderboard.md"]
+    page = PAGES["archive/leaderboard.md"]
     for agent, other, before, after in rows:
         assert f"| {agent} | {before} | {'as before' if other == '-' else after} |" in page

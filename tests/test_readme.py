@@ -183,7 +183,7 @@ LINKS = [
     if target and not target.startswith("http")
 ]
 CONTENTS = re.findall(
-    r"^(\w+)$", "\n".join(re.findall(r"```\{toctree\}.*?```", PAGES["index.md"], re.S)), re.M
+    r"^([\w/]+)$", "\n".join(re.findall(r"```\{toctree\}.*?```", PAGES["index.md"], re.S)), re.M
 )
 
 

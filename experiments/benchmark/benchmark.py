@@ -34,7 +34,7 @@ from compress_env.suite import SUITE
 from experiments.benchmark import replay as benchmark_replay
 from experiments.benchmark import verify as benchmark_verify
 from experiments.benchmark.confirmed import is_confirmed
-from experiments.benchmark.confirmed_report import leaderboard_of
+from experiments.benchmark.confirmed_report import fill_page, leaderboard_of
 from experiments.benchmark.curves import draw_anytime, draw_anytime_scores
 from experiments.benchmark.report import draw_scores
 from experiments.benchmark.table import (
@@ -65,6 +65,7 @@ DRAWING = ("sbpf", "greedy", "portfolio")
 """Agents that always choose the same of one seed, but try networks for that under drawn orders."""
 OF_A_STAGE = "Rules of pruning are not run on tasks of quantization, nor those of bits on others."
 KNOWN_COPY = "best_known.csv"
+ANYTIME = "anytime.png"
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,9 @@ class TableConfig:
     """Tasks that count; all when not given."""
     out: Path | None = None
     """Folder for leaderboard.csv, .md and .png; standard output when not given."""
+    page: Path | None = None
+    """Markdown page whose part between two comments, leaderboard and end of leaderboard, the
+    leaderboard takes the place of."""
     best_known: Path = BEST_KNOWN
     """Table of the best known accuracies."""
 
@@ -223,7 +227,7 @@ def _confirmed_figures(trials: pd.DataFrame, known: Mapping[str, Reference]) -> 
         f"anytime-{names[task]}.png": draw_anytime(rows)
         for task, rows in trials.groupby("task", sort=False)
     }
-    return {"anytime.png": draw_anytime_scores(trials, known), **curves}
+    return {ANYTIME: draw_anytime_scores(trials, known), **curves}
 
 
 def make_table(config: TableConfig, console: Console) -> None:
@@ -239,6 +243,9 @@ def make_table(config: TableConfig, console: Console) -> None:
     else:
         config.out.mkdir(parents=True, exist_ok=True)
         _write_leaderboard(config.out, trials, known, console)
+    if config.page is not None:
+        figure = None if config.out is None else config.out / ANYTIME
+        fill_page(config.page, leaderboard_of(trials, known)[1], figure)
 
 
 def find_best(config: BestConfig, console: Console) -> None:

@@ -66,7 +66,7 @@ def make_confirmed(trials: pd.DataFrame, known: Mapping[str, Reference]) -> pd.D
     budgets = budgets_in(trials)
     for budget in budgets:
         ranks = rows[f"score_{budget}"].rank(ascending=False, method="min")
-        rows.insert(rows.columns.get_loc(f"score_{budget}"), f"rank_{budget}", ranks)
+        rows.insert(list(rows).index(f"score_{budget}"), f"rank_{budget}", ranks)
     order = [f"score_{budget}" for budget in reversed(budgets)]
     return rows.sort_values(order, ascending=False, kind="stable", ignore_index=True)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from compress_env.files import replacing
 from experiments.benchmark.confirmed import is_confirmed, make_confirmed
 from experiments.benchmark.report import (
     format_leaderboard,
@@ -22,8 +25,9 @@ from experiments.search.entrants import SINGLE
 from experiments.search.names import short_name
 from experiments.trial.confirmation import ORDERS, budgets_in
 
-__all__ = ["format_confirmed", "leaderboard_of"]
+__all__ = ["fill_page", "format_confirmed", "leaderboard_of"]
 
+MARKS = ("<!-- leaderboard -->", "<!-- end of leaderboard -->")
 PARTS = ("", "_low", "_high")
 
 
@@ -41,6 +45,30 @@ def leaderboard_of(
         return table, format_confirmed(table, trials, known)
     table = make_leaderboard(trials, known)
     return table, format_leaderboard(table, trials, known)
+
+
+def fill_page(page: Path, text: str, figure: Path | None = None) -> None:
+    """Put a leaderboard between the marks of a page, in place of what was there.
+
+    Args:
+        page: A Markdown file.
+        text: From `leaderboard_of`; the page has a title of its own.
+        figure: Shown above, where it is there.
+
+    Raises:
+        ValueError: If the page cannot be read, or does not have the two marks.
+    """
+    try:
+        before, rest = page.read_text("utf-8").split(MARKS[0])
+        _, after = rest.split(MARKS[1])
+    except (OSError, ValueError):
+        raise ValueError(f"{str(page)!r} must hold {' and '.join(MARKS)}, each once") from None
+    parts = [MARKS[0], text.split("\n", 1)[1].strip(), MARKS[1]]
+    if figure is not None and figure.is_file():
+        link = Path(os.path.relpath(figure, page.parent)).as_posix()
+        parts.insert(1, f"![confirmed scores over evaluations]({link})")
+    with replacing(page) as temporary:
+        temporary.write_text(before + "\n\n".join(parts) + after, encoding="utf-8")
 
 
 def format_confirmed(
@@ -180,8 +208,9 @@ def _format_best(trials: pd.DataFrame, budgets: Sequence[int]) -> str:
                 _best(rows[mine], f"confirmed_{budget}")
                 for mine in (is_rule[rows.index], ~is_rule[rows.index])
             )
-            lead = "" if None in (rule, search) else f" ({100.0 * (search[1] - rule[1]):+.2f})"
-            cells += [_named(rule), _named(search) + lead]
+            cells += [_named(rule), _named(search)]
+            if rule is not None and search is not None:
+                cells[-1] += f" ({100.0 * (search[1] - rule[1]):+.2f})"
         lines.append(tuple(cells))
     return format_markdown(tuple(headings), lines)
 

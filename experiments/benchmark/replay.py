@@ -115,7 +115,7 @@ def replay_confirmation(
         tolerance: Largest difference allowed.
         done: What has been trained before; it is added to.
     """
-    for budget in budgets_in(map(str, row)):
+    for budget in budgets_in(row):
         text = row.get(f"confirmed_actions_{budget}")
         if not isinstance(text, str) or not text:
             if not agree(row[f"confirmed_{budget}"], None):

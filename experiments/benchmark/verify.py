@@ -221,17 +221,24 @@ def _summarize(episodes: list[Row], row: Row, env: LayerwiseCompressionEnv) -> d
         summary["noise_seed"] = order_in(best, "noise_seed")
     # What is evaluated before the first episode, and where an episode fails, is not in the rows.
     if row["agent"] not in SINGLE and len(finished) == len(episodes):
-        summary["n_evaluations"] = _count_networks(episodes, env) + n_fresh
+        n_networks = _count_networks(episodes, env.reward_at, are_drawn=env.transition_noise)
+        summary["n_evaluations"] = n_networks + n_fresh
     return summary
 
 
-def _count_networks(episodes: list[Row], env: LayerwiseCompressionEnv) -> int:
-    """Return how many distinct networks were evaluated: one after each layer, or one each."""
+def _count_networks(episodes: list[Row], reward_at: str, *, are_drawn: bool = False) -> int:
+    """Return how many distinct networks were evaluated: one after each layer, or one each.
+
+    Args:
+        episodes: Rows of `episodes.csv`.
+        reward_at: `layer` or `episode`.
+        are_drawn: Whether orders are drawn, each of which makes another network.
+    """
     networks = set()
     for episode in episodes:
         values = [value for name, value in episode.items() if str(name).startswith("value:")]
-        first = 1 if env.reward_at == "layer" else len(values)
-        order = order_in(episode, "noise_seed") if env.transition_noise else None
+        first = 1 if reward_at == "layer" else len(values)
+        order = order_in(episode, "noise_seed") if are_drawn else None
         networks |= {(order, *values[:n]) for n in range(first, len(values) + 1)}
     return len(networks)
 

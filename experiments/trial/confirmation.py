@@ -1,7 +1,7 @@
 """What a nominee is worth: its accuracy under orders of the minibatches that no search has seen.
 
 The orders are the same for every agent, seed and task, and each budget of a trial is confirmed for
-itself. The test images are used here alone.
+itself. No choice depends on the test images.
 """
 
 from __future__ import annotations
@@ -171,9 +171,9 @@ def _row(
     } | values
 
 
-def budgets_in(columns: Iterable[str]) -> list[int]:
+def budgets_in(columns: Iterable[Any]) -> list[int]:
     """Return the budgets that a table has confirmed accuracies of, ascending."""
-    found = (_BUDGET.fullmatch(column) for column in columns)
+    found = (_BUDGET.fullmatch(str(column)) for column in columns)
     return sorted(int(match[1]) for match in found if match)
 
 

@@ -16,7 +16,14 @@ import pytest
 from rich.console import Console
 
 from experiments.benchmark import verify as benchmark_verify
-from experiments.benchmark.benchmark import BestConfig, Config, find_best, run
+from experiments.benchmark.benchmark import (
+    BestConfig,
+    Config,
+    TableConfig,
+    find_best,
+    make_table,
+    run,
+)
 from experiments.benchmark.confirmed import make_confirmed
 from experiments.benchmark.curves import anytime_points
 from experiments.benchmark.replay import Config as ReplayConfig
@@ -84,7 +91,7 @@ class TestLeaderboard:
             by_seed = mine.groupby("seed")["confirmed_10"].mean()
             assert table.loc[agent, "test_10"] == pytest.approx(by_seed.mean())
             assert table.loc[agent, "luck"] == pytest.approx(mine["luck"].mean())
-        assert np.isnan(table.loc["uniform", "test_10_low"])
+        assert table["test_10_low"].isna().tolist() == [name == "uniform" for name in table.index]
         text = (out / "leaderboard.md").read_text()
         assert "Not in the table of the best known, without score: NoisyPrune-v0" in text
         assert "With fewer" not in text
@@ -131,6 +138,21 @@ class TestLeaderboard:
         )
         with pytest.raises(ValueError, match=r"TinyPrune-v0 is without confirmation"):
             read_runs([copy, copy.parent / "v0"])
+
+    def test_goes_between_the_marks_of_a_page(self, out: Path, tmp_path: Path) -> None:
+        page = tmp_path / "page.md"
+        for before in ("old", "older"):
+            part = f"<!-- leaderboard -->\n{before}\n<!-- end of leaderboard -->"
+            page.write_text(f"# Mine\n\n{part}\nend\n")
+            make_table(TableConfig(runs=(out,), out=tmp_path, page=page), console())
+        shown = page.read_text()
+        assert shown.startswith("# Mine\n\n<!-- leaderboard -->\n\n![confirmed scores")
+        assert "(anytime.png)" in shown and "## Rules against searches" in shown
+        assert "older" not in shown and "# Leaderboard" not in shown
+        assert shown.endswith("<!-- end of leaderboard -->\nend\n")
+        page.write_text("# Mine\n")
+        with pytest.raises(ValueError, match="must hold <!-- leaderboard --> and <!-- end of"):
+            make_table(TableConfig(runs=(out,), page=page), console())
 
 
 class TestBestKnown:
