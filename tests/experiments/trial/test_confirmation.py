@@ -94,7 +94,7 @@ class TestTrial:
     def test_does_not_run_a_network_twice(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        made = []
+        made: list[tuple[Any, int]] = []
 
         def note(env: Any, actions: Any, order: int, with_test: bool) -> Any:
             made.append((actions, order))
