@@ -145,16 +145,19 @@ def flags(settings: dict[str, Any]) -> list[str]:
 
 
 @cache
-def trained_net() -> PlainNet:
+def trained_net() -> nn.Module:
     """Return a network that tells the classes of `make_data` apart."""
-    model = seeded(PlainNet).train()
+    model = seeded(PlainNet)
+    model.train()
     images, labels = read_all(make_data().train)
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
     for _ in range(60):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), labels).backward()
+        loss: Tensor = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return model.eval()
+    model.eval()
+    return model
 
 
 TINY = ("compress_env/TinyPrune-v0", "compress_env/TinyQuantize-v0")

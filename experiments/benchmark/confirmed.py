@@ -41,8 +41,9 @@ def scored(trials: pd.DataFrame, known: Mapping[str, Reference]) -> pd.DataFrame
     for budget in budgets_in(trials):
         scores = pd.Series(np.nan, trials.index)
         for task, rows in trials.groupby("task"):
-            if task in known and known[task].has_room:
-                scores[rows.index] = normalize(rows[f"confirmed_{budget}"], known[task])
+            reference = known.get(str(task))
+            if reference is not None and reference.has_room:
+                scores[rows.index] = normalize(rows[f"confirmed_{budget}"], reference)
         columns[f"score_{budget}"] = scores
     return trials.assign(**columns)
 

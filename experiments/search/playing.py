@@ -141,7 +141,8 @@ def play(env: gym.Env[Any, Any], policy: PolicyPredictor, noise_seed: int | None
 
     def act(observation: Observation) -> Action:
         batch, _ = policy.predict(observation[None], deterministic=True)
-        return np.asarray(batch, np.float32)[0]
+        action: Action = np.asarray(batch, np.float32)[0]
+        return action
 
     return _play(env, act, noise_seed)
 

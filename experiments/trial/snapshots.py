@@ -31,7 +31,7 @@ class PolicySnapshots:
         """Begin without one.
 
         Args:
-            env: The search's own, which is copied when it is needed.
+            env: The search's own, as the agent observes it; it is copied when that is needed.
             folder: The run folder.
             budgets: Budgets that end before the search does.
             seed: The trial's seed.

@@ -94,7 +94,7 @@ class TestTrial:
     def test_does_not_run_a_network_twice(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        made = []
+        made: list[tuple[Any, int]] = []
 
         def note(env: Any, actions: Any, order: int, with_test: bool) -> Any:
             made.append((actions, order))
@@ -140,7 +140,7 @@ class TestTrial:
             pd.testing.assert_frame_equal(first, second)
 
 
-@pytest.mark.parametrize("algo", ["ppo", "sac", "q_critic_ppo", "cma_es", "tpe"])
+@pytest.mark.parametrize("algo", ["ppo", "sac", "q_critic_ppo", "cma_es", "tpe", "ppo+l1"])
 def test_a_search_goes_on_as_if_its_policy_had_not_been_asked(
     algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +158,7 @@ def test_a_stopped_confirmation_goes_on(
     algo: str, n_done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(noisy(tmp_path / "whole", algo=algo, evaluations=35), quiet())
-    made = []
+    made: list[tuple[Any, int, bool]] = []
 
     def note(env: Any, actions: Any, order: int, with_test: bool) -> Any:
         if len(made) == n_done:
