@@ -1,6 +1,6 @@
 """PPO (arXiv 1707.06347) in one file of plain PyTorch, on a compression environment.
 
-    python examples/plain_ppo.py --env-id compress_env/PruneLeNet5Digits-v0 --n-envs 2
+    python examples/plain_ppo.py --env-id compress_env/PruneLeNet5Digits-v1 --n-envs 2
 
 Shapes: T steps of N environments, D entries of an observation, B of the T N transitions.
 """
@@ -25,7 +25,7 @@ import compress_env  # noqa: F401  # registers the ids
 class Config:
     """What the command line takes."""
 
-    env_id: str = "compress_env/PruneLeNet5Digits-v0"
+    env_id: str = "compress_env/PruneLeNet5Digits-v1"
     """A registered environment."""
     n_envs: int = 2
     """Environments side by side."""

@@ -1,6 +1,6 @@
 """One agent searches one registered task from one seed, for a number of network evaluations.
 
-`python -m experiments.trial --algo ppo --task PruneLeNet5Digits-v0` leaves a run
+`python -m experiments.trial --algo ppo --task PruneLeNet5Digits-v1` leaves a run
 folder: every episode in `episodes.csv`, what a critic promised and what was earned in
 `overestimation.csv`, and in `table.csv` the network of the best episode by reward with the actions
 that lead to it, its test accuracy, and what the final policy does without exploration.
@@ -86,7 +86,7 @@ class Config:
     """Settings of a trial."""
 
     algo: Annotated[str, tyro.conf.arg(help=f"Agent: {ACCEPTED}.")] = "random"
-    task: str = "compress_env/PruneLeNet5Digits-v0"
+    task: str = "compress_env/PruneLeNet5Digits-v1"
     """Task of compress_env, with or without its namespace."""
     seed: int = 0
     """Seed of the agent; the task keeps its own."""
