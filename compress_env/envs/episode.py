@@ -51,7 +51,6 @@ class EpisodePlace(StoredTransitions, EzPickle):
     _actions: tuple[float, ...]
     _current: Transition
     _history: tuple[LayerDecision, ...]
-    _history: tuple[LayerDecision, ...]
     _evaluated: set[tuple[int, Prefix]]
     _own_store: TransitionStore | None
 

@@ -59,7 +59,7 @@ def measure_allocations(
         One row per episode: `task`, `allocation`, `order`, `accuracy` (validation, at its end; 0 if
         it failed), `used` (share of the budget) and `seconds` (CPU, of one thread).
     """
-    needed = {"transition_noise": True, "prior": "uniform", "device": "cpu"}
+    needed: dict[str, Any] = {"transition_noise": True, "prior": "uniform", "device": "cpu"}
     env = gym.make(task, **needed | options).unwrapped
     assert isinstance(env, LayerwiseCompressionEnv)
     rng = np.random.default_rng(seed)

@@ -44,7 +44,8 @@ def untrained(name: str) -> nn.Module:
 def walk(id: str) -> list[str]:
     """Return the layers that a task decides, without its environment."""
     kwargs = gym.spec(id).kwargs
-    shape = (1, *[SIDES.get(kwargs["data"], 32)] * 2)
+    side = SIDES.get(kwargs["data"], 32)
+    shape = (1, side, side)
     model, image = build_model(kwargs["model"], 10, shape), torch.zeros(1, *shape)
     if "size_budget" in kwargs:
         return [layer.name for layer in layer_table(model, image)]
