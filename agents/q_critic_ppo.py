@@ -109,8 +109,7 @@ class QCriticPPO(ReplayPPO):
     between the regularised target action and pi'(s'), in action units), ``train/std``,
     ``train/learning_rate``, ``train/actor_learning_rate``, ``train/n_updates`` (rounds).
 
-    The defaults are for budgets of 100 to 300 short episodes whose steps cost much more than the
-    few milliseconds of an update.
+    The defaults are for 100 to 300 short episodes whose steps cost far more than an update.
 
     Args:
         policy: ``"MlpPolicy"`` or a subclass of `agents.policies.QCriticPolicy`.
