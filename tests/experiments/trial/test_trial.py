@@ -251,9 +251,11 @@ def test_a_task_may_be_named_without_its_namespace(tmp_path: Path) -> None:
         Config(task="tinyprune-v0").check()
 
 
-@pytest.mark.parametrize("task", TINY)
-def test_rules_choose_without_an_evaluation_of_their_own(task: str, tmp_path: Path) -> None:
-    row = run(small(tmp_path / "out", algo="l1", task=task), quiet())
+@pytest.mark.parametrize(("rule", "task"), [("l1", TINY[0]), ("relative_error", TINY[1])])
+def test_rules_choose_without_an_evaluation_of_their_own(
+    rule: str, task: str, tmp_path: Path
+) -> None:
+    row = run(small(tmp_path / "out", algo=rule, task=task), quiet())
     assert (row["n_episodes"], row["n_evaluations"]) == (1, 1)
     assert row["actions"] == row["final_actions"]
 
