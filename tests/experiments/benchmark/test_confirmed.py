@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from rich.console import Console
 
 from experiments.benchmark import verify as benchmark_verify
 from experiments.benchmark.benchmark import (
@@ -30,26 +27,10 @@ from experiments.benchmark.replay import Config as ReplayConfig
 from experiments.benchmark.replay import replay
 from experiments.benchmark.table import Reference, best_found, read_best_known, read_runs
 from experiments.benchmark.verify import verify
-from experiments.trial import trials
-from tests.fakes import NOISY, TINY, InProcessPool, tiny_tasks
+from tests.experiments.benchmark.folders import text_of
+from tests.fakes import NOISY, TINY, quiet
 
 AGENTS = ("uniform", "random", "cma_es")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _tiny_tasks() -> Iterator[None]:
-    with tiny_tasks(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trials, "LocalPool", InProcessPool)
-        yield
-
-
-def console() -> Console:
-    return Console(file=StringIO(), width=200)
-
-
-def text_of(shown: Console) -> str:
-    assert isinstance(shown.file, StringIO)
-    return shown.file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +38,7 @@ def out(_tiny_tasks: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A benchmark of three agents on two tasks from two seeds."""
     path = tmp_path_factory.mktemp("confirmed") / "out"
     config = Config(algo=AGENTS, task=NOISY, seeds=(0, 1), evaluations=10, out=path)
-    assert run(config, console()) == []
+    assert run(config, quiet()) == []
     return path
 
 
@@ -134,7 +115,7 @@ class TestLeaderboard:
             Config(
                 algo=("uniform",), task=TINY[:1], seeds=(0,), evaluations=10, out=copy.parent / "v0"
             ),
-            console(),
+            quiet(),
         )
         with pytest.raises(ValueError, match=r"TinyPrune-v0 is without confirmation"):
             read_runs([copy, copy.parent / "v0"])
@@ -144,7 +125,7 @@ class TestLeaderboard:
         for before in ("old", "older"):
             part = f"<!-- leaderboard -->\n{before}\n<!-- end of leaderboard -->"
             page.write_text(f"# Mine\n\n{part}\nend\n")
-            make_table(TableConfig(runs=(out,), out=tmp_path, page=page), console())
+            make_table(TableConfig(runs=(out,), out=tmp_path, page=page), quiet())
         shown = page.read_text()
         assert shown.startswith("# Mine\n\n<!-- leaderboard -->\n\n![confirmed scores")
         assert "(anytime.png)" in shown and "## Rules against searches" in shown
@@ -152,7 +133,7 @@ class TestLeaderboard:
         assert shown.endswith("<!-- end of leaderboard -->\nend\n")
         page.write_text("# Mine\n")
         with pytest.raises(ValueError, match="must hold <!-- leaderboard --> and <!-- end of"):
-            make_table(TableConfig(runs=(out,), page=page), console())
+            make_table(TableConfig(runs=(out,), page=page), quiet())
 
 
 class TestBestKnown:
@@ -160,7 +141,7 @@ class TestBestKnown:
         self, out: Path, tmp_path: Path
     ) -> None:
         path = tmp_path / "known.csv"
-        find_best(BestConfig(runs=(out,), out=path), console())
+        find_best(BestConfig(runs=(out,), out=path), quiet())
         known, found = read_best_known(path), read_runs([out])
         for task in NOISY:
             mine = found[found["task"] == task]
@@ -171,11 +152,11 @@ class TestBestKnown:
             assert all(
                 isinstance(value, float | int) for value in json.loads(known[task].values).values()
             )
-        shown = console()
+        shown = quiet()
         assert replay(ReplayConfig(("NoisyPrune-v0", NOISY[1]), best_known=path), shown) == []
         assert f"stored {known[NOISY[0]].best:.4f}" in text_of(shown)
         path.write_text(path.read_text().replace(str(known[NOISY[0]].best), "0.98765"))
-        (line,) = replay(ReplayConfig(NOISY[:1], best_known=path), console())
+        (line,) = replay(ReplayConfig(NOISY[:1], best_known=path), quiet())
         assert "stored 0.9877" in line
 
     def test_names_who_found_it(self) -> None:
@@ -189,16 +170,16 @@ class TestBestKnown:
 
     def test_tells_what_it_cannot_replay(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="unknown task with an allocation 'TinyPrune-v0'"):
-            replay(ReplayConfig(TINY[:1]), console())
+            replay(ReplayConfig(TINY[:1]), quiet())
 
 
 class TestVerification:
     def test_finds_everything_as_it_was_stored(self, out: Path) -> None:
-        assert verify(benchmark_verify.Config(out), console()) == []
+        assert verify(benchmark_verify.Config(out), quiet()) == []
 
     def test_needs_no_more_than_what_is_published(self, copy: Path) -> None:
         shutil.rmtree(copy / "cells")
-        assert verify(benchmark_verify.Config(copy, algo=("random",)), console()) == []
+        assert verify(benchmark_verify.Config(copy, algo=("random",)), quiet()) == []
 
     @pytest.mark.parametrize(
         ("column", "expected"),
@@ -211,13 +192,13 @@ class TestVerification:
     def test_tells_which_number_differs(self, column: str, expected: str, copy: Path) -> None:
         shutil.rmtree(copy / "cells")
         change(copy / "sweep.csv", column, 0.123)
-        lines = verify(benchmark_verify.Config(copy, algo=("random",)), console())
+        lines = verify(benchmark_verify.Config(copy, algo=("random",)), quiet())
         assert any(expected in line for line in lines)
 
     def test_tells_which_order_differs(self, copy: Path) -> None:
         cell = next(path for path in (copy / "cells").iterdir() if "random" in path.name)
         change(cell / "confirmation.csv", "test", 0.123)
-        lines = verify(benchmark_verify.Config(copy, algo=("random",)), console())
+        lines = verify(benchmark_verify.Config(copy, algo=("random",)), quiet())
         assert lines[0].startswith(
             f"{cell.name}: test at 10, order 2147483648, is 0.123, its replay gives"
         )
@@ -225,7 +206,7 @@ class TestVerification:
     def test_tells_actions_that_cannot_be_taken(self, copy: Path) -> None:
         shutil.rmtree(copy / "cells")
         change(copy / "sweep.csv", "confirmed_actions_10", "0.5")
-        lines = verify(benchmark_verify.Config(copy, algo=("random",)), console())
+        lines = verify(benchmark_verify.Config(copy, algo=("random",)), quiet())
         assert any("confirmed_actions_10 cannot be taken: expected" in line for line in lines)
 
 
@@ -238,7 +219,7 @@ def change(path: Path, column: str, value: Any) -> None:
 
 
 def test_another_seed_is_added(copy: Path) -> None:
-    shown = console()
+    shown = quiet()
     config = Config(algo=AGENTS, task=NOISY, seeds=(0, 1), evaluations=10, out=copy)
     assert run(config, shown) == []
     assert "10 of 10 cells were finished before" in text_of(shown)

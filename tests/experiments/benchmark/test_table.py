@@ -23,9 +23,6 @@ from experiments.benchmark.table import (
 )
 from experiments.common.drawing.intervals import improvement_interval, iqm_interval
 from experiments.trial.trials import read_trials
-from tests.fakes import TINY
-
-KNOWN = {TINY[0]: Reference(0.25, 0.5, "somebody"), TINY[1]: Reference(0.5, 0.5, "uniform")}
 
 
 def rows(**accuracies: list[float]) -> pd.DataFrame:

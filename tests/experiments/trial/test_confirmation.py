@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from rich.console import Console
 
 from experiments.search.playing import play_actions
 from experiments.trial import reruns, snapshots
 from experiments.trial.confirmation import ORDERS, most_runs
 from experiments.trial.reruns import Reruns, rerun_actions
 from experiments.trial.trial import Config, make_task, run
-from tests.fakes import NOISY, tiny_tasks
+from tests.experiments.trial.runs import interrupt
+from tests.fakes import NOISY, quiet
 
 EACH = {"env_kwargs": '{"reward_at": "layer"}'}
 FILES = ("episodes.csv", "nomination.csv", "confirmation.csv", "table.csv")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _tiny_tasks() -> Iterator[None]:
-    with tiny_tasks():
-        yield
-
-
-def quiet() -> Console:
-    return Console(file=StringIO())
 
 
 def noisy(out: Path, **settings: Any) -> Config:
@@ -206,14 +194,10 @@ def test_a_search_that_was_stopped_after_a_snapshot_keeps_it(
 def test_a_damaged_state_is_told_in_one_line(tmp_path: Path) -> None:
     config = noisy(tmp_path / "out")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Reruns, "shown", _interrupt)
+        patch.setattr(Reruns, "shown", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(config, quiet())
     torch.save({"reruns": [((0.5,), 3, "x", 0.0, 0.0)]}, tmp_path / "out" / "state" / "reruns.pt")
     with pytest.raises(ValueError, match=r"reruns\.pt' does not fit this run") as caught:
         run(Config(resume=tmp_path / "out"), quiet())
     assert "\n" not in str(caught.value)
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt

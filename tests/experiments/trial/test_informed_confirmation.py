@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from io import StringIO
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from experiments.trial.trial import Config, run
-from tests.fakes import TINY, tiny_tasks
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _tiny_tasks() -> Iterator[None]:
-    with tiny_tasks():
-        yield
+from tests.fakes import TINY, quiet
 
 
 @pytest.mark.parametrize("algo", ["q_critic_ppo+l1", "cma_es+l1"])
 def test_trial_of_an_informed_agent_is_confirmed(algo: str, tmp_path: Path) -> None:
     noise = '{"transition_noise": true}'
     config = Config(algo, TINY[0], evaluations=40, env_kwargs=noise, out=tmp_path / "out")
-    row = run(config, Console(file=StringIO()))
+    row = run(config, quiet())
     for budget in (30, 40):
         assert 0.0 <= row[f"confirmed_{budget}"] <= 1.0
