@@ -3,8 +3,8 @@
 The rooms of commands lie side by side, as `python -m experiments.NAME` finds a command by its room.
 By what they are about:
 
-- The job: `compress` does it; `tables` puts runs from several seeds together, and `smallest` those
-  over several budgets; `throughput` tells what its steps cost.
+- The job: `compress` does it, `train` makes networks for it; `tables` puts runs from several seeds
+  together, and `smallest` those over several budgets; `throughput` tells what its steps cost.
 - Agents that compress: `trial` runs one, `benchmark` compares them, `suite` does without learning,
   `tune` finds their hyper-parameters, `volatility` looks at their rewards.
 - Agents on Gymnasium's tasks: `control` runs one, `ppo_penalties` compares them.

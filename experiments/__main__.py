@@ -15,7 +15,7 @@ from compress_env.names import nearest
 __all__ = ["GROUPS", "commands", "main"]
 
 GROUPS = {
-    "the job": ("compress", "tables", "smallest", "throughput"),
+    "the job": ("compress", "train", "tables", "smallest", "throughput"),
     "agents that compress": ("trial", "benchmark", "suite", "tune", "volatility"),
     "agents on Gymnasium's tasks": ("control", "ppo_penalties"),
     "what papers say of layers": (

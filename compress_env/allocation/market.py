@@ -25,6 +25,7 @@ WELL_USED = 0.99
 MORE = 1e-9
 """By how much more a budget must be used for it to count."""
 UNREACHABLE = "the budgets cannot be met, even at the highest rate everywhere"
+"""What is said where they cannot."""
 
 
 class Market(NamedTuple):

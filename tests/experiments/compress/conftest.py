@@ -9,7 +9,7 @@ import pytest
 from experiments.common import latency, run_folder
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def _coarse() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_folder, "DPI", 30)
