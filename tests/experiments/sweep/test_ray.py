@@ -33,6 +33,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Start two nodes with a CPU each; processes of their own, on this machine."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a token would be kept in the user's home
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else others on a busy machine starve them
     head = {"num_cpus": 1, "include_dashboard": False}
     started = Cluster(initialize_head=True, head_node_args=head)
     try:
