@@ -25,8 +25,8 @@ out=$(mkdir -p "${OUT:-runs/gpu}" && cd "${OUT:-runs/gpu}" && pwd)
 wheels=${WHEELS:-wheels} data=${DATA:-cifar10-jpeg.tar.gz}
 
 if [ -n "$tiny" ]; then
-    images=(--data digits16) timed=(--dataset digits16)
-    epochs=1 deep=resnet56 long=1 steps=2 search=4 final=2 scale=10
+    images=(--data digits16) timed=(--dataset digits16 --finetune-steps 1)
+    epochs=1 deep=vgg8 long=1 steps=2 search=4 final=2 scale=10
 else
     images=(--data cifar10 --data-root "$out/cifar10")
     timed=(--dataset cifar10 --data-root "$out/cifar10")
@@ -57,36 +57,40 @@ part() {
     esac
 }
 
-# train NAME SECONDS OPTIONS...: a training that goes on where an earlier call has stopped
-train() {
-    local name=$1 limit=$2 begin=("${images[@]}" --device "$device" --out "$out/$1")
-    shift 2
-    [ -e "$out/$name/config.json" ] && begin=(--resume "$out/$name") && set --
-    part "$name" "$limit" "${run[@]}" train "${begin[@]}" "$@"
+# experiment NAME SECONDS COMMAND OPTIONS...: one that goes on where an earlier call has stopped it
+experiment() {
+    local name=$1 limit=$2 command=$3
+    shift 3
+    if [ -e "$out/$name/config.json" ]; then set -- --resume "$out/$name"
+    else set -- "$@" --device "$device" --out "$out/$name"; fi
+    part "$name" "$limit" "$python" -m experiments "$command" "$@"
 }
 
 prepare || { echo "error: the preparation has failed" >&2; exit 1; }
 python=$(command -v python3)
 [ -x "$out/venv/bin/python" ] && python=$out/venv/bin/python
-run=("$python" -m experiments)
 
 part device 60 "$python" -c "import torch
 print(torch.__version__, torch.cuda.get_device_name() if '$device' != 'cpu' else 'cpu')"
-part tests 120 "$python" -m pytest -q -m gpu -n 0
+# without a GPU these tests are only looked for
+part tests 120 "$python" -m pytest -q -m gpu -n 0 $([ "$device" = cpu ] && echo --collect-only)
 for model in resnet20 "$deep"; do
     # env.step against the bare loop that trains and scores the same, and images a second
-    part "step-$model" 60 "${run[@]}" throughput --parts step --model "$model" --random-weights \
-        "${timed[@]}" --methods magnitude --steps "$steps" --device "$device" \
-        --out "$out/step-$model"
+    experiment "step-$model" 60 throughput --parts step --model "$model" --random-weights \
+        "${timed[@]}" --methods magnitude --steps "$steps"
 done
-for bf16 in bf16 no-bf16; do # the same training in bfloat16 and in float32: speed and accuracy
-    train "train-$bf16" 60 --model resnet20 --epochs "$epochs" "--$bf16" --channels-last
+for bf16 in True False; do # the same training in bfloat16 and in float32: speed and accuracy
+    experiment "train-bf16-$bf16" 60 train --model resnet20 "${images[@]}" --epochs "$epochs" \
+        --bf16 "$bf16" --channels-last True
 done
-train "train-$deep" 120 --model "$deep" --epochs "$long" --bf16 --channels-last
-if [ -e "$out/train-bf16/table.csv" ]; then
-    part search 90 "${run[@]}" compress --model resnet20 "${images[@]}" --device "$device" \
-        --weights "$out/train-bf16/model.safetensors" --macs 0.5 --evaluations "$search" \
-        --final-finetune-steps "$final" --no-onnx --out "$out/search"
+experiment "train-$deep" 120 train --model "$deep" "${images[@]}" --epochs "$long" --bf16 True \
+    --channels-last True
+if [ -e "$out/train-bf16-True/table.csv" ]; then
+    experiment search 90 compress --model resnet20 "${images[@]}" \
+        --weights "$out/train-bf16-True/model.safetensors" --macs 0.5 --evaluations "$search" \
+        --final-finetune-steps "$final" --no-onnx
 fi
 grep -h "" "$out"/device.log "$out"/*/table.csv 2>/dev/null
-tar -czf "$out/gpu.tar.gz" -C "$out" --exclude=cifar10 --exclude=venv --exclude='*.tar.gz' .
+archive=$(mktemp) # elsewhere first: it is no part of itself
+tar -czf "$archive" -C "$out" --exclude=cifar10 --exclude=venv --exclude=gpu.tar.gz .
+mv "$archive" "$out/gpu.tar.gz"
