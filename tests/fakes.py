@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from compress_env.data.bundle import DataBundle, ImageSource, make_data_bundle
+from experiments.search.playing import Episode
 from experiments.sweep.folder import Task, work
 from experiments.sweep.pools import Outcome
 
@@ -40,6 +41,24 @@ def make_data(n_classes: int = 3, side: int = 8, channels: int = 1, seed: int = 
         return TensorDataset(images, labels)
 
     return make_data_bundle(draw(96), draw(48), n_calibration=32)
+
+
+EPISODE = Episode(
+    index=0,
+    layers=("a", "b"),
+    actions=(0.5, -1.0),
+    values=(0.25, 0.75),
+    accuracy=0.9,
+    reward=-0.1,
+    cost=10.0,
+    dense_macs=10,
+    dense_params=5,
+    sparse_macs=10,
+    sparse_params=5,
+    n_evaluations=1,
+    seconds=0.5,
+)
+"""An episode of two decisions."""
 
 
 class PlainNet(nn.Module):

@@ -56,7 +56,7 @@ def anytime_points(trials: pd.DataFrame, column: str) -> dict[str, list[Point]]:
 
 
 def draw_anytime(trials: pd.DataFrame) -> Figure:
-    """Draw confirmed test accuracy over evaluations.
+    """Draw confirmed test accuracy over evaluations; wide intervals are cut at the edges.
 
     Args:
         trials: Of one task.
@@ -89,6 +89,9 @@ def _draw(points: Mapping[str, list[Point]], label: str, title: str, scale: floa
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     if points:
+        means = scale * np.array([each.found.value for found in points.values() for each in found])
+        margin = 0.1 * np.ptp(means) + 1e-3 * scale
+        axes.set_ylim(means.min() - margin, means.max() + margin)
         figure.legend(loc="outside right upper", fontsize=8)
     return figure
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 
 from compress_env.data.bundle import DATASETS, DataBundle, load_data
@@ -243,6 +244,8 @@ def draw(rows: list[dict[str, Any]], title: str) -> Figure:
     left.set(xlabel="epochs", ylabel="cross-entropy on training images")
     right.plot(epochs, [100 * row["validation_accuracy"] for row in rows], marker=".")
     right.set(xlabel="epochs", ylabel="validation accuracy in %")
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(title)
     return figure
 

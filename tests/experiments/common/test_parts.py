@@ -19,30 +19,13 @@ from experiments.common.drawing.outputs import format_markdown
 from experiments.common.run_folder import RunFolder, replacing
 from experiments.search.algorithms import LEARNERS, check_algorithm, make_learner
 from experiments.search.episodes import (
-    Episode,
     EpisodeLog,
     best_episode,
     run_learner,
     run_policy,
 )
 from experiments.search.playing import play_actions
-from tests.fakes import PlainNet, make_data, seeded
-
-EPISODE = Episode(
-    index=0,
-    layers=("a", "b"),
-    actions=(0.5, -1.0),
-    values=(0.25, 0.75),
-    accuracy=0.9,
-    reward=-0.1,
-    cost=10.0,
-    dense_macs=10,
-    dense_params=5,
-    sparse_macs=10,
-    sparse_params=5,
-    n_evaluations=1,
-    seconds=0.5,
-)
+from tests.fakes import EPISODE, PlainNet, make_data, seeded
 
 
 def make_env(**options: Any) -> PruningEnv:

@@ -10,23 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments.common.drawing.figures import draw_layers, draw_pareto, draw_tradeoff
-from experiments.search.episodes import Episode
+from tests.fakes import EPISODE
 
-EPISODE = Episode(
-    index=0,
-    layers=("conv1", "conv2"),
-    actions=(0.5, -1.0),
-    values=(0.25, 0.75),
-    accuracy=0.9,
-    reward=-0.1,
-    cost=10.0,
-    dense_macs=10,
-    dense_params=5,
-    sparse_macs=10,
-    sparse_params=5,
-    n_evaluations=1,
-    seconds=0.5,
-)
 EPISODES = [
     replace(EPISODE, cost=cost, accuracy=accuracy, sparse_params=n)
     for cost, accuracy, n in [(10.0, 0.8, 9), (20.0, 0.7, 1), (30.0, 0.9, 5)]
