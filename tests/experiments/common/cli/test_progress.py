@@ -15,7 +15,8 @@ from rich.console import Console
 from experiments.common.cli.heartbeat import MOST_S, Heartbeat, format_seconds, time_left
 from experiments.common.cli.progress import SearchProgress
 from experiments.common.run_folder import RunFolder
-from tests.experiments.common.test_parts import EPISODE, Settings
+from tests.experiments.common.test_parts import Settings
+from tests.fakes import EPISODE
 
 
 class Clock:
