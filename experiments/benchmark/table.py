@@ -63,11 +63,20 @@ class Reference(NamedTuple):
     values: str = ""
     """The best allocation, a JSON object with the pruning rate or bits of each layer, by which
     anyone can make it again; empty on tasks without confirmation."""
+    validation: float = math.nan
+    """What it was chosen by where test images measure `best`: its confirmed accuracy on validation
+    images; NaN elsewhere."""
 
     @property
     def has_room(self) -> bool:
         """Whether anything better than uniform is known; there are no scores otherwise."""
         return self.best > self.uniform
+
+    def beats(self, other: Reference) -> bool:
+        """Whether what stands for a score of 1 is better by what it was chosen by."""
+        if math.isnan(self.validation) or math.isnan(other.validation):
+            return self.best > other.best
+        return self.validation > other.validation
 
 
 def read_best_known(path: Path) -> dict[str, Reference]:
@@ -79,7 +88,8 @@ def read_best_known(path: Path) -> dict[str, Reference]:
     try:
         kinds = {"task": str, "uniform": float, "best": float, "found_by": str}
         table = parse(path, read_table(path, kinds), kinds)
-        table = table[[*kinds]].assign(values=table.get("values", ""))
+        chosen_by = pd.to_numeric(table.get("validation", math.nan))
+        table = table[[*kinds]].assign(values=table.get("values", ""), validation=chosen_by)
         known = {task: Reference(*rest) for task, *rest in table.itertuples(index=False)}
     except (OSError, ValueError) as error:
         raise ValueError(f"{str(path)!r} is no table of best known accuracies: {error}") from None
@@ -103,7 +113,7 @@ def update_best_known(known: Mapping[str, Reference], trials: pd.DataFrame) -> d
     """Return the table with what the trials have found.
 
     Args:
-        known: The table so far. An accuracy in it is replaced by a higher one only.
+        known: The table so far. What it holds gives way to what is better only.
         trials: From `read_runs`.
 
     Raises:
@@ -115,7 +125,7 @@ def update_best_known(known: Mapping[str, Reference], trials: pd.DataFrame) -> d
         found = best_found(rows)
         if task in updated:
             old = updated[task]
-            updated[task] = found._replace(uniform=old.uniform) if found.best > old.best else old
+            updated[task] = found._replace(uniform=old.uniform) if found.beats(old) else old
         elif math.isnan(found.uniform):
             raise ValueError(f"expected a trial of uniform on {task}, got none")
         else:
@@ -126,22 +136,28 @@ def update_best_known(known: Mapping[str, Reference], trials: pd.DataFrame) -> d
 def best_found(trials: pd.DataFrame) -> Reference:
     """Return the best that the trials of a task have found, and what uniform has there.
 
+    Where they are confirmed, the nominee with the highest confirmed accuracy on validation images
+    is taken, so that its accuracy on test images is that of no chosen maximum.
+
     Args:
-        trials: Of one task; where they are confirmed, confirmed accuracies count.
+        trials: Of one task.
     """
-    columns = {f"confirmed_{budget}": budget for budget in budgets_in(trials)}
-    if not columns:
-        columns = {"validation_accuracy": 0}
-    accuracies = trials[[*columns]].to_numpy(float)
+    budgets = budgets_in(trials)
+    confirmed = [f"confirmed_{budget}" for budget in budgets]
+    measured_by = confirmed or ["validation_accuracy"]
+    chosen_by = [f"confirmed_validation_{budget}" for budget in budgets] or measured_by
+    accuracies = trials[chosen_by].to_numpy(float)
     row, place = np.unravel_index(np.nanargmax(accuracies), accuracies.shape)
-    column, top = [*columns][place], trials.iloc[int(row)]
-    budget = min(columns[column], int(top["n_evaluations"])) or int(top["n_evaluations"])
-    uniform = trials.loc[trials["agent"] == "uniform", [*columns][-1]].to_numpy(float)
+    top = trials.iloc[int(row)]
+    uniform = trials.loc[trials["agent"] == "uniform", measured_by[-1]].to_numpy(float)
+    base, best = uniform[0] if len(uniform) else math.nan, float(top[measured_by[place]])
+    n_evaluations = min([*budgets[place : place + 1], int(top["n_evaluations"])])
     return Reference(
-        float(uniform[0]) if len(uniform) else np.nan,
-        float(accuracies[row, place]),
-        f"{top['agent']}, seed {top['seed']}, {budget} evaluations",
-        str(top.get(f"confirmed_values_{columns[column]}", "")),
+        float(base),
+        max(best, float(base)) if len(uniform) else best,
+        f"{top['agent']}, seed {top['seed']}, {n_evaluations} evaluations",
+        str(top[f"confirmed_values_{budgets[place]}"]) if budgets else "",
+        float(accuracies[row, place]) if budgets else math.nan,
     )
 
 

@@ -145,7 +145,9 @@ class TestBestKnown:
         known, found = read_best_known(path), read_runs([out])
         for task in NOISY:
             mine = found[found["task"] == task]
-            assert known[task].best == mine["confirmed_10"].max()
+            chosen = mine.loc[mine["confirmed_validation_10"].idxmax()]
+            assert known[task].validation == chosen["confirmed_validation_10"]
+            assert known[task].best == max(chosen["confirmed_10"], known[task].uniform)
             assert (
                 known[task].uniform == mine.loc[mine["agent"] == "uniform", "confirmed_10"].iloc[0]
             )
@@ -159,14 +161,17 @@ class TestBestKnown:
         (line,) = replay(ReplayConfig(NOISY[:1], best_known=path), quiet())
         assert "stored 0.9877" in line
 
-    def test_names_who_found_it(self) -> None:
+    def test_chooses_by_validation_images_and_names_who_found_it(self) -> None:
         rows = {
             "agent": ["uniform", "random"], "seed": [0, 3], "n_evaluations": [1.0, 100.0],
-            "confirmed_30": [0.5, 0.9], "confirmed_100": [0.5, 0.7],
+            "confirmed_30": [0.5, 0.7], "confirmed_100": [0.5, 0.9],
+            "confirmed_validation_30": [0.6, 0.8], "confirmed_validation_100": [0.6, 0.7],
             "confirmed_values_30": ["{}", '{"a": 2}'], "confirmed_values_100": ["{}", '{"a": 3}'],
         }  # fmt: skip
         found = best_found(pd.DataFrame(rows))
-        assert found == Reference(0.5, 0.9, "random, seed 3, 30 evaluations", '{"a": 2}')
+        assert found == Reference(0.5, 0.7, "random, seed 3, 30 evaluations", '{"a": 2}', 0.8)
+        rows["confirmed_100"] = [0.75, 0.9]  # worse than uniform on test images: there is no room
+        assert not best_found(pd.DataFrame(rows)).has_room
 
     def test_tells_what_it_cannot_replay(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="unknown task with an allocation 'TinyPrune-v0'"):
