@@ -12,6 +12,8 @@ from typing import Any
 
 import gymnasium as gym
 import torch
+from matplotlib.figure import Figure
+from pytest import MonkeyPatch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -206,6 +208,21 @@ def tiny_tasks() -> Iterator[None]:
     finally:
         for name in (*TINY, *NOISY):
             del gym.registry[name]
+
+
+savefig = Figure.savefig
+
+
+@contextmanager
+def blank_figures() -> Iterator[None]:
+    """Save figures without what is on them: drawing it takes longer than a small job."""
+
+    def save(self: Figure, file: Any, **options: Any) -> None:
+        savefig(Figure((1.0, 1.0)), file, **options)
+
+    with MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save)
+        yield
 
 
 class InProcessPool:

@@ -18,6 +18,8 @@ from experiments.compress import compress, outcome
 from experiments.compress.config import Config
 from tests.fakes import PlainNet, make_data, seeded
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 QUICK: dict[str, Any] = {
     "effort": "quick",
     "finetune_steps": 1,

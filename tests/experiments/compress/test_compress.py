@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from compress_env.envs.pruning import PruningEnv
@@ -21,6 +22,9 @@ from experiments.compress import compress
 from experiments.compress.compress import Config, run
 from experiments.compress.exports import Export
 from experiments.compress.report import Row, best_row
+from tests.fakes import savefig
+
+pytestmark = pytest.mark.usefixtures("blank_figures")
 
 SMALL: dict[str, Any] = {
     "model": "lenet5",
@@ -38,10 +42,12 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row], str]:
-    """Run the job once."""
+    """Run the job once, with its figures."""
     out = tmp_path_factory.mktemp("run") / "out"
     text = StringIO()
-    rows = run(Config(out=out, **(SMALL | {"onnx": True})), Console(file=text, width=120))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", savefig)
+        rows = run(Config(out=out, **(SMALL | {"onnx": True})), Console(file=text, width=120))
     return out, rows, text.getvalue()
 
 

@@ -30,6 +30,8 @@ from experiments.compress import compress
 from experiments.compress.compress import Config, run
 from tests.fakes import flags
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 SMALL: dict[str, Any] = {
     "model": "lenet5",
     "data": "digits",

@@ -34,6 +34,8 @@ from experiments.search.resuming import ResumableSearch
 from tests.experiments.compress.jobs import LENET, SMALL, stopped_run
 from tests.fakes import PlainNet, flags, make_data, quiet, seeded
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 # Longer than the agent's random start, so that there are updates to resume.
 LONG: dict[str, Any] = LENET | {
     "algo": "q_critic_ppo",

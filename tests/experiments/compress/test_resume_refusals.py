@@ -17,6 +17,8 @@ from experiments.compress.compress import Config, run
 from tests.experiments.compress.jobs import stopped_run
 from tests.fakes import quiet, seeded
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 class TestRefusals:
     def test_other_settings(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
