@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+from matplotlib.figure import Figure
 
 from tests.fakes import DATA_ROOT
 
@@ -31,6 +33,17 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("COMPRESS_ENV_CACHE", str(shared / "cache"))
         patch.setenv("COMPRESS_ENV_DATA", str(DATA_ROOT))
         yield
+
+
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save figures without what is on them: drawing it takes longer than a small job."""
+    savefig = Figure.savefig
+
+    def save_blank(self: Figure, *args: Any, **options: Any) -> None:
+        savefig(Figure((1.0, 1.0)), *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", save_blank)
 
 
 @pytest.fixture

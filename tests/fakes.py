@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import pytest
 import torch
-from matplotlib.figure import Figure
-from pytest import MonkeyPatch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -29,6 +28,11 @@ DATA_ROOT = Path(os.environ.get("COMPRESS_ENV_DATA", Path(__file__).parents[2] /
 def quiet() -> Console:
     """Return a console that nobody sees."""
     return Console(file=StringIO(), width=200)
+
+
+def slow(*values: Any) -> list[Any]:
+    """Return values of a parameter that are left for the slow tests."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def make_data(n_classes: int = 3, side: int = 8, channels: int = 1, seed: int = 0) -> DataBundle:
@@ -208,21 +212,6 @@ def tiny_tasks() -> Iterator[None]:
     finally:
         for name in (*TINY, *NOISY):
             del gym.registry[name]
-
-
-savefig = Figure.savefig
-
-
-@contextmanager
-def blank_figures() -> Iterator[None]:
-    """Save figures without what is on them: drawing it takes longer than a small job."""
-
-    def save(self: Figure, file: Any, **options: Any) -> None:
-        savefig(Figure((1.0, 1.0)), file, **options)
-
-    with MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", save)
-        yield
 
 
 class InProcessPool:

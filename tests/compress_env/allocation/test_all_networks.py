@@ -13,6 +13,7 @@ from compress_env.networks.models import build_model
 from compress_env.pruning.graph.surgery import find_walk
 from compress_env.pruning.plan import PruningPlan
 from compress_env.task.layers import layer_table
+from tests.fakes import slow
 
 SIDES = {"torchvision/alexnet": 63, "torchvision/vit_b_16": 224}
 SMALL = ["resnet18_cifar", "resnet56", "resnet20_padded"]
@@ -53,9 +54,7 @@ def scored(name: str) -> tuple[PruningPlan, Any]:
     return plan, channel_norms(model, decisions)
 
 
-@pytest.mark.parametrize(
-    "name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
-)
+@pytest.mark.parametrize("name", [*SMALL, *slow(*LARGE)])
 def test_nearly_all_of_a_budget_is_used(name: str) -> None:
     plan, scores = scored(name)
     for unit, share in (("macs", 0.4), ("params", 0.5)):

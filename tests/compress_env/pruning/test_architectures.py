@@ -61,20 +61,20 @@ SMALL = [
     Family("vgg8", 16, 1, 9, 8),
     Family("densenet_small", 16, 1, 28, 27),
     Family("mobilenet_v2_narrow", 16, 1, 33, 15),
-    Family("vgg16", 32, 3, 14, 13),
-    Family("resnet20", 32, 3, 22, 12),
     Family("resnet20_padded", 32, 3, 20, 9, PADDED, 10),
-    Family("mobilenet_v1", 32, 3, 28, 14),
     Family("torchvision/resnet18", 32, 3, 21, 12),
-    Family("torchvision/resnet50", 32, 3, 54, 37),
-    Family("torchvision/mobilenet_v2", 32, 3, 53, 25),
     Family("torchvision/mobilenet_v3_small", 32, 3, 54, 27),
-    Family("torchvision/densenet121", 32, 3, 121, 120),
-    Family("torchvision/efficientnet_b0", 32, 3, 82, 40),
     Family("torchvision/shufflenet_v2_x0_5", 32, 3, 57, 18, SHUFFLED, 18),
-    Family("torchvision/convnext_tiny", 32, 3, 59, 18, "", 22),
 ]
 LARGE = [
+    Family("resnet20", 32, 3, 22, 12),
+    Family("vgg16", 32, 3, 14, 13),
+    Family("mobilenet_v1", 32, 3, 28, 14),
+    Family("torchvision/resnet50", 32, 3, 54, 37),
+    Family("torchvision/mobilenet_v2", 32, 3, 53, 25),
+    Family("torchvision/densenet121", 32, 3, 121, 120),
+    Family("torchvision/efficientnet_b0", 32, 3, 82, 40),
+    Family("torchvision/convnext_tiny", 32, 3, 59, 18, "", 22),
     Family("torchvision/swin_t", 32, 3, 29, 12, "", 16, 0.95),
     Family("torchvision/vit_b_16", 224, 3, 26, 12, "", 13),
     Family("timm/mobilevit_xxs", 64, 3, 72, 31, "", 30),
@@ -229,7 +229,7 @@ def test_what_an_episode_ends_with_can_be_exported(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("family", [*SMALL, *LARGE[:7]], ids=lambda family: family.name)
+@pytest.mark.parametrize("family", [*SMALL, *LARGE[:15]], ids=lambda family: family.name)
 def test_every_compressed_network_can_be_exported(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,8 @@ def test_same_command_repeats_nothing_and_other_agents_are_added(
 MY_MODULE = """
 from stable_baselines3 import PPO
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 class MyAgent(PPO):
     def __init__(self, policy, env, seed):
         super().__init__(policy, env, n_steps=8, batch_size=8, seed=seed, device="cpu")

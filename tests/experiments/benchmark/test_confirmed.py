@@ -30,6 +30,8 @@ from experiments.benchmark.verify import verify
 from tests.experiments.benchmark.folders import text_of
 from tests.fakes import NOISY, TINY, quiet
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 AGENTS = ("uniform", "random", "cma_es")
 
 

@@ -22,6 +22,8 @@ from experiments.benchmark.verify import verify
 from tests.experiments.benchmark.folders import change_network, folder_of, text_of
 from tests.fakes import TINY, quiet
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 FOREIGN = "open('executed', 'w')\nclass A:\n    def predict(self, *a, **k): ...\n"
 
 

@@ -1,4 +1,4 @@
-"""Runs of the main job measure little, and draw nothing where that is asked for."""
+"""Runs of the main job measure little: what they come to is the same."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from experiments.common import latency
-from tests import fakes
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -15,10 +14,4 @@ def _coarse() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "LIMIT_S", 0.0)
         patch.setattr(latency, "_WARM_UP_S", 0.0)
-        yield
-
-
-@pytest.fixture(scope="module")
-def blank_figures() -> Iterator[None]:
-    with fakes.blank_figures():
         yield

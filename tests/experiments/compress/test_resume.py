@@ -32,7 +32,7 @@ from experiments.search.algorithms import make_learner
 from experiments.search.episodes import EpisodeLog
 from experiments.search.resuming import ResumableSearch
 from tests.experiments.compress.jobs import LENET, SMALL, stopped_run
-from tests.fakes import PlainNet, flags, make_data, quiet, seeded
+from tests.fakes import PlainNet, flags, make_data, quiet, seeded, slow
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -117,7 +117,9 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+    ("number", "status"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+    ids=["SIGINT", "SIGTERM"],
 )
 def test_signal_ends_the_job_with_a_word_on_how_to_go_on(
     number: signal.Signals, status: int, tmp_path: Path
@@ -138,17 +140,7 @@ def test_signal_ends_the_job_with_a_word_on_how_to_go_on(
     assert RunFolder(folder).read_state("q_critic_ppo-pruning") is not None
 
 
-@pytest.mark.parametrize(
-    "algo",
-    [
-        "ppo",
-        "random",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("kl_ppo", "a2c", "ddpg", "td3", "sac")
-        ),
-    ],
-)
+@pytest.mark.parametrize("algo", ["ppo", *slow("random", "kl_ppo", "a2c", "ddpg", "td3", "sac")])
 def test_every_algorithm_goes_on_exactly(
     algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,7 +258,7 @@ def test_saving_takes_a_small_share_of_the_time(
 
 @pytest.mark.parametrize(
     "options",
-    [{"PYTHONIOENCODING": "ascii"}, pytest.param({"LC_ALL": "C"}, marks=pytest.mark.slow)],
+    [{"PYTHONIOENCODING": "ascii"}, *slow({"LC_ALL": "C"})],
     ids=str,
 )
 def test_names_that_a_terminal_cannot_show_stop_nothing(

@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 from compress_env.networks.models import MODELS
 from experiments.common import studies
 from experiments.common.run_folder import RunFolder
-from experiments.importance_benefit import importance_benefit
 from experiments.importance_benefit.importance_benefit import Config, run
 from experiments.importance_benefit.report import compare_with_uniform, format_report
 from tests.fakes import PlainNet, make_data, quiet
@@ -26,11 +24,6 @@ def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the experiment's network and data be small ones."""
     monkeypatch.setitem(MODELS, "lenet5", lambda n, shape: PlainNet(n, shape[0], shape[1]))
     monkeypatch.setattr(studies, "load_data", lambda *_, **__: make_data())
-
-
-@pytest.fixture
-def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importance_benefit, "draw_errors", lambda *_: Figure())
 
 
 def small(out: Path) -> Config:
@@ -71,7 +64,7 @@ def test_every_method_removes_as_many_filters(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.usefixtures("_fakes", "_no_figures")
+@pytest.mark.usefixtures("_fakes", "blank_figures")
 def test_targets_may_count_macs(tmp_path: Path) -> None:
     config = replace(small(tmp_path / "out"), epochs=(1,), targets=(0.5,), unit="macs")
     table = run(replace(config, algo=("uniform", "afie")), quiet())
@@ -81,7 +74,7 @@ def test_targets_may_count_macs(tmp_path: Path) -> None:
     assert "MACs removed" in (tmp_path / "out" / "importance_benefit.md").read_text()
 
 
-@pytest.mark.usefixtures("_fakes", "_no_figures")
+@pytest.mark.usefixtures("_fakes", "blank_figures")
 def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(small(tmp_path / "whole"), targets=(0.5,), algo=("uniform", "sbpf"))
     run(config, quiet())
@@ -106,7 +99,7 @@ def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     pd.testing.assert_frame_equal(stopped, whole)
 
 
-@pytest.mark.usefixtures("_fakes", "_no_figures")
+@pytest.mark.usefixtures("_fakes", "blank_figures")
 def test_evaluations_can_be_given(tmp_path: Path) -> None:
     config = replace(
         small(tmp_path / "out"),

@@ -9,14 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 from compress_env.allocation import afie
 from compress_env.networks.models import MODELS
 from experiments.common import studies
 from experiments.common.run_folder import RunFolder
 from experiments.common.training import limit_images, seeded_task, train_epochs, train_with_marks
-from experiments.importance_stability import importance_stability
 from experiments.importance_stability.importance_stability import Config, run
 from experiments.importance_stability.report import (
     agreement_with_final,
@@ -82,10 +80,8 @@ def test_every_layer_is_scored_at_every_epoch(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.usefixtures("_fakes")
+@pytest.mark.usefixtures("_fakes", "blank_figures")
 def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("draw_scores", "draw_agreement"):
-        monkeypatch.setattr(importance_stability, name, lambda *_: Figure())
     run(small(tmp_path / "whole"), quiet())
     write = RunFolder.write_state
     names: list[str] = []

@@ -134,7 +134,7 @@ def test_a_stopped_experiment_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
         run(Config(resume=tmp_path / "stopped"), quiet())
 
 
-@pytest.mark.usefixtures("_fakes")
+@pytest.mark.usefixtures("_fakes", "blank_figures")
 def test_a_strong_price_makes_units_noisier(tmp_path: Path) -> None:
     kept = {
         weight: run(

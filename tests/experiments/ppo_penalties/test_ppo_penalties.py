@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 from rich.console import Console
 from scipy import stats
 
@@ -27,28 +25,15 @@ from experiments.ppo_penalties.report import (
     format_report,
     with_asymmetry,
 )
-from experiments.sweep.folder import Task, work
-from experiments.sweep.pools import Outcome
+from tests.fakes import InProcessPool
 
 
-class PoolHere:
+class PoolHere(InProcessPool):
     """Works on cells in this process, which has imported everything."""
-
-    place = "in this process"
 
     def __init__(self, *, jobs: int, retries: int) -> None:
         assert jobs >= 1 and retries == 3
-        self._tasks: list[Task] = []
-
-    def submit(self, tasks: Sequence[Task]) -> None:
-        self._tasks += tasks
-
-    def poll(self, timeout_s: float) -> list[Outcome]:
-        task = self._tasks.pop(0)
-        return [Outcome(task.cell.name, work(task))]
-
-    def stop(self) -> None:
-        self._tasks.clear()
+        super().__init__(jobs=jobs, retries=retries)
 
 
 @pytest.fixture(autouse=True)
@@ -60,11 +45,8 @@ def small(out: Path) -> Config:
     return Config(("CartPole-v1",), ("cim_ppo",), seeds=(0,), total_timesteps=512, out=out)
 
 
-def test_a_comparison_grows_and_repeats_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for draw in ("draw_curves", "draw_asymmetry"):  # drawn in a test of their own
-        monkeypatch.setattr(ppo_penalties, draw, lambda *_: Figure())
+@pytest.mark.usefixtures("blank_figures")
+def test_a_comparison_grows_and_repeats_nothing(tmp_path: Path) -> None:
     text = StringIO()
     run(small(tmp_path), Console(file=text, width=200))
     tables = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*/table.csv")}

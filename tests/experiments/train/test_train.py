@@ -16,6 +16,8 @@ from compress_env.networks.training import Training
 from experiments.train import train
 from experiments.train.train import Config, draw, run
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 QUIET = Console(quiet=True)
 SETTINGS: dict[str, Any] = {
     "epochs": 2,

@@ -25,6 +25,8 @@ from experiments.tune.study import Job, anytime_accuracy
 from experiments.tune.tune import Config, run
 from tests.fakes import TINY, quiet, tiny_tasks
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 Score = Callable[[Job, Mapping[str, Any], str, int], float]
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 from experiments.trial import trials
 from experiments.volatility import volatility
@@ -29,12 +28,11 @@ AGENTS = ("ddpg", "random")
 FLOPS = '{"reward": "flops", "flops_budget": null}'
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_searches_are_run_measured_and_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trials, "LocalPool", InProcessPool)
-    for draw in ("draw_curves", "draw_measures", "draw_overestimation"):
-        monkeypatch.setattr(volatility, draw, lambda *_: Figure())
     searches = {
         "reward-pruning": Search("pruning, R_FLOPs", TINY[0], FLOPS),
         "quantization": Search("quantization", TINY[1]),
@@ -67,12 +65,11 @@ def test_searches_are_run_measured_and_not_repeated(
     }
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_what_is_published_of_searches_is_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trials, "LocalPool", InProcessPool)
-    for draw in ("draw_curves", "draw_measures", "draw_overestimation"):
-        monkeypatch.setattr(volatility, draw, lambda *_: Figure())
     searches = {
         "pruning": Search("pruning", TINY[0]),
         "quantization": Search("quantization", TINY[1]),
