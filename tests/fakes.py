@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from io import StringIO
@@ -33,6 +33,11 @@ def quiet() -> Console:
 def slow(*values: Any) -> list[Any]:
     """Return values of a parameter that are left for the slow tests."""
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+def slow_but(quick: Container[str], names: Iterable[str]) -> list[Any]:
+    """Return names, of which all but some are left for the slow tests."""
+    return [each for name in names for each in ([name] if name in quick else slow(name))]
 
 
 def make_data(n_classes: int = 3, side: int = 8, channels: int = 1, seed: int = 0) -> DataBundle:

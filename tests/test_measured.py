@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -266,6 +267,7 @@ def test_what_the_actors_learning_rate_does_is_as_it_was_measured() -> None:
 LABELS = [search.label for search in SEARCHES.values()]
 
 
+@cache
 def measured_volatility(folder: Path) -> tuple[pd.DataFrame, volatility_report.Curves]:
     """Measure the searches of a folder again from the rewards in it."""
     rows = read_trials(folder)

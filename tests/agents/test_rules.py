@@ -18,7 +18,7 @@ from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv, PruningMethod
 from compress_env.envs.quantization import QuantizationEnv
 from tests.compress_env.allocation.networks import SHAPES, network
-from tests.fakes import BranchedNet, PlainNet, make_data, seeded
+from tests.fakes import BranchedNet, PlainNet, make_data, seeded, slow
 
 QUICK: dict[str, Any] = {
     "finetune_steps": 0,
@@ -27,7 +27,7 @@ QUICK: dict[str, Any] = {
     "scorer": lambda model: 0.5,
     "store": None,
 }
-NAMED = ["lenet5", "vgg8", "mobilenet_v2_narrow", "densenet_small", "resnet20_padded"]
+NAMED = ["lenet5", "resnet20_padded", *slow("vgg8", "mobilenet_v2_narrow", "densenet_small")]
 
 
 def make(build: type[nn.Module] = PlainNet, **options: Any) -> PruningEnv:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -38,16 +39,16 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
     assert project["scripts"] == {"compress-env": "experiments.__main__:main"}
 
 
-@pytest.mark.parametrize("name", commands())
+CALLED = {"bin/compress-env": "compress-env ", "experiments/__main__.py": "python -m experiments."}
+
+
 @pytest.mark.parametrize(
-    ("called", "program"),
-    [("bin/compress-env", "compress-env "), ("experiments/__main__.py", "python -m experiments.")],
-    ids=["console script", "module"],
+    ("name", "called"),
+    [*zip(commands(), cycle(CALLED), strict=False), ("compress", "experiments/__main__.py")],
 )
 def test_every_command_tells_its_options(
     name: str,
     called: str,
-    program: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -56,9 +57,8 @@ def test_every_command_tells_its_options(
         main([name.replace("_", "-"), "--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert f"usage: {program}{name} " in shown
-    other = {"compress-env ", "python -m experiments."} - {program}
-    assert not any(each in shown for each in other)
+    assert f"usage: {CALLED[called]}{name} " in shown
+    assert not any(program in shown for key, program in CALLED.items() if key != called)
 
 
 def test_a_mistyped_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

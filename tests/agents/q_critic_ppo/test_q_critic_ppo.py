@@ -24,9 +24,10 @@ from tests.agents.q_critic_ppo.fakes import (
     parameters_of,
     vectorized,
 )
+from tests.fakes import slow
 
 
-@pytest.mark.parametrize("n_envs", [1, 2], ids=["1 env", "2 envs"])
+@pytest.mark.parametrize("n_envs", [1, *slow(2)], ids=["1 env", "2 envs"])
 @pytest.mark.parametrize(
     ("n_steps", "target_steps", "gamma"),
     [

@@ -16,7 +16,7 @@ from compress_env.pruning.graph.surgery import find_walk
 from compress_env.pruning.plan import PruningPlan
 from compress_env.task.layers import layer_table
 from tests.compress_env.allocation.networks import SHAPES, plan_of
-from tests.fakes import BranchedNet, PlainNet, seeded
+from tests.fakes import BranchedNet, PlainNet, seeded, slow_but
 
 
 def scores_of(plan: PruningPlan, seed: int) -> list[Any]:
@@ -106,7 +106,7 @@ def test_groups_of_one_decision_share_its_rate() -> None:
     assert (np.diff(ladder.shares) > 0).all() and outcomes[-1] == (1, 1)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", slow_but(("lenet5", "resnet20_padded"), SHAPES))
 @pytest.mark.parametrize("highest", [0.6, 0.95, 1.0])
 def test_rungs_are_all_that_a_rate_can_come_to(name: str, highest: float) -> None:
     plan = plan_of(name, highest=highest)

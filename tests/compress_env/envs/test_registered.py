@@ -17,18 +17,15 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 import compress_env
 from compress_env.envs.base import LayerState, LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
-from tests.fakes import DATA_ROOT, PlainNet, make_data, seeded
+from tests.fakes import DATA_ROOT, PlainNet, make_data, seeded, slow_but
 
 IDS = sorted(name for name in gym.registry if name.startswith("compress_env/"))
-DEEP = [name for name in IDS if gym.spec(name).kwargs.get("data") in ("digits8", "digits16")]
+QUICK = [f"compress_env/{name}LeNet5Digits-v1" for name in ("Prune", "Quantize")]
+QUICK += ["compress_env/Pruning-v0", "compress_env/Quantization-v0"]
 HAS_MNIST = (DATA_ROOT / "MNIST" / "raw").is_dir()
 
 
-@pytest.fixture(
-    scope="module",
-    # The deep networks take a minute to train.
-    params=[pytest.param(i, marks=pytest.mark.slow if i in DEEP else ()) for i in IDS],
-)
+@pytest.fixture(scope="module", params=slow_but(QUICK, IDS))
 def env(request: pytest.FixtureRequest) -> Iterator[gym.Env[Any, Any]]:
     """Make each registered environment once; the tests reset it."""
     if "MNIST" in request.param and not HAS_MNIST:

@@ -11,6 +11,7 @@ from torch import nn
 from compress_env.networks.models import MODELS, build_model
 from compress_env.networks.resnet import BasicBlock, resnet
 from compress_env.pruning.graph.surgery import LiveChannels, find_walk, zero_channels
+from tests.fakes import slow_but
 
 PARAMETERS = {  # for three channels and ten classes
     "lenet5": 61_706 + 2 * 150,
@@ -38,6 +39,7 @@ PARAMETERS = {  # for three channels and ten classes
     "mobilenet_v2_cifar": 2_236_682,
     "densenet_small": 46_650,
 }
+LARGE = {"vgg19", "resnet56", "resnet110", "resnet56_padded", "resnet110_padded"}
 SMALLEST = {
     "lenet5": 1,
     "cnn4": 4,
@@ -68,7 +70,7 @@ def test_networks_take_the_smallest_image_but_none_smaller(name: str) -> None:
             build_model(name, 7, (2, 32, smallest - 1))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(MODELS.keys() - LARGE, MODELS))
 def test_networks_can_be_trained(name: str) -> None:
     model = build_model(name, 3, (1, 32, 32))
     model(torch.randn(2, 1, 32, 32)).sum().backward()

@@ -104,6 +104,7 @@ def in_this_process(env: LayerwiseCompressionEnv, n_envs: int) -> Iterator[VecEn
     yield DummyVecEnv([lambda: copy.deepcopy(env)] * n_envs)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_killed_worker_ends_the_job_which_then_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

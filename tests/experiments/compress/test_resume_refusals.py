@@ -57,7 +57,7 @@ class TestRefusals:
             run(Config(resume=tmp_path / "run"), quiet())
 
     def test_damaged_state(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        stopped_run(tmp_path / "run", monkeypatch, compare=())
+        stopped_run(tmp_path / "run", monkeypatch)
         path = tmp_path / "run" / "state" / "q_critic_ppo-pruning.pt"
         content = bytearray(path.read_bytes())
         content[len(content) // 3] ^= 4
@@ -69,7 +69,7 @@ class TestRefusals:
     def test_state_of_another_kind(
         self, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        stopped_run(tmp_path / "run", monkeypatch, compare=())
+        stopped_run(tmp_path / "run", monkeypatch)
         path = tmp_path / "run" / "state" / "q_critic_ppo-pruning.pt"
         state = torch.load(path, weights_only=True)
         if change == "drop":
@@ -124,7 +124,7 @@ class TestRefusals:
             def __reduce__(self) -> tuple[Any, ...]:
                 return (Path.touch, (tmp_path / "executed",))
 
-        stopped_run(tmp_path / "run", monkeypatch, compare=())
+        stopped_run(tmp_path / "run", monkeypatch)
         torch.save({"x": Payload()}, tmp_path / "run" / "state" / "q_critic_ppo-pruning.pt")
         with pytest.raises(ValueError, match=r"cannot read .*q_critic_ppo-pruning\.pt"):
             run(Config(resume=tmp_path / "run"), quiet())

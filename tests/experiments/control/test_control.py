@@ -222,6 +222,7 @@ def test_tasks_of_other_packages_can_be_made(name: str) -> None:
     env.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["LunarLander-v3", "Hopper-v5"])
 def test_an_agent_learns_tasks_of_other_packages(name: str, tmp_path: Path) -> None:
     task = TASKS[name]

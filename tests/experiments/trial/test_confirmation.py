@@ -16,7 +16,7 @@ from experiments.trial.confirmation import ORDERS, most_runs
 from experiments.trial.reruns import Reruns, rerun_actions
 from experiments.trial.trial import Config, make_task, run
 from tests.experiments.trial.runs import interrupt
-from tests.fakes import NOISY, quiet
+from tests.fakes import NOISY, quiet, slow
 
 EACH = {"env_kwargs": '{"reward_at": "layer"}'}
 FILES = ("episodes.csv", "nomination.csv", "confirmation.csv", "table.csv")
@@ -128,7 +128,7 @@ class TestTrial:
             pd.testing.assert_frame_equal(first, second)
 
 
-@pytest.mark.parametrize("algo", ["ppo", "sac", "q_critic_ppo", "cma_es", "tpe", "ppo+l1"])
+@pytest.mark.parametrize("algo", ["ppo", "cma_es", *slow("sac", "q_critic_ppo", "tpe", "ppo+l1")])
 def test_a_search_goes_on_as_if_its_policy_had_not_been_asked(
     algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +140,7 @@ def test_a_search_goes_on_as_if_its_policy_had_not_been_asked(
     pd.testing.assert_frame_equal(asked, unasked)
 
 
-@pytest.mark.parametrize("algo", ["random", "td3"])
+@pytest.mark.parametrize("algo", ["random", *slow("td3")])
 @pytest.mark.parametrize("n_done", [3, 9])
 def test_a_stopped_confirmation_goes_on(
     algo: str, n_done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from experiments.trial.trial import Config, run
-from tests.fakes import TINY, quiet
+from tests.fakes import TINY, quiet, slow
 
 
-@pytest.mark.parametrize("algo", ["q_critic_ppo+l1", "cma_es+l1"])
+@pytest.mark.parametrize("algo", ["cma_es+l1", *slow("q_critic_ppo+l1")])
 def test_trial_of_an_informed_agent_is_confirmed(algo: str, tmp_path: Path) -> None:
     noise = '{"transition_noise": true}'
     config = Config(algo, TINY[0], evaluations=40, env_kwargs=noise, out=tmp_path / "out")

@@ -22,10 +22,10 @@ from experiments.trial import trial
 from experiments.trial.trial import Config, run
 from tests.experiments.trial.foreign import FOREIGN
 from tests.experiments.trial.runs import interrupt, small
-from tests.fakes import TINY, quiet
+from tests.fakes import TINY, quiet, slow
 
 
-@pytest.mark.parametrize("agent", ["random", "td3", f"{FOREIGN}:Stepper"])
+@pytest.mark.parametrize("agent", ["random", f"{FOREIGN}:Stepper", *slow("td3")])
 def test_killed_trial_ends_as_if_undisturbed(
     agent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
