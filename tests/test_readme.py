@@ -227,7 +227,10 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     command = "pip install -e '.[test]' && pytest"
     assert f"```bash\n{command}\n```" in README
     assert "pip install -e . && python -m experiments.compress" in README
-    assert "README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "README.md" in script
+    (slow,) = re.findall(r"^pytest .*slow.*$", script, re.M)
+    assert f"`{slow}`" in PAGES["development.md"]
 
 
 def test_extras_are_those_the_quick_start_names() -> None:

@@ -83,7 +83,7 @@ def test_permissions_follow_the_umask(umask: int, tmp_path: Path) -> None:
 
 def test_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
     target, contents = tmp_path / "a", [str(i) * 10_000 for i in range(4)]
-    barrier = threading.Barrier(4, timeout=30)
+    barrier = threading.Barrier(4)
     given: list[Path] = []
 
     def write(content: str) -> None:

@@ -14,7 +14,6 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_notebook_runs(tmp_path: Path) -> None:
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(EXAMPLES / "own_network.ipynb", as_version=4)
@@ -36,7 +35,6 @@ def test_notebook_and_script_have_the_same_network() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_command_line_does_the_same_from_an_empty_folder(tmp_path: Path) -> None:
     example = EXAMPLES / "own_network.py"
     command = [

@@ -77,7 +77,6 @@ def test_the_expected_ids_are_registered() -> None:
     ]
 
 
-@pytest.mark.timeout(300)  # the first task of a network trains its baseline
 def test_passes_gymnasium_check(env: gym.Env[Any, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -268,7 +268,7 @@ def test_processes_that_start_at_once_train_once(tmp_path: Path) -> None:
         )
         for _ in range(2)
     ]
-    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert sum(output.count("training lenet5") for output in outputs) == 1
     assert len({output.splitlines()[-1] for output in outputs}) == 1

@@ -83,10 +83,10 @@ def test_files_that_claim_more_than_they_hold_are_refused(kind: str, tmp_path: P
     path.write_bytes(HOSTILE[kind]())
     assert path.stat().st_size < 200_000
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ValueError, match=r"model\.pt (does not fit|is not a readable)") as caught:
         load_checkpoint(model, path)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20e6 and "\n" not in str(caught.value)

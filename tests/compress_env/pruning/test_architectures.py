@@ -205,7 +205,6 @@ def test_an_episode_prunes_as_if_zeroed(family: Family, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("family", LARGE, ids=lambda family: f"{family.name}-{family.side}")
 def test_an_episode_prunes_large_networks_as_if_zeroed(
     family: Family, monkeypatch: pytest.MonkeyPatch
@@ -228,7 +227,6 @@ def test_what_an_episode_ends_with_can_be_exported(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("family", [*SMALL, *LARGE[:15]], ids=lambda family: family.name)
 def test_every_compressed_network_can_be_exported(
     family: Family, monkeypatch: pytest.MonkeyPatch

@@ -139,7 +139,6 @@ TABLE = f"""
 
 
 class TestFilesOfStrangers:
-    @pytest.mark.timeout(20)
     @pytest.mark.parametrize(
         "script",
         [
@@ -178,7 +177,6 @@ class TestFilesOfStrangers:
             assert store.get("task", KEY) == SCORED
         assert warnings_of(caplog) == []
 
-    @pytest.mark.timeout(20)
     def test_a_statement_that_takes_too_long_is_interrupted(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -202,7 +200,6 @@ class TestFilesOfStrangers:
             check_goes_on(store, caplog, "too big")
 
     @pytest.mark.parametrize("ending", ["", "-wal", "-journal", ".lock"])
-    @pytest.mark.timeout(20)
     def test_pipes_are_not_waited_for(
         self, ending: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

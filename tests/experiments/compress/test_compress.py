@@ -255,7 +255,6 @@ def test_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
-@pytest.mark.timeout(300)  # it may be the first to train the baseline
 def test_main_job_on_mnist(mnist: Path, tmp_path: Path) -> None:
     settings = SMALL | {"evaluations": 1, "final_finetune_steps": 20, "compare": ("uniform",)}
     named = {"data": "mnist", "data_root": mnist}

@@ -56,7 +56,6 @@ def wait_for_state_on(node_id: str, folder: SweepFolder, driver: subprocess.Pope
 
 
 @pytest.mark.slow  # three processes of Ray, and two jobs one after another
-@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # processes that Ray's Cluster leaves open
 def test_cells_of_a_killed_node_go_on_elsewhere_and_finish_once(
     cluster: Any, tmp_path: Path

@@ -80,7 +80,6 @@ def test_episodes_are_drawn_as_they_are_called() -> None:
     assert len({tuple(episode) for episode in branching}) == 20
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.slow
 def test_actors_are_timed_and_a_stopped_measurement_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
