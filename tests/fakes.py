@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from functools import cache
 from io import StringIO
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from compress_env.data.bundle import DataBundle, ImageSource, make_data_bundle
+from experiments.common.run_folder import RunFolder
 from experiments.search.playing import Episode
 from experiments.sweep.folder import Task, work
 from experiments.sweep.pools import Outcome
@@ -217,6 +219,26 @@ def tiny_tasks() -> Iterator[None]:
     finally:
         for name in (*TINY, *NOISY):
             del gym.registry[name]
+
+
+def stop_after_state(monkeypatch: pytest.MonkeyPatch, pattern: str = "*") -> list[str]:
+    """Have a run interrupted, once, when it has written a state; return the names written so far.
+
+    Args:
+        monkeypatch: Of the test.
+        pattern: What the state's name must match.
+    """
+    write, names, stopped = RunFolder.write_state, list[str](), list[str]()
+
+    def write_and_stop(self: RunFolder, name: str, state: Mapping[str, Any]) -> None:
+        write(self, name, state)
+        names.append(name)
+        if not stopped and fnmatch(name, pattern):
+            stopped.append(name)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "write_state", write_and_stop)
+    return names
 
 
 class InProcessPool:

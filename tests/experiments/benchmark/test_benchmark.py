@@ -37,6 +37,8 @@ from experiments.trial.trials import run_trials
 from tests.experiments.benchmark.folders import AGENTS, KNOWN, change_network, folder_of, text_of
 from tests.fakes import TINY, PlainNet, quiet, seeded
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 def test_same_command_repeats_nothing_and_other_agents_are_added(
     ran: Config, tmp_path: Path
@@ -61,8 +63,6 @@ def test_same_command_repeats_nothing_and_other_agents_are_added(
 
 MY_MODULE = """
 from stable_baselines3 import PPO
-
-pytestmark = pytest.mark.usefixtures("blank_figures")
 
 class MyAgent(PPO):
     def __init__(self, policy, env, seed):

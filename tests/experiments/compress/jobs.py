@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from experiments.common.run_folder import RunFolder
 from experiments.compress.compress import Config, run
-from tests.fakes import quiet
+from tests.fakes import quiet, stop_after_state
 
 LENET: dict[str, Any] = {
     "model": "lenet5",
@@ -29,13 +28,6 @@ SMALL: dict[str, Any] = LENET | {
 
 def stopped_run(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
     """Leave a run of one search that was stopped after its first episode."""
-    with monkeypatch.context() as patch:
-        write = RunFolder.write_state
-
-        def write_and_stop(self: RunFolder, name: str, state: dict[str, Any]) -> None:
-            write(self, name, state)
-            raise KeyboardInterrupt
-
-        patch.setattr(RunFolder, "write_state", write_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(Config(out=folder, **SMALL | {"compare": ()} | settings), quiet())
+    stop_after_state(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(Config(out=folder, **SMALL | {"compare": ()} | settings), quiet())

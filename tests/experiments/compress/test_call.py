@@ -13,10 +13,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import compress_env
-from experiments.common.run_folder import RunFolder
 from experiments.compress import compress, outcome
 from experiments.compress.config import Config
-from tests.fakes import PlainNet, make_data, seeded
+from tests.fakes import PlainNet, make_data, seeded, stop_after_state
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -211,17 +210,9 @@ class TestCalledAgain:
     def test_stopped_run_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         arguments: dict[str, Any] = {"macs": 0.5, **QUICK}
         whole = compress_env.compress(network(), make_data(), out=tmp_path / "whole", **arguments)
-        with monkeypatch.context() as patch:
-            write = RunFolder.write_state
-
-            def write_and_stop(self: RunFolder, name: str, state: dict[str, Any]) -> None:
-                write(self, name, state)
-                if name.endswith("-weights"):
-                    raise KeyboardInterrupt
-
-            patch.setattr(RunFolder, "write_state", write_and_stop)
-            with pytest.raises(KeyboardInterrupt):
-                compress_env.compress(network(), make_data(), out=tmp_path / "run", **arguments)
+        stop_after_state(monkeypatch, "*-weights")
+        with pytest.raises(KeyboardInterrupt):
+            compress_env.compress(network(), make_data(), out=tmp_path / "run", **arguments)
         again = compress_env.compress(network(), make_data(), out=tmp_path / "run", **arguments)
         assert whole.policy == again.policy
         pairs = zip(whole.model.parameters(), again.model.parameters(), strict=True)

@@ -21,21 +21,13 @@ from experiments.compress import compress
 from experiments.compress.compress import Config, run
 from experiments.compress.exports import Export
 from experiments.compress.report import Row, best_row
+from tests.experiments.compress import jobs
 from tests.fakes import slow
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
-SMALL: dict[str, Any] = {
-    "model": "lenet5",
-    "data": "digits",
-    "macs": 0.164,
-    "size": 0.03,
-    "algo": "q_critic_ppo",
+SMALL: dict[str, Any] = jobs.SMALL | {
     "compare": ("uniform", "portfolio", "random", "8bit", "uniform-bits"),
-    "evaluations": 3,
-    "finetune_steps": 2,
-    "final_finetune_steps": 5,
-    "onnx": False,
 }
 
 

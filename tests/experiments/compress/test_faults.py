@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from compress_env.envs.base import LayerwiseCompressionEnv
@@ -28,26 +26,17 @@ from experiments.common.cli.command import one_line
 from experiments.common.cli.progress import SearchProgress
 from experiments.compress import compress
 from experiments.compress.compress import Config, run
-from tests.fakes import flags
+from tests.experiments.compress import jobs
+from tests.fakes import flags, quiet
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
-SMALL: dict[str, Any] = {
-    "model": "lenet5",
-    "data": "digits",
-    "macs": 0.164,
-    "size": 0.03,
-    "algo": "q_critic_ppo",
+SMALL: dict[str, Any] = jobs.SMALL | {
     "evaluations": 4,
     "finetune_steps": 1,
     "final_finetune_steps": 3,
     "compare": (),
-    "onnx": False,
 }
-
-
-def quiet() -> Console:
-    return Console(file=StringIO())
 
 
 def same_outcome(first: Path, second: Path) -> bool:

@@ -9,21 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from compress_env.networks.models import MODELS
-from experiments.common import studies
-from experiments.common.run_folder import RunFolder
 from experiments.importance_benefit.importance_benefit import Config, run
 from experiments.importance_benefit.report import compare_with_uniform, format_report
-from tests.fakes import PlainNet, make_data, quiet
+from tests.fakes import quiet, stop_after_state
 
 METHODS = ("uniform", "afie", "sbpf", "random", "q_critic_ppo")
-
-
-@pytest.fixture
-def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the experiment's network and data be small ones."""
-    monkeypatch.setitem(MODELS, "lenet5", lambda n, shape: PlainNet(n, shape[0], shape[1]))
-    monkeypatch.setattr(studies, "load_data", lambda *_, **__: make_data())
 
 
 def small(out: Path) -> Config:
@@ -38,7 +28,7 @@ def small(out: Path) -> Config:
     )
 
 
-@pytest.mark.usefixtures("_fakes")
+@pytest.mark.usefixtures("small_studies")
 def test_every_method_removes_as_many_filters(tmp_path: Path) -> None:
     table = run(replace(small(tmp_path / "out"), epochs=(1,)), quiet())
     assert len(table) == 1 + 2 * len(METHODS)
@@ -64,7 +54,7 @@ def test_every_method_removes_as_many_filters(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.usefixtures("_fakes", "blank_figures")
+@pytest.mark.usefixtures("small_studies", "blank_figures")
 def test_targets_may_count_macs(tmp_path: Path) -> None:
     config = replace(small(tmp_path / "out"), epochs=(1,), targets=(0.5,), unit="macs")
     table = run(replace(config, algo=("uniform", "afie")), quiet())
@@ -74,20 +64,11 @@ def test_targets_may_count_macs(tmp_path: Path) -> None:
     assert "MACs removed" in (tmp_path / "out" / "importance_benefit.md").read_text()
 
 
-@pytest.mark.usefixtures("_fakes", "blank_figures")
+@pytest.mark.usefixtures("small_studies", "blank_figures")
 def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(small(tmp_path / "whole"), targets=(0.5,), algo=("uniform", "sbpf"))
     run(config, quiet())
-    write = RunFolder.write_state
-    names: list[str] = []
-
-    def write_and_stop(self: RunFolder, name: str, state: dict[str, object]) -> None:
-        write(self, name, state)
-        names.append(name)
-        if names[-1:] == ["seed0-epochs1-0.5-uniform"]:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(RunFolder, "write_state", write_and_stop)
+    names = stop_after_state(monkeypatch, "seed0-epochs1-0.5-uniform")
     with pytest.raises(KeyboardInterrupt):
         run(replace(config, out=tmp_path / "stopped"), quiet())
     run(Config(resume=tmp_path / "stopped"), quiet())
@@ -99,7 +80,7 @@ def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     pd.testing.assert_frame_equal(stopped, whole)
 
 
-@pytest.mark.usefixtures("_fakes", "blank_figures")
+@pytest.mark.usefixtures("small_studies", "blank_figures")
 def test_evaluations_can_be_given(tmp_path: Path) -> None:
     config = replace(
         small(tmp_path / "out"),
@@ -165,7 +146,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
     ],
     ids=["name", "no base", "twice", "target", "unreachable", "seed", "evals", "method", "model"],
 )
-@pytest.mark.usefixtures("_fakes")
+@pytest.mark.usefixtures("small_studies")
 def test_wrong_settings_are_refused(
     settings: dict[str, object], message: str, tmp_path: Path
 ) -> None:

@@ -11,9 +11,6 @@ import pytest
 import torch
 
 from compress_env.allocation import afie
-from compress_env.networks.models import MODELS
-from experiments.common import studies
-from experiments.common.run_folder import RunFolder
 from experiments.common.training import limit_images, seeded_task, train_epochs, train_with_marks
 from experiments.importance_stability.importance_stability import Config, run
 from experiments.importance_stability.report import (
@@ -22,21 +19,14 @@ from experiments.importance_stability.report import (
     format_report,
     judge,
 )
-from tests.fakes import PlainNet, make_data, quiet
-
-
-@pytest.fixture
-def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the experiment's network and data be small ones."""
-    monkeypatch.setitem(MODELS, "cnn4", lambda n, shape: PlainNet(n, shape[0], shape[1]))
-    monkeypatch.setattr(studies, "load_data", lambda *_, **__: make_data())
+from tests.fakes import make_data, quiet, stop_after_state
 
 
 def small(out: Path) -> Config:
     return Config(model=("cnn4",), epochs=(0, 1, 2), seeds=(0, 1), n_trials=1, out=out)
 
 
-@pytest.mark.usefixtures("_fakes")
+@pytest.mark.usefixtures("small_studies")
 def test_marks_are_what_one_training_passes_through() -> None:
     tasks = [
         seeded_task("cnn4", make_data(), seed=3, learning_rate=0.05, device="cpu") for _ in range(2)
@@ -50,7 +40,7 @@ def test_marks_are_what_one_training_passes_through() -> None:
     assert not any(network.training for network in found.values())
 
 
-@pytest.mark.usefixtures("_fakes")
+@pytest.mark.usefixtures("small_studies")
 def test_every_layer_is_scored_at_every_epoch(tmp_path: Path) -> None:
     table = run(small(tmp_path / "out"), quiet())
     epochs = table.groupby(["seed", "score"])["epoch"].apply(list).to_dict()
@@ -80,19 +70,10 @@ def test_every_layer_is_scored_at_every_epoch(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.usefixtures("_fakes", "blank_figures")
+@pytest.mark.usefixtures("small_studies", "blank_figures")
 def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(small(tmp_path / "whole"), quiet())
-    write = RunFolder.write_state
-    names: list[str] = []
-
-    def write_and_stop(self: RunFolder, name: str, state: dict[str, object]) -> None:
-        write(self, name, state)
-        names.append(name)
-        if names == ["cnn4-seed0"]:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(RunFolder, "write_state", write_and_stop)
+    names = stop_after_state(monkeypatch, "cnn4-seed0")
     with pytest.raises(KeyboardInterrupt):
         run(small(tmp_path / "stopped"), quiet())
     run(Config(resume=tmp_path / "stopped"), quiet())

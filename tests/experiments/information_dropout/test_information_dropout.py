@@ -11,10 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress_env.networks.models import MODELS
 from compress_env.pruning.variational import InformationDropout
-from experiments.common import studies
-from experiments.common.run_folder import RunFolder
 from experiments.information_dropout.information_dropout import Config, run
 from experiments.information_dropout.measures import (
     find_regions,
@@ -25,14 +22,7 @@ from experiments.information_dropout.measures import (
     sample_noise,
 )
 from experiments.information_dropout.report import format_report
-from tests.fakes import PlainNet, make_data, quiet
-
-
-@pytest.fixture
-def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the experiment's network and data be small ones."""
-    monkeypatch.setitem(MODELS, "lenet5", lambda n, shape: PlainNet(n, shape[0], shape[1]))
-    monkeypatch.setattr(studies, "load_data", lambda *_, **__: make_data())
+from tests.fakes import quiet, stop_after_state
 
 
 def small(out: Path) -> Config:
@@ -103,7 +93,7 @@ def test_mean_over_no_pixels_is_nan() -> None:
     assert means[1].isnan()
 
 
-@pytest.mark.usefixtures("_fakes")
+@pytest.mark.usefixtures("small_studies")
 def test_a_stopped_experiment_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(small(tmp_path / "whole"), quiet())
     assert (whole["information_strokes"] > 0).all()
@@ -118,23 +108,16 @@ def test_a_stopped_experiment_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
         "table.csv",
         "weights.png",
     }
-    write = RunFolder.write_state
-
-    def write_and_stop(self: RunFolder, name: str, state: dict[str, object]) -> None:
-        write(self, name, state)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "write_state", write_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(small(tmp_path / "stopped"), quiet())
+    stop_after_state(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(small(tmp_path / "stopped"), quiet())
     stopped = run(Config(resume=tmp_path / "stopped"), quiet())
     pd.testing.assert_frame_equal(stopped, whole)
     with pytest.raises(ValueError, match="nothing left to measure"):
         run(Config(resume=tmp_path / "stopped"), quiet())
 
 
-@pytest.mark.usefixtures("_fakes", "blank_figures")
+@pytest.mark.usefixtures("small_studies", "blank_figures")
 def test_a_strong_price_makes_units_noisier(tmp_path: Path) -> None:
     kept = {
         weight: run(

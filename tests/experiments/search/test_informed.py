@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from rich.console import Console
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -34,7 +32,7 @@ from experiments.search.episodes import EpisodeLog, run_learner, run_policy
 from experiments.search.playing import play
 from experiments.search.resuming import ResumableSearch
 from experiments.trial.trial import Config, make_task, run
-from tests.fakes import TINY, tiny_tasks
+from tests.fakes import TINY, quiet, tiny_tasks
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,10 +55,6 @@ def searched(name: str, n_episodes: int, task: str = TINY[0]) -> tuple[EpisodeLo
     learn: Any = run_policy if agent_of(name) == "random" else run_learner
     learn(agent, log, n_episodes=n_episodes)
     return log, agent
-
-
-def quiet() -> Console:
-    return Console(file=StringIO())
 
 
 def test_names_are_of_an_agent_and_a_rule() -> None:

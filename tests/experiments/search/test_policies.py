@@ -16,19 +16,16 @@ from rich.console import Console
 
 from experiments.common.drawing.figures import non_dominated
 from experiments.compress.compress import Config, run
+from tests.experiments.compress import jobs
 
-SMALL: dict[str, Any] = {
-    "model": "lenet5",
-    "data": "digits",
-    "macs": 0.164,
-    "size": 0.03,
-    "algo": "q_critic_ppo",
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
+SMALL: dict[str, Any] = jobs.SMALL | {
+    "method": "channel+variational",
     "evaluations": 4,
     "finetune_steps": 1,
     "final_finetune_steps": 4,
-    "onnx": False,
 }
-SMALL |= {"method": "channel+variational"}
 
 
 @pytest.fixture(scope="module")

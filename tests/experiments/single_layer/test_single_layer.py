@@ -12,7 +12,6 @@ import pytest
 
 from compress_env.data.bundle import DataBundle
 from compress_env.envs.pruning import PruningEnv, PruningMethod
-from compress_env.networks.models import MODELS
 from compress_env.task.layers import compute_layers, nonzero_weights
 from experiments.common import studies
 from experiments.common.run_folder import RunFolder
@@ -28,16 +27,9 @@ from experiments.single_layer.single_layer import (
     prune_one_layer,
     run,
 )
-from tests.fakes import PlainNet, make_data, quiet, seeded
+from tests.fakes import PlainNet, make_data, quiet, seeded, stop_after_state
 
 METHODS = Config().method
-
-
-@pytest.fixture
-def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the experiment's network and data be small ones."""
-    monkeypatch.setitem(MODELS, "cnn4", lambda n, shape: PlainNet(n, shape[0], shape[1]))
-    monkeypatch.setattr(studies, "load_data", lambda *_, **__: make_data())
 
 
 def small(out: Path, methods: tuple[Method, ...] = METHODS) -> Config:
@@ -75,7 +67,7 @@ def test_a_failing_step_is_an_error() -> None:
         prune_one_layer(env, "conv2", 0.5)
 
 
-@pytest.mark.usefixtures("_fakes")
+@pytest.mark.usefixtures("small_studies")
 def test_every_method_layer_and_rate_is_measured(tmp_path: Path) -> None:
     table = run(small(tmp_path / "out"), quiet())
     pruned = table[table["method"] != "none"]
@@ -112,20 +104,11 @@ def test_calibration_images_are_as_many_as_asked(
     assert asked == [("mnist", 24)]
 
 
-@pytest.mark.usefixtures("_fakes")
+@pytest.mark.usefixtures("small_studies")
 @pytest.mark.slow
 def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(small(tmp_path / "whole", ("magnitude", "variational")), quiet())
-    write = RunFolder.write_state
-    names: list[str] = []
-
-    def write_and_stop(self: RunFolder, name: str, state: dict[str, object]) -> None:
-        write(self, name, state)
-        names.append(name)
-        if name == "seed1-network":
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(RunFolder, "write_state", write_and_stop)
+    names = stop_after_state(monkeypatch, "seed1-network")
     with pytest.raises(KeyboardInterrupt):
         run(small(tmp_path / "stopped", ("magnitude", "variational")), quiet())
     n_before = len(names)

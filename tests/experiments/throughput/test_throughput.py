@@ -12,7 +12,7 @@ import pytest
 from experiments.common.run_folder import RunFolder
 from experiments.throughput.throughput import Config, Part, format_table, run, summarize_steps
 from experiments.throughput.timing import branching_episodes, new_episodes
-from tests.fakes import quiet
+from tests.fakes import quiet, stop_after_state
 
 ROOT = Path(__file__).parents[3]
 
@@ -84,12 +84,6 @@ def test_episodes_are_drawn_as_they_are_called() -> None:
 def test_actors_are_timed_and_a_stopped_measurement_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = RunFolder.write_state
-
-    def write_and_stop(self: RunFolder, name: str, state: dict[str, object]) -> None:
-        write(self, name, state)
-        raise KeyboardInterrupt
-
     config = Config(
         parts=("step", "actors"),
         methods=("magnitude",),
@@ -99,10 +93,9 @@ def test_actors_are_timed_and_a_stopped_measurement_goes_on(
         finetune_steps=1,
         out=tmp_path / "out",
     )
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "write_state", write_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(config, quiet())
+    stop_after_state(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, quiet())
     kept = RunFolder(tmp_path / "out").read_state("step-magnitude")
     assert kept is not None
     results = run(Config(resume=tmp_path / "out"), quiet())
