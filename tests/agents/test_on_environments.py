@@ -16,10 +16,10 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents import QCriticPPO, Random, Uniform
 from compress_env.envs.base import LayerState
-from tests.fakes import PlainNet, make_data, seeded
+from tests.fakes import PlainNet, make_data, seeded, slow
 
 IDS = ("compress_env/Pruning-v0", "compress_env/Quantization-v0")
-LEARNERS: list[Any] = [PPO, A2C, DDPG, TD3, SAC, QCriticPPO]
+LEARNERS: list[Any] = [PPO, SAC, QCriticPPO, *slow(A2C, DDPG, TD3)]
 
 
 @cache

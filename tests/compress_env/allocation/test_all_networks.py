@@ -16,8 +16,10 @@ from compress_env.task.layers import layer_table
 from tests.fakes import slow
 
 SIDES = {"torchvision/alexnet": 63, "torchvision/vit_b_16": 224}
-SMALL = ["resnet18_cifar", "resnet56", "resnet20_padded"]
+SMALL = ["resnet20_padded"]
 LARGE = [
+    "resnet18_cifar",
+    "resnet56",
     "vgg16",
     "vgg19",
     "resnet110",

@@ -64,7 +64,7 @@ def play(env: PruningEnv, seed: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("method", ["magnitude", "variational", "channel+variational"])
 @pytest.mark.parametrize("build", [PlainNet, BranchedNet])
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**16), share=st.floats(0.0, 1.0))
 def test_every_action_sequence_meets_a_budget_of_parameters(
     build: type[nn.Module], method: PruningMethod, seed: int, share: float
@@ -81,7 +81,7 @@ def test_every_action_sequence_meets_a_budget_of_parameters(
 
 
 @pytest.mark.parametrize("method", ["magnitude", "channel+variational"])
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 2**16),
     shares=st.fixed_dictionaries(

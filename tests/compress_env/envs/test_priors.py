@@ -45,7 +45,7 @@ PRUNING: dict[str, dict[str, Any]] = {
 }
 NAMED = ["lenet5", "resnet20_padded"]
 ACTIONS = st.lists(st.floats(-1.0, 1.0, width=32), min_size=40, max_size=40)
-FEW = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 Build = Callable[[], nn.Module]
 
 

@@ -6,6 +6,7 @@ from time import process_time
 from typing import Any
 
 import numpy as np
+import pytest
 
 from compress_env.envs.pruning import PruningEnv
 from tests.compress_env.allocation.networks import SHAPES, network
@@ -38,6 +39,7 @@ def step_seconds(env: PruningEnv) -> float:
     return process_time() - start
 
 
+@pytest.mark.slow
 def test_magnitude_takes_at_most_half_as_long_as_lasso_on_a_mobilenet() -> None:
     by_magnitude, by_lasso = make("magnitude"), make("channel")
     # Taken by turns, as a busy machine slows both; the least of each is hardly disturbed.

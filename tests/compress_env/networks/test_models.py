@@ -100,6 +100,7 @@ def test_recipes_name_known_models_and_data() -> None:
 # Baselines
 
 
+@pytest.mark.slow
 def test_the_digits_recipe_learns(digits: DataBundle) -> None:
     model = load_baseline("lenet5", digits)
     assert _accuracy(model, digits) > 0.98

@@ -75,7 +75,7 @@ def test_both_dimensions_share_the_rate() -> None:
     assert int(torch.count_nonzero(weight)) == 54  # a quarter of 6 * 4 * 9
 
 
-@settings(max_examples=12)
+@settings(max_examples=4)
 @given(
     actions=st.lists(st.floats(-1, 1, width=32), min_size=6, max_size=6),
     budget=st.floats(0.35, 1.0),

@@ -30,12 +30,12 @@ from tests.compress_env.envs.fakes import (
     prefixes,
     take,
 )
-from tests.fakes import BranchedNet, seeded
+from tests.fakes import BranchedNet, seeded, slow_but
 
 
 class TestSameWithAndWithout:
-    @pytest.mark.parametrize("kind", KINDS)
-    @settings(max_examples=3, suppress_health_check=[HealthCheck.too_slow])
+    @pytest.mark.parametrize("kind", slow_but(("magnitude", "channel", "bits"), KINDS))
+    @settings(max_examples=2, suppress_health_check=[HealthCheck.too_slow])
     @given(
         # few values, so that sequences share their beginnings
         episodes=st.lists(
@@ -163,7 +163,7 @@ class TestLentNetworks:
             for parameter in env.live_model().parameters():
                 parameter.add_(0.1)
 
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", slow_but(("magnitude", "bits"), KINDS))
     @pytest.mark.parametrize("n_before", [0, 1, 2])
     def test_a_change_takes_effect_and_ends_with_the_episode(
         self, kind: str, n_before: int
