@@ -46,7 +46,9 @@ def n_decisions(name: str, data: str, is_quantized: bool) -> int:
     """Return how many layers are decided in a network, without an environment."""
     side = SIDES.get(data, 32)
     model, image = build_model(name, 10, (1, side, side)), torch.zeros(1, 1, side, side)
-    return len(layer_table(model, image) if is_quantized else find_walk(model, image).decisions)
+    if is_quantized:
+        return len(layer_table(model, image))
+    return len(find_walk(model, image).decisions)
 
 
 def test_suite_is_every_named_task() -> None:
