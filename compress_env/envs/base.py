@@ -34,10 +34,10 @@ from compress_env.envs.priors import PriorActions, copied_prior
 from compress_env.envs.rendering import draw_bars, format_table
 from compress_env.envs.stage import Action, Observation
 from compress_env.envs.state import (
-    COSTS,
     LayerDecision,
     LayerState,
     action_to_value,
+    describe_costs,
     failed_transition,
     live_layer,
     reward_input,
@@ -381,8 +381,8 @@ class LayerwiseCompressionEnv(PriorActions):
         )
 
     def _get_info(self) -> dict[str, Any]:
-        costs = {name: getattr(self._current, name) for name in COSTS}
-        return costs | {"n_evaluations": len(self._evaluated), "noise_seed": self._noise_seed}
+        counts = {"n_evaluations": len(self._evaluated), "noise_seed": self._noise_seed}
+        return describe_costs(self._current) | counts
 
     def _get_reward(self) -> tuple[float, dict[str, float]]:
         """Return the reward and its terms; 0 for a step that is not scored."""

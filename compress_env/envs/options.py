@@ -92,18 +92,27 @@ def check_options(
         raise ValueError(f"unknown render_mode {render_mode!r}; valid: None, {valid}")
 
 
-def config_of(kind: type[Config], option: Config | Mapping[str, Any] | None, name: str) -> Config:
+def config_of(
+    kind: type[Config],
+    option: Config | Mapping[str, Any] | str | None,
+    name: str,
+    presets: Mapping[str, Config] | None = None,
+) -> Config:
     """Return the settings that an option stands for.
 
     Args:
         kind: A dataclass of settings that all have defaults.
-        option: Such settings, or some of them by name; None for the defaults.
+        option: Such settings, some of them by name, or the name of a preset; None for the defaults.
         name: What the option is called.
+        presets: Settings by name, if there are any.
 
     Raises:
         TypeError: If it is something else.
-        ValueError: If a field is unknown or out of range.
+        ValueError: If a preset or a field is unknown or out of range.
     """
+    if presets and isinstance(option, str):
+        check_name(name, option, presets)
+        return presets[option]
     if isinstance(option, kind):
         return option
     if not isinstance(option, Mapping | None):

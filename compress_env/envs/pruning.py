@@ -22,9 +22,9 @@ from compress_env.pruning.budgets import budgets_of
 from compress_env.pruning.channels.calibration import Calibration
 from compress_env.pruning.channels.reconstruction import reconstruct
 from compress_env.pruning.channels.selection import columns_of
-from compress_env.pruning.channels.statistics import LayerStatistics
+from compress_env.pruning.channels.statistics import LayerStatistics, input_rms
 from compress_env.pruning.cost import Unit
-from compress_env.pruning.elements import VariationalConfig, prune_elements
+from compress_env.pruning.elements import PRESETS, ElementPruner, VariationalConfig
 from compress_env.pruning.graph.surgery import ChannelGroup, LiveChannels, find_walk
 from compress_env.pruning.methods import (
     CHANNEL_SHARES,
@@ -94,8 +94,9 @@ class PruningEnv(LayerwiseCompressionEnv):
     ## Transition
 
     The channels are selected (`method`), removed physically from every tensor they touch, single
-    elements are set to zero, the network is fine-tuned, batch-norm statistics are estimated anew
-    and validation accuracy is measured. Zeros stay zeros.
+    elements are set to zero (`info["information_std"]` says how far the information of outputs
+    differs, in nats), the network is fine-tuned, batch-norm statistics are estimated anew and
+    validation accuracy is measured. Zeros stay zeros.
 
     - `magnitude`: the channels with the smallest L1 norm of the layer's weights go.
     - `magnitude+reconstruction`: so do they, and least squares fits the weights of those kept to
@@ -136,7 +137,7 @@ class PruningEnv(LayerwiseCompressionEnv):
     | `channel_round` | 1 | kept channels are a multiple of this |
     | `channel_share` | by method | s: 1 removes channels only, 0 elements only |
     | `macs` | by method | what budgets and cost count: `"dense"` or `"sparse"` |
-    | `variational` | None | a `VariationalConfig`, or some of its fields by name |
+    | `variational` | None | a `VariationalConfig`, some of its fields by name, or `"paper"` |
     | `prior` | `"middle"` | what action 0 stands for |
     | others | | see `LayerwiseCompressionEnv` |
 
@@ -165,7 +166,7 @@ class PruningEnv(LayerwiseCompressionEnv):
         channel_round: int = 1,
         channel_share: float | None = None,
         macs: MacsKind | None = None,
-        variational: VariationalConfig | Mapping[str, Any] | None = None,
+        variational: VariationalConfig | Mapping[str, Any] | str | None = None,
         **options: Unpack[TaskOptions],
     ) -> None:
         """Load the task, find the walk and check that the budget can be met.
@@ -193,7 +194,7 @@ class PruningEnv(LayerwiseCompressionEnv):
         """
         check_arguments(method, max_pruning_rate, channel_share, macs)
         channel_round = check_count("channel_round", channel_round, 1)
-        elements = config_of(VariationalConfig, variational, "variational")
+        elements = config_of(VariationalConfig, variational, "variational", PRESETS)
         EzPickle.__init__(
             self,
             model,
@@ -215,8 +216,8 @@ class PruningEnv(LayerwiseCompressionEnv):
         check_training_only(self.task.training_only)
         self.method: PruningMethod = method
         self.variational = elements
+        self.elements = ElementPruner(self.task, elements)
         self._decisions, self.skipped_layers = find_walk(self.task.model, self.task.example_image())
-        self._groups = [group for decision in self._decisions for group in decision.groups]
         share = CHANNEL_SHARES[method] if channel_share is None else channel_share
         self.macs: MacsKind = macs or ("dense" if share == 1.0 else "sparse")
         self.plan = PruningPlan(
@@ -231,8 +232,7 @@ class PruningEnv(LayerwiseCompressionEnv):
         )
         check_costs(self.task.model, self.task.example_image(), self.plan)
         warn_of_little(self.plan, len(self.skipped_layers))
-        self._full_macs = self.plan.full("macs")
-        self._min_macs = self.plan.highest((), "macs")
+        self._full_macs, self._min_macs = self.plan.full("macs"), self.plan.highest((), "macs")
         fractions = {
             "flops_budget": flops_budget,
             "params_budget": params_budget,
@@ -280,13 +280,15 @@ class PruningEnv(LayerwiseCompressionEnv):
 
     @property
     def _settings(self) -> dict[str, Any]:
-        return {"method": self.method, "variational": asdict(self.variational)}
+        elements = {"variational": asdict(self.variational)} if self.plan.removes_elements else {}
+        return {"method": self.method} | elements
 
     def _calibrate(self, walk: Sequence[Layer]) -> Calibration | None:
         return Calibration(self.task, walk, self.task_seed) if self.runs_network else None
 
     def _forget_computed(self) -> None:
         super()._forget_computed()
+        self.elements.forget()
         self._calibration = self._calibrate(self.walk)
 
     def _fresh(self) -> LiveChannels:
@@ -329,21 +331,20 @@ class PruningEnv(LayerwiseCompressionEnv):
     def _compress(self, network: Network, seed: int, t: int, executed: Executed) -> None:
         assert isinstance(network, LiveChannels) and isinstance(executed, tuple)
         decision, name = self._decisions[t], self.walk[t].name
-        kept = self.plan.channels(t, executed)
         n_weights = layer_at(network.model, name).weight.numel()
+        kept = self.plan.channels(t, executed)
         if sum(kept) < decision.n_channels:
             self._prune(network, name, decision.groups, kept, derive_generator(seed, t, 3))
+        network.information_std = None
         if self.plan.removes_elements and executed[-1] < n_weights:
-            self._remove_elements(network, name, executed[-1], derive_generator(seed, t, 2))
-
-    def _remove_elements(
-        self, network: LiveChannels, name: str, n_keep: int, generator: torch.Generator
-    ) -> None:
-        statistics = self._statistics(network, name)
-        assert statistics is not None
-        rms = (statistics.input_energy / statistics.n_rows).sqrt().float()
-        with self._timed("elements"):
-            prune_elements(self.task, network.model, name, n_keep, rms, self.variational, generator)
+            with self._timed("elements"):
+                network.information_std = self.elements.prune(
+                    network.model,
+                    name,
+                    executed[-1],
+                    lambda: input_rms(self._statistics(network, name)),
+                    derive_generator(seed, t, 2),
+                ).std
 
     def _prune(
         self,
@@ -389,6 +390,10 @@ class PruningEnv(LayerwiseCompressionEnv):
         if not bool(torch.isfinite(statistics.input_energy).all()):
             raise FloatingPointError(f"inputs of {name!r} are not finite")
         return statistics
+
+    def _noted(self, network: Network) -> dict[str, Any]:
+        assert isinstance(network, LiveChannels)
+        return {"information_std": network.information_std}
 
     def _cost(self, result: Transition, executed: Prefix) -> tuple[float, float, float]:
         macs = result.dense_macs if self.macs == "dense" else result.sparse_macs

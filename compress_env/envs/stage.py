@@ -58,6 +58,10 @@ class CompressionStage(gym.Env[Observation, Action]):
     def _compress(self, network: Network, seed: int, t: int, executed: Executed) -> None:
         """Compress layer `t` of a network, in place; `seed` is that of the transition."""
 
+    def _noted(self, network: Network) -> dict[str, Any]:
+        """Return what else the last decision has noted, by the field of a transition."""
+        return {}
+
     @abstractmethod
     def _cost(self, result: Transition, executed: Prefix) -> tuple[float, float, float]:
         """Return the live cost, and the lowest and highest cost there is."""

@@ -25,6 +25,7 @@ __all__ = [
     "LayerDecision",
     "LayerState",
     "action_to_value",
+    "describe_costs",
     "describe_failure",
     "describe_network",
     "failed_transition",
@@ -205,6 +206,12 @@ def is_within(found: Transition, bound: Transition, is_scored: bool) -> bool:
     )
 
 
+def describe_costs(now: Transition) -> dict[str, Any]:
+    """Return what `info` says of a network, whatever is decided."""
+    spread = {} if now.information_std is None else {"information_std": now.information_std}
+    return {name: getattr(now, name) for name in COSTS} | spread
+
+
 def failed_transition(uncompressed: Transition, planned: Layer) -> Transition:
     """Return what is shown after a step has failed: the uncompressed network at its layer."""
     return uncompressed._replace(out_channels=planned.out_channels, in_channels=planned.in_channels)
@@ -212,12 +219,13 @@ def failed_transition(uncompressed: Transition, planned: Layer) -> Transition:
 
 @contextmanager
 def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    """Add the seconds that the block takes to those of a phase."""
-    start = perf_counter()
+    """Add the seconds that the block takes to those of a phase, but for phases within it."""
+    start, before = perf_counter(), sum(seconds.values())
     try:
         yield
     finally:
-        seconds[phase] = seconds.get(phase, 0.0) + perf_counter() - start
+        within = sum(seconds.values()) - before
+        seconds[phase] = seconds.get(phase, 0.0) + perf_counter() - start - within
 
 
 def describe_failure(failure: Exception) -> str:

@@ -88,7 +88,8 @@ class StoredTransitions(CompressionStage):
             if self._is_scored(len(executed)):
                 with self._timed("evaluation"):
                     accuracy = self.task.score(network.model)
-            return self._describe(network.model, executed, accuracy), True
+            result = self._describe(network.model, executed, accuracy)
+            return result._replace(**self._noted(network)), True
         except (FloatingPointError, torch.OutOfMemoryError) as failure:
             text = describe_failure(failure)
             is_memory = isinstance(failure, torch.OutOfMemoryError)

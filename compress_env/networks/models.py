@@ -24,7 +24,16 @@ from compress_env.networks.checkpoints import (
 from compress_env.networks.dense import densenet_small
 from compress_env.networks.libraries import LIBRARIES
 from compress_env.networks.mobile import mobilenet_v1, mobilenet_v2_cifar, mobilenet_v2_narrow
-from compress_env.networks.plain import alexnet_small, cnn4, lenet5, vgg8, vgg16, vgg19
+from compress_env.networks.plain import (
+    alexnet_small,
+    cnn4,
+    cnn4_softplus,
+    lenet5,
+    lenet5_softplus,
+    vgg8,
+    vgg16,
+    vgg19,
+)
 from compress_env.networks.resnet import (
     resnet18_cifar,
     resnet20,
@@ -69,7 +78,9 @@ class Architecture(NamedTuple):
 
 MODELS: dict[str, Callable[[int, tuple[int, int, int]], nn.Module]] = {
     "lenet5": lenet5,
+    "lenet5_softplus": lenet5_softplus,
     "cnn4": cnn4,
+    "cnn4_softplus": cnn4_softplus,
     "alexnet_small": alexnet_small,
     "vgg8": vgg8,
     "vgg16": vgg16,
@@ -95,6 +106,10 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("lenet5", "digits"): Recipe(epochs=30, batch_size=32, label_smoothing=0.1),
     ("lenet5", "mnist"): Recipe(epochs=8),
     ("lenet5", "fashion_mnist"): Recipe(epochs=12),
+    ("lenet5_softplus", "digits"): Recipe(epochs=40, batch_size=32, label_smoothing=0.1),
+    ("lenet5_softplus", "mnist"): Recipe(epochs=8),
+    ("cnn4_softplus", "digits"): Recipe(epochs=30, batch_size=32, label_smoothing=0.1),
+    ("cnn4_softplus", "mnist"): Recipe(epochs=5),
     ("vgg8", "digits16"): Recipe(epochs=15, batch_size=32),
     ("resnet20", "digits16"): Recipe(epochs=20, batch_size=32),
     ("mobilenet_v2_narrow", "digits16"): Recipe(epochs=20, batch_size=32),

@@ -1,4 +1,8 @@
-"""Networks without branches: LeNet-5, one of four layers, and AlexNet and VGG for small images."""
+"""Networks without branches: LeNet-5, one of four layers, and AlexNet and VGG for small images.
+
+LeNet-5 and the network of four layers are there with softplus too, for which information dropout
+has another prior.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,16 @@ from collections.abc import Sequence
 
 from torch import nn
 
-__all__ = ["alexnet_small", "cnn4", "lenet5", "vgg8", "vgg16", "vgg19"]
+__all__ = [
+    "alexnet_small",
+    "cnn4",
+    "cnn4_softplus",
+    "lenet5",
+    "lenet5_softplus",
+    "vgg8",
+    "vgg16",
+    "vgg19",
+]
 
 
 def lenet5(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -61,6 +74,28 @@ def cnn4(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
             fc1=nn.Linear(n_features, 128),
             relu3=nn.ReLU(),
             fc2=nn.Linear(128, num_classes),
+        )
+    )
+
+
+def lenet5_softplus(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """LeNet-5 as in `lenet5` with softplus, ``log(1 + exp(x))``, in place of ReLU."""
+    return _with_softplus(lenet5(num_classes, image_shape))
+
+
+def cnn4_softplus(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """The network of four layers as in `cnn4` with softplus, ``log(1 + exp(x))``, for ReLU."""
+    return _with_softplus(cnn4(num_classes, image_shape))
+
+
+def _with_softplus(network: nn.Module) -> nn.Module:
+    """Return the layers of a sequence with every `reluN` replaced by a `softplusN`."""
+    return nn.Sequential(
+        OrderedDict(
+            (name.replace("relu", "softplus"), nn.Softplus())
+            if isinstance(module, nn.ReLU)
+            else (name, module)
+            for name, module in network.named_children()
         )
     )
 

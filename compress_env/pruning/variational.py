@@ -12,12 +12,17 @@ channels times the elements of a kernel).
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from compress_env.names import check_name
 
 __all__ = [
     "ALPHA_MAX",
+    "AlphaForm",
     "InformationDropout",
     "kl_log_normal",
     "kl_log_uniform",
@@ -28,6 +33,8 @@ __all__ = [
     "saliency",
 ]
 
+AlphaForm = Literal["channel", "layer"]
+"""What the width of a unit's noise follows from: its own output, or a second layer's."""
 ALPHA_MAX = 0.7
 """Largest noise of a unit."""
 MIN_INFORMATION = 1e-3
@@ -102,11 +109,16 @@ def kl_log_normal(alpha: Tensor, features: Tensor, mu: Tensor, sigma: Tensor) ->
 
 
 class InformationDropout(nn.Module):
-    """Multiplies a layer's output by noise whose width it learns, channel by channel.
+    """Multiplies a layer's output by noise whose width it learns.
 
-    ``alpha_n(x) = alpha_max sigmoid(u_n f_n(x) + v_n)``, two parameters per channel **(ours**: the
-    paper leaves the form open**)**. In evaluation mode the output passes unchanged: the noise has
-    mean 1. Either way `information` holds the KL divergence of the last pass, per channel.
+    Where the width of a unit's noise comes from, the paper leaves open. With ``form="channel"``
+    **(ours)** it is ``alpha_n(x) = alpha_max sigmoid(u_n f_n(x) + v_n)``, two parameters per
+    channel; with ``form="layer"`` it is what a second layer makes of all channels at a place,
+    ``alpha_n(x) = alpha_max sigmoid(sum_m U_nm f_m(x) + v_n)``, a 1x1 convolution or a linear
+    layer, as implementations of information dropout have it.
+
+    In evaluation mode the output passes unchanged: the noise has mean 1. Either way `information`
+    and `divergence` hold the KL divergence of the last pass.
 
     Args:
         n_channels: N.
@@ -114,46 +126,69 @@ class InformationDropout(nn.Module):
         is_positive: Whether the features are positive, as after a softplus; the prior is then
             log-normal with a learnt mean and width, otherwise log-uniform.
         alpha_max: Largest width of the noise.
+        form: What the width of a unit's noise follows from.
+
+    Raises:
+        ValueError: If there is no such form.
     """
 
     information: Tensor
-    """KL divergence of the last forward pass, mean over images and positions, (N,), in nats."""
+    """KL divergence of one unit of each channel, mean over images and positions, (N,), in nats."""
+    divergence: Tensor
+    """KL divergence of all units of an image together, mean over images, (), in nats."""
 
     def __init__(
-        self, n_channels: int, dim: int, is_positive: bool = False, alpha_max: float = ALPHA_MAX
+        self,
+        n_channels: int,
+        dim: int,
+        is_positive: bool = False,
+        alpha_max: float = ALPHA_MAX,
+        form: AlphaForm = "channel",
     ) -> None:
         """Begin at half the largest width, whatever the features are."""
         super().__init__()
+        check_name("alpha", form, get_args(AlphaForm))
         self.dim = dim
         self.is_positive = is_positive
         self.alpha_max = alpha_max
-        self.slope = nn.Parameter(torch.zeros(n_channels))
+        self.form = form
+        shape = (n_channels,) if form == "channel" else (n_channels, n_channels)
+        self.slope = nn.Parameter(torch.zeros(shape))
         self.offset = nn.Parameter(torch.zeros(n_channels))
         self.prior_mu = nn.Parameter(torch.zeros(n_channels))
         self.prior_log_sigma = nn.Parameter(torch.zeros(n_channels))
 
     def alpha(self, features: Tensor) -> Tensor:
-        """Return the width of the noise, the shape of ``features``."""
-        slope, offset = (self._along(p, features) for p in (self.slope, self.offset))
-        return self.alpha_max * torch.sigmoid(slope * features + offset)
+        """Return the width of the noise, in (0, alpha_max], the shape of ``features``."""
+        if self.form == "channel":
+            slope, offset = (self._along(p, features) for p in (self.slope, self.offset))
+            logits = slope * features + offset
+        else:
+            # (b, N, H, W) -> (b, H, W, N) and back; (b, N) stays
+            last = features.movedim(self.dim, -1)
+            logits = linear(last, self.slope, self.offset).movedim(-1, self.dim)
+        floor = torch.finfo(features.dtype).tiny
+        return (self.alpha_max * torch.sigmoid(logits)).clamp_min(floor)
 
     def kl(self, features: Tensor) -> Tensor:
         """Return the KL divergence to the prior, in nats, the shape of ``features``."""
+        return self._kl(self.alpha(features), features)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the features times the noise, when training."""
         alpha = self.alpha(features)
+        kl = self._kl(alpha, features)
+        others = [d for d in range(features.dim()) if d != self.dim % features.dim()]
+        self.information = kl.mean(others)
+        self.divergence = kl.sum() / len(kl)
+        return features * noise_of(alpha, torch.randn_like(alpha)) if self.training else features
+
+    def _kl(self, alpha: Tensor, features: Tensor) -> Tensor:
         if not self.is_positive:
             return kl_log_uniform(alpha, self.alpha_max)
         mu, log_sigma = (self._along(p, features) for p in (self.prior_mu, self.prior_log_sigma))
         floor = torch.finfo(features.dtype).tiny
         return kl_log_normal(alpha, features.clamp_min(floor), mu, log_sigma.exp())
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the features times the noise, when training."""
-        others = [d for d in range(features.dim()) if d != self.dim % features.dim()]
-        self.information = self.kl(features).mean(others)
-        if not self.training:
-            return features
-        alpha = self.alpha(features)
-        return features * noise_of(alpha, torch.randn_like(alpha))
 
     def _along(self, parameter: Tensor, features: Tensor) -> Tensor:
         shape = [1] * features.dim()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import sqlite3
 import stat
@@ -90,6 +91,9 @@ class Transition(NamedTuple):
     """Why the step failed, and always fails."""
     size_bytes: int = 0
     """Bytes of the network as a packed file; 0 where only pruning is decided, or not scored."""
+    information_std: float | None = None
+    """Standard deviation of the information that the outputs of the layer decided last keep, in
+    nats; None where it was not measured."""
 
     def is_possible(self) -> bool:
         """Whether some network can have come to this: all types and ranges are right."""
@@ -99,14 +103,19 @@ class Transition(NamedTuple):
             and all(type(n) is int and 0 <= n < _MAX_COUNT for n in (*counts, *self.nonzeros))
             and (self.accuracy is None or _is_fraction(self.accuracy))
             and (self.error is None or _is_message(self.error))
+            and (self.information_std is None or _is_spread(self.information_std))
         )
 
 
-_NO_COUNTS = ("accuracy", "nonzeros", "error")
+_NO_COUNTS = ("accuracy", "nonzeros", "error", "information_std")
 
 
 def _is_fraction(value: Any) -> bool:
     return type(value) in (int, float) and 0.0 <= value <= 1.0
+
+
+def _is_spread(value: Any) -> bool:
+    return type(value) in (int, float) and 0.0 <= value < math.inf
 
 
 def _is_message(value: Any) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from compress_env.task.distillation import distillation_loss
 from compress_env.task.layers import compute_layers
 
 __all__ = [
+    "Penalty",
     "channels_last_of",
     "compute_logits",
     "evaluate",
@@ -32,6 +34,17 @@ __all__ = [
 ]
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+class Penalty(NamedTuple):
+    """What is added to the cross-entropy in training, and what becomes of parameters of its own."""
+
+    value: Callable[[], Tensor]
+    """Called after each forward pass; returns (), the addition to the loss."""
+    optimizer: torch.optim.Optimizer | None = None
+    """Steps its own parameters, which the network's optimizer then leaves to it."""
+    is_settled: Callable[[], bool] | None = None
+    """Called after each minibatch; True ends the training."""
 
 
 def use_channels_last(model: nn.Module) -> None:
@@ -85,7 +98,7 @@ def finetune(
     weight_decay: float = 5e-4,
     anneal_steps: int | None = None,
     warmup_steps: int = 0,
-    penalty: Callable[[], Tensor] | None = None,
+    penalty: Penalty | None = None,
     teacher: nn.Module | None = None,
     distill: float = 0.0,
     distill_temperature: float = 4.0,
@@ -108,7 +121,7 @@ def finetune(
         anneal_steps: Lower the step size to 0 over that many minibatches, along a cosine;
             constant when None.
         warmup_steps: Raise the step size to its full value over the first so many minibatches.
-        penalty: Called after each forward pass; what it returns, (), is added to the loss.
+        penalty: What is added to the loss, if anything.
         teacher: Another network for the same images, in evaluation mode, which stays as it is.
         distill: Weight of the teacher, in [0, 1]; at 0 it is not run.
         distill_temperature: That of `distillation_loss`, above 0.
@@ -122,12 +135,15 @@ def finetune(
     if not parameters:
         return
     masks = zero_masks(model)
+    beside = None if penalty is None else penalty.optimizer
+    elsewhere = _parameters_of(beside)
+    own = [p for p in parameters if p not in elsewhere]
     optimizer = torch.optim.SGD(
-        parameters,
+        [{"params": own}],  # there may be none
         learning_rate,
         momentum=momentum,
         weight_decay=weight_decay,
-        fused=all(_can_be_fused(p) for p in parameters),
+        fused=all(_can_be_fused(p) for p in own),
     )
     schedule = _schedule(optimizer, anneal_steps, warmup_steps)
     losses = []
@@ -142,18 +158,27 @@ def finetune(
                 softened = distillation_loss(logits, answers, distill_temperature)
                 loss = (1.0 - distill) * loss + distill * softened
             if penalty is not None:
-                loss = loss + penalty()
+                loss = loss + penalty.value()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            if beside is not None:
+                beside.step()
+                beside.zero_grad(set_to_none=True)
             _apply(masks)
             if schedule is not None:
                 schedule.step()
             losses.append(loss.detach())
+            if penalty is not None and penalty.is_settled is not None and penalty.is_settled():
+                break
     finally:
         model.eval()
     finite = [torch.isfinite(x).all() for x in (*losses, *parameters)]
     if not bool(torch.stack(finite).all()):
         raise FloatingPointError("loss or weights are not finite")
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer | None) -> set[Tensor]:
+    return {p for group in optimizer.param_groups for p in group["params"]} if optimizer else set()
 
 
 def _schedule(

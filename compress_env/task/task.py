@@ -20,6 +20,7 @@ from compress_env.seeding import global_seed, random_states
 from compress_env.task.config import FinetuneConfig
 from compress_env.task.devices import select_device
 from compress_env.task.finetune import (
+    Penalty,
     channels_last_of,
     compute_logits,
     evaluate,
@@ -242,7 +243,7 @@ class CompressionTask:
         *,
         anneal: bool = False,
         warmup_steps: int = 0,
-        penalty: Callable[[], Tensor] | None = None,
+        penalty: Penalty | None = None,
         distill: float | None = None,
     ) -> None:
         """Run `n_steps` minibatches of SGD on `model`, in place.
@@ -253,7 +254,7 @@ class CompressionTask:
             generator: Draws minibatches and augmentation; its seed is that of dropout.
             anneal: Whether the learning rate falls to 0 along a cosine; constant otherwise.
             warmup_steps: Minibatches over which the learning rate rises to its full value.
-            penalty: Called after each forward pass; added to the cross-entropy.
+            penalty: What is added to the loss, if anything.
             distill: Weight of the uncompressed network's answers, in [0, 1]; as in the
                 configuration when None.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,7 @@ from compress_env.data.bundle import DataBundle, ImageSource
 from compress_env.data.datasets import stratified_split
 from compress_env.networks.models import build_model
 from compress_env.seeding import derive_generator, global_seed
-from compress_env.task.finetune import finetune
+from compress_env.task.finetune import Penalty, finetune
 from compress_env.task.task import CompressionTask, FinetuneConfig
 
 __all__ = ["limit_images", "seeded_task", "train_epochs", "train_with_marks"]
@@ -49,7 +49,7 @@ def train_epochs(
     network: nn.Module,
     n_epochs: int,
     seed: int,
-    penalty: Callable[[], Tensor] | None = None,
+    penalty: Penalty | None = None,
 ) -> None:
     """Train a network in place, its step size falling to 0 along a cosine.
 

@@ -14,7 +14,7 @@ from experiments.single_layer.report import WHEN, When, error_increases
 
 __all__ = ["draw_costs", "draw_errors"]
 
-CONTROLS = ("elements_by_weight", "elements_at_random")
+CONTROLS = ("shuffled_information", "elements_by_weight", "elements_at_random")
 TICKS = (-10.0, -5.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 LINEAR_BELOW = 1.0
 """Increases above this many points are drawn on a logarithmic scale."""

@@ -39,6 +39,7 @@ COMPARISONS = (
     ("channel+variational", "channel"),
     ("variational", "channel"),
     ("channel+variational", "magnitude"),
+    ("variational", "shuffled_information"),
     ("variational", "elements_by_weight"),
     ("elements_by_weight", "elements_at_random"),
     ("elements_at_random", "channel"),
@@ -134,6 +135,7 @@ def format_report(
             "First method minus second, mean over layers; negative means that the first is better.",
             _format_differences(increases, when),
         ]
+    parts += ["## Whether information tells outputs apart", _format_information(rows)]
     parts += ["## The same dense multiply-accumulates", _format_equal_macs(increases)]
     parts += ["## Error increase after fine-tuning by layer, points", _format_layers(increases)]
     parts += ["## Costs, percent of the unpruned network, mean over layers", _format_costs(rows)]
@@ -229,6 +231,43 @@ def _format_equal_macs(increases: pd.DataFrame) -> str:
         "multiply-accumulates at all."
     )
     return text + "\n\n" + _format_by_rate(WHEN, columns)
+
+
+def _format_information(rows: pd.DataFrame) -> str:
+    """Say how far the information differs between outputs, and what that changes."""
+    trained = rows[rows["information_std"].notna()] if "information_std" in rows else rows[:0]
+    if trained.empty:
+        return "Needs a method with information dropout."
+    by_layer = trained.groupby(["method", "layer"], sort=False)["information_std"]
+    spreads = [
+        (f"{method}, {layer}", f"{x.min():.3f}", f"{x.median():.3f}", f"{x.max():.3f}")
+        for (method, layer), x in by_layer
+    ]
+    parts = [
+        "Standard deviation of the information over a layer's outputs, in nats, over all rates and "
+        "seeds; below 0.05 outputs are not told apart.",
+        format_markdown(("method, layer", "lowest", "median", "highest"), spreads),
+    ]
+    own = trained[trained["overlap"].notna()]
+    if not own.empty:
+        parts += [
+            "Of the elements that `variational` and its control remove or keep, the share that the "
+            "weight times its input alone would remove or keep of the same network, in percent, "
+            "mean over layers and seeds. By chance it would be the rate, and one minus the rate.",
+            format_markdown(("method, rate", "removed", "kept"), _overlaps(own)),
+        ]
+    return "\n\n".join(parts)
+
+
+def _overlaps(rows: pd.DataFrame) -> list[tuple[str, ...]]:
+    """Return a line for each method and rate: percent of what goes and of what stays."""
+    rate = rows["weights_removed"]
+    stays = (1.0 - rate * (2.0 - rows["overlap"])) / (1.0 - rate)
+    means = rows.assign(stays=stays).groupby(["method", "rate"], sort=False)[["overlap", "stays"]]
+    return [
+        (f"{method} {rate}", *(f"{100.0 * value:.1f}" for value in values))
+        for (method, rate), values in zip(means.mean().index, means.mean().to_numpy(), strict=True)
+    ]
 
 
 def _format_layers(increases: pd.DataFrame) -> str:

@@ -8,28 +8,33 @@ removes channels, but saves no dense multiply-accumulates: both costs are in the
 networks of methods without information dropout train for as many minibatches without it first, and
 so does the unpruned network that errors are compared with.
 
-Two controls tell what the choice of elements contributes: elements at random, and those with the
-smallest weight times root mean square of its input, which needs no information dropout.
+Three controls tell what the choice of elements contributes: elements at random; those with the
+smallest weight times root mean square of its input, which needs no information dropout; and
+information dropout whose information is shuffled among the outputs, which differs from
+`variational` in nothing but what the information says.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from agents import Uniform
 from compress_env.data.bundle import DataBundle
 from compress_env.envs.pruning import PruningEnv, PruningMethod
 from compress_env.pruning.elements import VariationalConfig
+from compress_env.pruning.variational import AlphaForm, remove_elements, saliency
 from compress_env.seeding import derive_generator
-from compress_env.task.layers import Layer, nonzero_weights
+from compress_env.task.layers import Layer, compute_layers, nonzero_weights
 from compress_env.task.task import CompressionTask
 from experiments.common.checks import check_choices, check_lowest
 from experiments.common.cli.command import run_command
@@ -45,6 +50,7 @@ Method = Literal[
     "channel",
     "channel+variational",
     "variational",
+    "shuffled_information",
     "elements_by_weight",
     "elements_at_random",
 ]
@@ -64,18 +70,22 @@ class Config(StudyConfig):
     """Images that channels are selected and weights are fitted on. A linear layer takes one row of
     statistics from each: with fewer rows than inputs that stay, a fit is far from the weights."""
     method: tuple[Method, ...] = get_args(Method)
-    """What is removed, and how it is selected; the last two of the default are controls."""
+    """What is removed, and how it is selected; the last three of the default are controls."""
     rates: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     """Pruning rates of the layer."""
     epochs: int = 1
     """Epochs of training of each network before pruning."""
     finetune_steps: int = 20
     """Minibatches of fine-tuning after pruning, the same ones for every method."""
-    variational_steps: int = VariationalConfig.n_steps
+    variational_steps: int = 100
     """Minibatches of training with information dropout, before elements go; without it for the
-    methods that have none, before they prune."""
+    methods that have none, before they prune. Always so many, for the sake of the comparison."""
     kl_weight: float = VariationalConfig.kl_weight
-    """Weight of the KL divergence in it."""
+    """Weight of an image's KL divergence in it, summed over the layer's units."""
+    alpha: AlphaForm = VariationalConfig.alpha
+    """What the width of a unit's noise follows from: channel or layer."""
+    alpha_learning_rate: float = VariationalConfig.alpha_learning_rate
+    """Step size of Adam for the parameters of that."""
 
     def check(self) -> None:
         """Check what nothing else checks.
@@ -107,19 +117,22 @@ class Measurement(Study[Config]):
         self.train_once(
             f"seed{seed}-network", network, lambda: train_epochs(task, network, n_epochs, seed)
         )
-        cells = {"none": partial(self._measure_unpruned, network, seed)}
-        cells |= {each: partial(self._measure, network, seed, each) for each in self.config.method}
+        trained = copy.deepcopy(network)
+        self.train_once(f"seed{seed}-trained", trained, lambda: self._train_on(trained, seed))
+        measure = partial(self._measure, network, trained, seed)
+        cells = {"none": partial(self._measure_unpruned, network, trained, seed)}
+        cells |= {each: partial(measure, each) for each in self.config.method}
         return [
             {"seed": seed} | row
             for name, measure in cells.items()
             for row in self.rows_once(f"seed{seed}-{name}", measure)
         ]
 
-    def _env(self, network: nn.Module, seed: int, method: Method) -> PruningEnv:
+    def _env(self, network: nn.Module, trained: nn.Module, seed: int, method: Method) -> PruningEnv:
         name, variational = self._settings(method)
         trains = variational.n_steps > 0 and name in ("variational", "channel+variational")
         return PruningEnv(
-            network if trains else self._trained_on(network, seed),
+            network if trains else trained,
             self.data,
             device=self.config.device,
             method=name,
@@ -130,13 +143,11 @@ class Measurement(Study[Config]):
             seed=seed,
         )
 
-    def _trained_on(self, network: nn.Module, seed: int) -> nn.Module:
-        """Return a copy that has trained as long as information dropout would have let it."""
+    def _train_on(self, network: nn.Module, seed: int) -> None:
+        """Train a network, in place, for as long as information dropout would have."""
         task = CompressionTask(network, self.data, device=self.config.device)
-        trained = copy.deepcopy(task.model)
-        task.finetune(trained, self.config.variational_steps, derive_generator(seed, 4))
-        task.reestimate_batch_norm(trained, derive_generator(seed, 3))
-        return trained
+        task.finetune(network, self.config.variational_steps, derive_generator(seed, 4))
+        task.reestimate_batch_norm(network, derive_generator(seed, 3))
 
     def _settings(self, method: Method) -> tuple[PruningMethod, VariationalConfig]:
         """Return the environment's method, and how elements are selected."""
@@ -144,13 +155,19 @@ class Measurement(Study[Config]):
             return "variational", VariationalConfig(n_steps=0)
         if method == "elements_at_random":
             return "variational", VariationalConfig(n_steps=0, temperature=RANDOM_TEMPERATURE)
-        config = self.config
-        return method, VariationalConfig(config.variational_steps, config.kl_weight)
+        config, is_shuffled = self.config, method == "shuffled_information"
+        return "variational" if is_shuffled else method, VariationalConfig(
+            config.variational_steps,
+            config.kl_weight,
+            config.alpha,
+            config.alpha_learning_rate,
+            tolerance=0.0,
+            shuffle=is_shuffled,
+        )
 
-    def _measure_unpruned(self, network: nn.Module, seed: int) -> Rows:
+    def _measure_unpruned(self, network: nn.Module, trained: nn.Module, seed: int) -> Rows:
         """Measure the unpruned network: as it is, and after the training that pruned ones get."""
         task = CompressionTask(network, self.data, device=self.config.device)
-        trained = self._trained_on(network, seed)
         row = {
             "method": "none",
             "layer": "",
@@ -159,13 +176,13 @@ class Measurement(Study[Config]):
             **dict.fromkeys(COSTS, 1.0),
             "error_trained": 1.0 - task.score(task.model),
             "error_before": 1.0 - task.score(trained),
-            "error_after": self._error_after(task, trained, seed),
+            "error_after": self._error_after(task, copy.deepcopy(trained), seed),
         }
         return [row]
 
-    def _measure(self, network: nn.Module, seed: int, method: Method) -> Rows:
+    def _measure(self, network: nn.Module, trained: nn.Module, seed: int, method: Method) -> Rows:
         """Prune each layer at each rate; one row each."""
-        env = self._env(network, seed, method)
+        env = self._env(network, trained, seed, method)
         return [
             {"method": method} | self._measure_layer(env, layer, rate, seed)
             for layer in env.walk
@@ -184,6 +201,8 @@ class Measurement(Study[Config]):
             "rate": rate,
             "weights_removed": 1.0 - n_left / layer.n_weights,
             **{name: info[name] / unpruned[name] for name in COSTS},
+            "information_std": info.get("information_std", math.nan),
+            "overlap": _overlap(env, compute_layers(network)[layer.name].weight),
             "error_before": 1.0 - info["accuracy"],
             "error_after": self._error_after(env.task, network, seed),
         }
@@ -214,7 +233,8 @@ def prune_one_layer(env: PruningEnv, layer: str, rate: float) -> dict[str, Any]:
         rate: The layer's pruning rate.
 
     Returns:
-        The last step's info; `accuracy` and costs are those of the pruned network.
+        The last step's info; `accuracy` and costs are those of the pruned network, and
+        `information_std`, if there is any, is the layer's.
 
     Raises:
         RuntimeError: If a step fails.
@@ -226,7 +246,25 @@ def prune_one_layer(env: PruningEnv, layer: str, rate: float) -> dict[str, Any]:
         observation, _, _, _, info = env.step(action)
         if "error" in info:
             raise RuntimeError(f"pruning {layer!r} at rate {rate} failed: {info['error']}")
-    return info
+        if each.name == layer:
+            spread = {name: info[name] for name in ("information_std",) if name in info}
+    return info | spread
+
+
+def _overlap(env: PruningEnv, weight: Tensor) -> float:
+    """Return the share of the zeros of a weight that weight times input alone would choose too.
+
+    NaN where the information has had no part in it, or not all outputs and inputs are there.
+    """
+    measured = env.elements.last
+    if measured is None or env.method != "variational" or env.variational.n_steps == 0:
+        return math.nan
+    gone = weight == 0.0
+    trained = measured.after[f"{measured.layer}.weight"].flatten(1)
+    scores = saliency(trained, measured.rms, torch.ones_like(measured.information.values))
+    n_gone, unused = int(gone.sum()), torch.Generator()
+    others = remove_elements(scores, n_gone, 0.0, unused).view_as(gone)
+    return float((gone & others).sum()) / n_gone
 
 
 def run(config: Config, console: Console) -> pd.DataFrame:

@@ -25,6 +25,7 @@ __all__ = [
     "RowStatistics",
     "collect_responses",
     "collect_statistics",
+    "input_rms",
 ]
 
 _NARROW = 64  # columns below which one product is faster than a part of it
@@ -159,6 +160,12 @@ class RowStatistics(NamedTuple):
 
     def _chunks(self, rows: Tensor) -> tuple[Tensor, ...]:
         return torch.split(rows, _share(max(self.shape)))
+
+
+def input_rms(statistics: LayerStatistics | None) -> Tensor:
+    """Return the root mean square of each input of a layer, (D,) float32."""
+    assert statistics is not None
+    return (statistics.input_energy / statistics.n_rows).sqrt().float()
 
 
 def collect_responses(

@@ -25,6 +25,10 @@ Channels: TypeAlias = Sequence[int] | NDArray[np.int64]
 class LiveChannels:
     """Removes channels, named by their number in the unpruned network, from a live network."""
 
+    information_std: float | None = None
+    """Spread of the information over the outputs of the layer that lost elements last, in nats;
+    None where the last decision has not taken any."""
+
     def __init__(self, model: nn.Module) -> None:
         """Start from the unpruned `model`, which later calls of `remove` change in place."""
         self.model = model

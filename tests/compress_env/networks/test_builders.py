@@ -16,6 +16,8 @@ from tests.fakes import slow_but
 PARAMETERS = {  # for three channels and ten classes
     "lenet5": 61_706 + 2 * 150,
     "cnn4": 32 * 27 + 32 + 64 * 288 + 64 + 128 * 4096 + 128 + 1290,
+    "lenet5_softplus": 61_706 + 2 * 150,
+    "cnn4_softplus": 32 * 27 + 32 + 64 * 288 + 64 + 128 * 4096 + 128 + 1290,
     "alexnet_small": 16 * 28
     + 40 * 145
     + 64 * 361
@@ -42,7 +44,9 @@ PARAMETERS = {  # for three channels and ten classes
 LARGE = {"vgg19", "resnet56", "resnet110", "resnet56_padded", "resnet110_padded"}
 SMALLEST = {
     "lenet5": 1,
+    "lenet5_softplus": 1,
     "cnn4": 4,
+    "cnn4_softplus": 4,
     "vgg8": 8,
     "vgg16": 32,
     "vgg19": 32,
@@ -75,6 +79,16 @@ def test_networks_can_be_trained(name: str) -> None:
     model = build_model(name, 3, (1, 32, 32))
     model(torch.randn(2, 1, 32, 32)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["lenet5", "cnn4"])
+def test_softplus_stands_where_relu_stood(name: str) -> None:
+    relu, softplus = (build_model(each, 10, (1, 28, 28)) for each in (name, f"{name}_softplus"))
+    assert not any(isinstance(module, nn.ReLU) for module in softplus.modules())
+    for left, right in zip(relu.children(), softplus.children(), strict=True):
+        assert isinstance(right, nn.Softplus if isinstance(left, nn.ReLU) else type(left))
+    weights = {key: value.shape for key, value in relu.state_dict().items()}
+    assert weights == {key: value.shape for key, value in softplus.state_dict().items()}
 
 
 def test_mobilenet_v1_takes_every_pixel_of_small_images_only() -> None:

@@ -57,6 +57,8 @@ SHUFFLED = "are divided up by 'view' in"
 SMALL = [
     Family("lenet5", 28, 1, 5, 4),
     Family("cnn4", 28, 1, 4, 3),
+    Family("lenet5_softplus", 28, 1, 5, 4),
+    Family("cnn4_softplus", 28, 1, 4, 3),
     Family("alexnet_small", 28, 1, 8, 7),
     Family("vgg8", 16, 1, 9, 8),
     Family("densenet_small", 16, 1, 28, 27),

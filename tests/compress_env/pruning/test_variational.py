@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +13,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compress_env.pruning.elements import (
+    LEAST_STD,
+    PRESETS,
+    WINDOW,
+    ElementPruner,
+    Information,
     VariationalConfig,
     measure_information,
-    prune_elements,
     softplus_behind,
+    zero_elements,
 )
 from compress_env.pruning.variational import (
     ALPHA_MAX,
+    AlphaForm,
     InformationDropout,
     kl_log_normal,
     kl_log_uniform,
@@ -141,6 +148,42 @@ class TestDropout:
         expected = kl_log_normal(torch.full((1, 1), ALPHA_MAX / 2), feature, zero, one)
         torch.testing.assert_close(dropout.information, expected[0])
 
+    @pytest.mark.parametrize("form", ["channel", "layer"])
+    @pytest.mark.parametrize(("shape", "dim"), [((5, 3, 4, 2), 1), ((5, 3), -1), ((5, 7, 3), -1)])
+    def test_divergence_is_the_sum_over_units_of_an_image(
+        self, form: AlphaForm, shape: tuple[int, ...], dim: int
+    ) -> None:
+        dropout = InformationDropout(3, dim, form=form).eval()
+        dropout.offset.data = torch.tensor([-1.0, 0.5, 3.0])
+        dropout.slope.data.normal_(generator=generator())
+        features = torch.randn(shape, generator=generator(1))
+        dropout(features)
+        each = kl_log_uniform(dropout.alpha(features)).flatten(1).sum(1)  # (b,)
+        torch.testing.assert_close(dropout.divergence, each.mean())
+        n_places = features[0].numel() // 3
+        torch.testing.assert_close(dropout.divergence, n_places * dropout.information.sum())
+
+    @pytest.mark.parametrize(("shape", "dim"), [((2, 3, 4, 5), 1), ((2, 3), -1), ((2, 6, 3), -1)])
+    def test_a_second_layer_sees_all_channels_of_a_place(
+        self, shape: tuple[int, ...], dim: int
+    ) -> None:
+        dropout = InformationDropout(3, dim, form="layer")
+        dropout.slope.data = torch.randn(3, 3, generator=generator())
+        dropout.offset.data = torch.tensor([100.0, -100.0, 0.0])
+        features = torch.randn(shape, generator=generator(1))
+        alpha = dropout.alpha(features)
+        assert alpha.shape == features.shape
+        assert bool(((alpha > 0.0) & (alpha <= ALPHA_MAX)).all())
+        place = features.movedim(dim, -1).reshape(-1, 3)[-1]  # (N,)
+        by_hand = ALPHA_MAX * torch.sigmoid(dropout.slope @ place + dropout.offset)
+        found = alpha.movedim(dim, -1).reshape(-1, 3)[-1]
+        torch.testing.assert_close(found, by_hand)
+        assert bool(torch.isfinite(dropout.kl(features)).all())
+
+    def test_an_unknown_form_is_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"unknown alpha 'layers'.*layer"):
+            InformationDropout(3, 1, form="layers")  # type: ignore[arg-type]
+
 
 def test_saliency_by_hand() -> None:
     weight = torch.tensor([[1.0, -2.0], [0.0, 4.0]])
@@ -195,6 +238,25 @@ class SoftplusNet(PlainNet):
         return self.fc2(torch.relu(self.fc1(hidden.flatten(1))))  # type: ignore[no-any-return]
 
 
+QUIET = pytest.mark.filterwarnings("ignore:information dropout has not told")
+
+
+def prune(task: CompressionTask, model: nn.Module, layer: str, n_keep: int, **settings: Any) -> Any:
+    weight = compute_layers(model)[layer].weight
+    rms = torch.ones(weight.flatten(1).shape[1])
+    pruner = ElementPruner(task, VariationalConfig(**settings))
+    return pruner.prune(model, layer, n_keep, lambda: rms, generator(5))
+
+
+class NoisyNet(PlainNet):
+    """A network of which one output of the first layer is noise that nothing heeds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.no_grad():
+            self.conv2.weight[:, 0] = 0.0  # zeros are the mask: training leaves them
+
+
 class TestElements:
     def test_softplus_is_found_behind_batch_norm(self) -> None:
         model = seeded(SoftplusNet)
@@ -202,6 +264,7 @@ class TestElements:
         assert softplus_behind(model, "conv1", image) is model.soft
         assert softplus_behind(model, "conv2", image) is None
 
+    @QUIET
     @pytest.mark.parametrize("build", [PlainNet, SoftplusNet, BranchedNet])
     def test_network_is_left_without_dropout_and_with_exactly_so_many_elements(
         self, build: type[nn.Module]
@@ -210,34 +273,139 @@ class TestElements:
         model = seeded(build)
         names = set(dict(model.named_modules()))
         layer = "conv1" if build is not BranchedNet else "block2"
-        weight = compute_layers(model)[layer].weight
-        rms = torch.ones(weight.flatten(1).shape[1])
-        prune_elements(task, model, layer, 7, rms, VariationalConfig(n_steps=2), generator())
+        prune(task, model, layer, 7, n_steps=2)
         assert int(torch.count_nonzero(compute_layers(model)[layer].weight)) == 7
         assert set(dict(model.named_modules())) == names
         assert not model.training
         assert not any(m._forward_hooks for m in model.modules())
 
-    def test_information_is_learnt(self) -> None:
-        task = CompressionTask(seeded(PlainNet), make_data(), device="cpu")
-        costly = VariationalConfig(n_steps=150, kl_weight=5.0)
-        cheap = VariationalConfig(n_steps=150, kl_weight=0.0)
-        kept = [
-            measure_information(task, seeded(PlainNet), "conv2", config, generator()).mean()
-            for config in (costly, cheap)
-        ]
-        assert kept[0] < kept[1]
+    @pytest.mark.parametrize("alpha", ["channel", "layer"])
+    def test_a_unit_that_nothing_heeds_keeps_least(self, alpha: AlphaForm) -> None:
+        task = CompressionTask(seeded(NoisyNet), make_data(), device="cpu")
+        config = VariationalConfig(alpha=alpha)
+        found = measure_information(task, seeded(NoisyNet), "conv1", config, generator())
+        assert found.std > 2 * LEAST_STD
+        assert int(found.values.argmin()) == 0
+        assert found.values[0] < 0.5 * found.values[1:].min()
 
+    @QUIET
+    def test_a_higher_price_leaves_less(self) -> None:
+        task = CompressionTask(seeded(PlainNet), make_data(), device="cpu")
+        kept = [
+            measure_information(
+                task,
+                seeded(PlainNet),
+                "conv2",
+                VariationalConfig(n_steps=100, kl_weight=weight),
+                generator(),
+            ).values.mean()
+            for weight in (1.0, 0.0)
+        ]
+        assert kept[0] < 0.1 * kept[1]
+
+    def test_units_that_are_not_told_apart_are_warned_of(self) -> None:
+        task = CompressionTask(seeded(PlainNet), make_data(), device="cpu")
+        config = VariationalConfig(n_steps=2, alpha_learning_rate=1e-4)
+        with pytest.warns(UserWarning, match=r"outputs of 'conv2' apart: .* 0\.000 nats"):
+            measure_information(task, seeded(PlainNet), "conv2", config, generator())
+        without = VariationalConfig(n_steps=0)
+        found = measure_information(task, seeded(PlainNet), "conv2", without, generator())
+        assert found.std == 0.0 and found.n_steps == 0  # and no warning: nothing was to be told
+
+    def test_training_ends_once_the_spread_has_settled(self) -> None:
+        task = CompressionTask(seeded(PlainNet), make_data(), device="cpu")
+        steps = [
+            measure_information(
+                task,
+                seeded(PlainNet),
+                "conv2",
+                VariationalConfig(n_steps=8 * WINDOW, tolerance=tolerance),
+                generator(),
+            ).n_steps
+            for tolerance in (0.0, 0.2, 1e9)
+        ]
+        assert steps[0] == 8 * WINDOW
+        assert steps[2] <= steps[1] <= steps[0]
+        assert steps[2] in (WINDOW, 2 * WINDOW) or steps[2] % WINDOW == 0
+
+    @QUIET
+    def test_alpha_alone_learns_at_its_own_rate(self) -> None:
+        task = CompressionTask(seeded(PlainNet), make_data(), device="cpu")
+        networks = []
+        for rate in (0.0, 0.1):
+            model = seeded(PlainNet)
+            config = VariationalConfig(n_steps=1, alpha_learning_rate=rate)
+            found = measure_information(task, model, "conv2", config, generator())
+            torch.testing.assert_close(found.std, 0.0) if rate == 0.0 else None
+            networks.append(model)
+        # The first minibatch is the same for both: so is what it does to the weights.
+        for left, right in zip(*(m.parameters() for m in networks), strict=True):
+            assert torch.equal(left, right)
+
+    @QUIET
     def test_same_generator_same_network(self) -> None:
         task = CompressionTask(seeded(PlainNet), make_data(), device="cpu")
         models = [seeded(PlainNet) for _ in range(2)]
-        config = VariationalConfig(n_steps=3, temperature=0.5)
         for model in models:
-            prune_elements(task, model, "conv2", 50, torch.ones(36), config, generator(5))
+            prune(task, model, "conv2", 50, n_steps=3, temperature=0.5)
         for left, right in zip(*(m.parameters() for m in models), strict=True):
             assert torch.equal(left, right)
 
-    @pytest.mark.parametrize("name", ["n_steps", "kl_weight", "temperature"])
+    @QUIET
+    def test_another_rate_of_the_same_network_needs_no_training(self) -> None:
+        task = CompressionTask(seeded(PlainNet), make_data(), device="cpu")
+        config = VariationalConfig(n_steps=3, temperature=0.5)
+        asked: list[int] = []
+
+        def rms() -> Tensor:
+            asked.append(1)
+            return torch.ones(36)
+
+        shared, found = ElementPruner(task, config), []
+        for n_keep in (50, 20):
+            models = [seeded(PlainNet), seeded(PlainNet)]
+            shared.prune(models[0], "conv2", n_keep, rms, generator(5))
+            ElementPruner(task, config).prune(
+                models[1], "conv2", n_keep, lambda: torch.ones(36), generator(5)
+            )
+            for left, right in zip(*(m.parameters() for m in models), strict=True):
+                assert torch.equal(left, right)
+            found.append(models[0])
+        assert len(asked) == 1
+        shared.prune(found[-1], "conv2", 10, rms, generator(5))  # another network
+        shared.prune(seeded(PlainNet), "conv2", 10, rms, generator(6))  # another seed
+        assert len(asked) == 3
+
+    @given(
+        share=st.floats(0, 1), temperature=st.sampled_from([0.0, 0.3, 3.0]), shuffle=st.booleans()
+    )
+    def test_exactly_so_many_elements_stay(
+        self, share: float, temperature: float, shuffle: bool
+    ) -> None:
+        weight = torch.randn(6, 4, 3, 3, generator=generator())
+        config = VariationalConfig(temperature=temperature, shuffle=shuffle)
+        information = Information(torch.rand(6, generator=generator(1)), 0)
+        n_keep = round(share * weight.numel())
+        zero_elements(weight, n_keep, torch.rand(36), information, config, generator(2))
+        assert int(torch.count_nonzero(weight)) == n_keep
+
+    def test_shuffled_information_is_that_of_other_units(self) -> None:
+        information = Information(torch.tensor([1e-9, 1.0, 1.0, 1.0, 1.0, 1.0]), 0)
+        gone = []
+        for shuffle in (False, True):
+            weight = torch.ones(6, 4)
+            config = VariationalConfig(shuffle=shuffle)
+            zero_elements(weight, 20, torch.ones(4), information, config, generator(3))
+            gone.append(int((weight == 0).all(1).int().argmax()))
+            assert int((weight == 0).all(1).sum()) == 1
+        assert gone[0] == 0 != gone[1]
+
+    def test_the_paper_removes_with_a_probability(self) -> None:
+        assert PRESETS["paper"].temperature > 0.0 == PRESETS["default"].temperature
+
+    @pytest.mark.parametrize(
+        "name", ["n_steps", "kl_weight", "alpha_learning_rate", "tolerance", "temperature"]
+    )
     def test_negative_settings_are_refused(self, name: str) -> None:
         with pytest.raises(ValueError, match=f"{name} must be 0 or more, got -1"):
             VariationalConfig(**{name: -1})

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compress_env.envs.pruning import PruningEnv
-from compress_env.pruning.elements import VariationalConfig
+from compress_env.pruning.elements import PRESETS, VariationalConfig
 from compress_env.task.layers import compute_layers
 from tests.fakes import BranchedNet, PlainNet, make_data, seeded
 
@@ -23,6 +23,7 @@ QUICK: dict[str, Any] = {
     "variational": VariationalConfig(n_steps=1),
 }
 METHODS = ["variational", "channel+variational"]
+pytestmark = pytest.mark.filterwarnings("ignore:information dropout has not told")
 
 
 def test_settings_may_be_given_by_name() -> None:
@@ -30,6 +31,30 @@ def test_settings_may_be_given_by_name() -> None:
     assert env.variational == VariationalConfig(n_steps=2)
     with pytest.raises(ValueError, match="unknown variational 'steps'; valid: n_steps, kl_weight"):
         PruningEnv(seeded(PlainNet), make_data(), variational={"steps": 2})
+    env = PruningEnv(seeded(PlainNet), make_data(), variational="paper")
+    assert env.variational == PRESETS["paper"]
+    with pytest.raises(ValueError, match=r"unknown variational 'papers'.*paper"):
+        PruningEnv(seeded(PlainNet), make_data(), variational="papers")
+
+
+@pytest.mark.parametrize("store", ["memory", None])
+def test_info_says_whether_outputs_are_told_apart(store: Any) -> None:
+    settings = QUICK | {"variational": VariationalConfig(n_steps=50), "finetune_steps": 0}
+    env = PruningEnv(seeded(PlainNet), make_data(), method="variational", store=store, **settings)
+    first, second, whole = act(env, [0.3, 0.3, -1.0])
+    assert 0.0 < first["information_std"] != second["information_std"]
+    assert "information_std" not in whole  # nothing has gone: nothing was measured
+    again = act(env, [0.3, 0.3, -1.0])  # from the store, if there is one
+    assert [info.get("information_std") for info in again] == [
+        info.get("information_std") for info in (first, second, whole)
+    ]
+    _, fresh = env.reset()
+    assert "information_std" not in fresh
+
+
+def test_methods_without_information_do_not_measure_it() -> None:
+    env = PruningEnv(seeded(PlainNet), make_data(), method="magnitude", **QUICK)
+    assert not any("information_std" in info for info in act(env, [0.3, 0.3, 0.3]))
 
 
 def act(env: PruningEnv, actions: list[float]) -> list[dict[str, Any]]:
