@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,24 +34,26 @@ class Noise(NamedTuple):
     """The true one, if there is one."""
 
 
-def draw_information(images: Tensor, information: Tensor, title: str) -> Figure:
-    """Draw images above the information kept at each of their pixels.
+def draw_information(images: Tensor, information: Mapping[str, Tensor], title: str) -> Figure:
+    """Draw images above the information kept at each of their pixels, a row for each network.
 
     Args:
         images: (b, C, H, W).
-        information: (b, H, W), nats.
+        information: (b, H, W), nats, by what the network is called. Each has a scale of its own.
         title: Of the figure.
     """
-    figure, axes = make_panels(2, len(images), (1.0 + 1.5 * len(images), 3.6))
-    low, high = float(information.min()), float(information.max())
-    pairs = zip(images.mean(1).cpu().numpy(), information.cpu().numpy(), strict=True)
-    for column, (image, nats) in enumerate(pairs):
-        axes[0, column].imshow(image, cmap="gray")
-        drawn = axes[1, column].imshow(nats, cmap="viridis", vmin=low, vmax=high)
+    n_rows = 1 + len(information)
+    figure, axes = make_panels(n_rows, len(images), (1.0 + 1.5 * len(images), 0.6 + 1.5 * n_rows))
+    for panel, image in zip(axes[0], images.mean(1).cpu().numpy(), strict=True):
+        panel.imshow(image, cmap="gray")
+    for row, (name, nats) in zip(axes[1:], information.items(), strict=True):
+        low, high = float(nats.min()), float(nats.max())
+        for panel, pixels in zip(row, nats.cpu().numpy(), strict=True):
+            drawn = panel.imshow(pixels, cmap="viridis", vmin=low, vmax=high)
+        row[0].set_ylabel(name.replace("_", " "))
+        figure.colorbar(drawn, ax=list(row), label="nats per pixel")
     _without_ticks(axes)
     axes[0, 0].set_ylabel("input")
-    axes[1, 0].set_ylabel("information")
-    figure.colorbar(drawn, ax=list(axes[1]), label="nats per pixel")
     figure.suptitle(title)
     return figure
 

@@ -2,19 +2,25 @@
 
 The paper's claims: the noise follows a log-normal, which its two moments determine; and the network
 passes the digit on, not the background. A network is trained for each seed with information dropout
-behind every convolution. Its noise is sampled, a log-normal is fitted to one half of the samples by
-the two moment equations, and compared with the true parameters and with the other half. Of every
-test image, the information that the first convolution keeps at each pixel is compared between
-strokes and background.
+behind every convolution: one with softplus, whose prior is log-normal and learnt, as in the paper's
+figure, beside one with ReLU, whose prior is log-uniform. Its noise is sampled, a log-normal is
+fitted to one half of the samples by the two moment equations, and compared with the true parameters
+and with the other half. Of every test image, the information that the first convolution keeps at
+each pixel is compared between strokes and background.
+
+Strokes differ from the background for any network, and so may the information. Two controls tell
+what is due to the digits: a network that is trained on shuffled labels, and one whose weights are
+random and stay so, of which only information dropout is trained.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -25,9 +31,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from compress_env.data.bundle import ImageSource
-from compress_env.pruning.elements import dropout_behind
-from compress_env.pruning.variational import InformationDropout, normal_from_moments
+from compress_env.pruning.elements import dropout_behind, softplus_behind
+from compress_env.pruning.variational import AlphaForm, InformationDropout, normal_from_moments
 from compress_env.seeding import derive_generator
+from compress_env.task.finetune import Penalty
 from compress_env.task.layers import compute_layers
 from compress_env.task.task import CompressionTask
 from experiments.common.checks import check_lowest
@@ -35,6 +42,7 @@ from experiments.common.cli.command import run_command
 from experiments.common.run_folder import RunFolder
 from experiments.common.studies import Rows, Study, StudyConfig, run_study
 from experiments.common.training import train_epochs
+from experiments.information_dropout.controls import Kind, with_shuffled_labels
 from experiments.information_dropout.figures import (
     Noise,
     draw_information,
@@ -59,14 +67,18 @@ __all__ = ["Config", "Experiment", "main", "run"]
 class Config(StudyConfig):
     """Settings of the experiment."""
 
-    model: str = "lenet5"
-    """Named network, its first layer a convolution that keeps the size of the image."""
+    model: str | tuple[str, ...] = ("lenet5", "lenet5_softplus")
+    """Named network, or several, its first layer a convolution that keeps the size of the image."""
     data: str = "mnist"
     """Named data set of light strokes on a dark background."""
     epochs: int = 1
     """Epochs of training with information dropout."""
-    kl_weight: float = 1.0
-    """Weight of the KL divergence, mean over units of each layer, against the cross-entropy."""
+    kl_weight: float = 1e-4
+    """Weight of an image's KL divergence, summed over all units, against the cross-entropy."""
+    alpha: AlphaForm = "channel"
+    """What the width of a unit's noise follows from: channel or layer."""
+    alpha_learning_rate: float = 0.02
+    """Step size of Adam for the parameters of that."""
     noise_samples: int = 20_000
     """Samples of the noise of each unit, half of them for the fit."""
 
@@ -82,9 +94,10 @@ class Config(StudyConfig):
 
 
 class FirstLayer(NamedTuple):
-    """The convolution that sees the image, and the information dropout behind it."""
+    """What sees the image, and the information dropout behind it."""
 
-    layer: nn.Conv2d
+    layer: nn.Module
+    """The convolution, with its softplus if it has one."""
     dropout: InformationDropout
 
 
@@ -119,66 +132,110 @@ class Experiment(Study[Config]):
         """
         super().__init__(config, folder)
         self._units: Rows = []
-        with self._network(config.seeds[0], is_trained=False) as (task, _, first):
-            pixel_information(*first, task.example_image())  # says if the network does not do
+        for model in config.models:
+            with self._network(model, config.seeds[0], None) as (task, _, first):
+                pixel_information(*first, task.example_image())  # says if the network does not do
 
     def measure(self, model: str, seed: int) -> Rows:
-        """Return a row of what the network passes on, and note one for each unit of its noise."""
-        with self._network(seed) as (task, network, first):
-            accuracy = task.accuracy(network, "test")
-            pixels = self._measure_pixels(task, first)
-            units = [{"seed": seed} | unit.row() for unit in self._sample_units(task, first, seed)]
-            pooled = self._pooled(task, first, seed)
-        self._units += units
+        """Return a row for each kind of network, and note one for each unit of its noise."""
+        return [self._measure_kind(model, seed, kind) for kind in get_args(Kind)]
+
+    def _measure_kind(self, model: str, seed: int, kind: Kind) -> dict[str, Any]:
+        row: dict[str, Any] = {"model": model, "kind": kind, "seed": seed}
+        with self._network(model, seed, kind) as (task, network, first):
+            row |= {"test_accuracy": task.accuracy(network, "test")}
+            row |= self._measure_pixels(task, first)
+            if kind != "trained":
+                return row
+            units = [unit.row() for unit in self._sample_units(task, first, seed)]
+            row |= _describe_pooled(self._pooled(task, first, seed))
+        self._units += [{"model": model, "seed": seed} | unit for unit in units]
         self.folder.write_rows("noise.csv", self._units)
-        return [{"seed": seed, "test_accuracy": accuracy} | pixels | _describe_pooled(pooled)]
+        return row
 
     def report(self, table: pd.DataFrame) -> str:
         """Format the report of all rows as Markdown."""
         return format_report(table, pd.DataFrame(self._units), self.config.title)
 
     def figures(self, table: pd.DataFrame) -> dict[str, Figure]:
-        """Draw the network of the first seed."""
-        seed = self.config.seeds[0]
-        title = f"{self.config.title}, seed {seed}"
-        with self._network(seed) as (task, _, first):
-            images = _first_of_each_class(task.data.test)
-            information = pixel_information(*first, images)
-            noise = self._noise(task, first, seed)
-            with torch.no_grad():
-                first.layer(next(_test_images(task)))
-            weights = (first.layer.weight, first.dropout.information)
-            return {
-                "information.png": draw_information(images, information, title),
-                "weights.png": draw_weights(*weights, f"{title}: filters of the first layer"),
-                "noise.png": draw_noise(noise, f"{title}: noise of the first layer"),
-            }
+        """Draw the networks of the first seed."""
+        found: dict[str, Figure] = {}
+        for model in self.config.models:
+            figures = self._figures_of(model, self.config.seeds[0])
+            found |= {f"{name}-{model}.png": figure for name, figure in figures.items()}
+        return found
+
+    def _figures_of(self, model: str, seed: int) -> dict[str, Figure]:
+        title = f"{model} on {self.config.data_label}, seed {seed}"
+        kept: dict[str, Tensor] = {}
+        for kind in reversed(get_args(Kind)):
+            with self._network(model, seed, kind) as (task, network, first):
+                images = _first_of_each_class(task.data.test)
+                kept = {kind: pixel_information(*first, images)} | kept
+                if kind != "trained":
+                    continue
+                noise = self._noise(task, first, seed)
+                with torch.no_grad():
+                    first.layer(next(_test_images(task)))
+                convolution = next(iter(_convolutions(network).values()))
+                weights = (convolution.weight, first.dropout.information)
+                heading = f"{title}: filters of the first layer"
+                return {
+                    "information": draw_information(images, kept, title),
+                    "weights": draw_weights(*weights, heading),
+                    "noise": draw_noise(noise, f"{title}: noise of the first layer"),
+                }
+        raise AssertionError("the trained network comes last")
 
     @contextmanager
     def _network(
-        self, seed: int, is_trained: bool = True
+        self, model: str, seed: int, kind: Kind | None
     ) -> Iterator[tuple[CompressionTask, nn.Module, FirstLayer]]:
-        """Give the network of a seed, with information dropout behind its convolutions."""
-        task = self.task(self.config.model, seed)
+        """Give the network of a seed, with information dropout behind its convolutions.
+
+        Args:
+            model: Named network.
+            seed: Of weights, minibatches and noise.
+            kind: How it is trained; not at all when None.
+        """
+        task = self.task(model, seed)
         network = copy.deepcopy(task.model)
+        if kind == "untrained":
+            network.requires_grad_(False)
         convolutions = _convolutions(network)
+        name, layer = next(iter(convolutions.items()))
+        image, form = task.example_image(), self.config.alpha
+        softplus = softplus_behind(network, name, image)
         with ExitStack() as stack:
             dropouts = [
-                stack.enter_context(dropout_behind(network, name, task.example_image()))
-                for name in convolutions
+                stack.enter_context(dropout_behind(network, each, image, form))
+                for each in convolutions
             ]
+            if kind is not None:
+                train = partial(self._train, task, network, dropouts, seed, kind)
+                self.train_once(f"{model}-seed{seed}-{kind}", network, train)
+            seen = layer if softplus is None else nn.Sequential(layer, softplus)
+            yield task, network.eval(), FirstLayer(seen, dropouts[0])
 
-            def penalty() -> Tensor:
-                means = [dropout.information.mean() for dropout in dropouts]
-                return self.config.kl_weight * torch.stack(means).sum()
+    def _train(
+        self,
+        task: CompressionTask,
+        network: nn.Module,
+        dropouts: Sequence[InformationDropout],
+        seed: int,
+        kind: Kind,
+    ) -> None:
+        def value() -> Tensor:
+            divergences = [dropout.divergence for dropout in dropouts]
+            return self.config.kl_weight * torch.stack(divergences).sum()
 
-            def train() -> None:
-                train_epochs(task, network, self.config.epochs, seed, penalty)
-
-            if is_trained:
-                self.train_once(f"seed{seed}-network", network, train)
-            layer = next(iter(convolutions.values()))
-            yield task, network.eval(), FirstLayer(layer, dropouts[0])
+        parameters = [p for dropout in dropouts for p in dropout.parameters()]
+        adam = torch.optim.Adam(parameters, self.config.alpha_learning_rate)
+        if kind == "shuffled_labels":
+            train = with_shuffled_labels(task.data.train, derive_generator(seed, 7))
+            data = replace(task.data, train=train)
+            task = CompressionTask(task.model, data, device=task.device, config=task.config)
+        train_epochs(task, network, self.config.epochs, seed, Penalty(value, adam))
 
     def _measure_pixels(self, task: CompressionTask, first: FirstLayer) -> dict[str, float]:
         """Return the information at strokes and elsewhere, mean over the test images."""

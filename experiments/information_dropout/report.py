@@ -2,59 +2,93 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
-from experiments.common.drawing.intervals import format_mean, student_interval
+from experiments.common.drawing.intervals import (
+    format_interval,
+    format_mean,
+    paired_interval,
+    student_interval,
+)
 from experiments.common.drawing.outputs import format_markdown
 
 __all__ = ["format_report"]
 
 LEVEL = 0.05
-VERDICTS = {"above": "holds", "below": "fails", "undecided": "undecided"}
-"""What is said of the claim, by the side of the ratio's difference to 1."""
+TRAINED = "trained"
+MEASURES = {
+    "test_accuracy": "test accuracy without noise, %",
+    "information_strokes": "strokes, nats per pixel",
+    "information_background": "background, nats per pixel",
+    "information_far": "background that sees neither stroke nor edge, nats per pixel",
+    "ratio": "ratio strokes / background, mean over test images",
+    "ratio_far": "ratio strokes / background that sees neither, mean over test images",
+    "images_higher": "test images with more at strokes, %",
+}
+PERCENT = ("test_accuracy", "images_higher")
 
 
 def format_report(rows: pd.DataFrame, units: pd.DataFrame, title: str) -> str:
     """Format the verdict and the tables.
 
     Args:
-        rows: One for each seed.
-        units: One for each seed, place and channel.
-        title: Network and data set.
+        rows: One for each network, kind and seed.
+        units: One for each network, seed, place and channel.
+        title: Networks and data set.
     """
     parts = [
         f"# Information dropout: {title}",
-        f"{len(rows)} seeds; means over seeds and 95 % intervals (Student). Test accuracy without "
-        f"noise {_percent(rows['test_accuracy'])}.",
-        "## What is passed on",
-        _format_pixels(rows),
-        "## Noise",
-        _format_noise(rows, units),
-        "![information](information.png)",
-        "![weights](weights.png)",
-        "![noise](noise.png)",
+        f"{rows['seed'].nunique()} seeds; means over seeds and 95 % intervals (Student).",
     ]
+    for model, own in rows.groupby("model", sort=False):
+        trained = own[own["kind"] == TRAINED]
+        parts += [
+            f"## {model}",
+            *_format_pixels(own),
+            _format_noise(trained, units[units["model"] == model]),
+            *(f"![{name}]({name}-{model}.png)" for name in ("information", "weights", "noise")),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
-def _format_pixels(rows: pd.DataFrame) -> str:
-    """Say whether strokes keep more information than the background."""
-    verdict = "one seed: no interval"
-    if len(rows) > 1:
-        verdict = VERDICTS[student_interval(rows["ratio"] - 1.0).side]
-    names = {
-        "information_strokes": "strokes, nats per pixel",
-        "information_background": "background, nats per pixel",
-        "information_far": "background that sees neither stroke nor edge, nats per pixel",
-        "ratio": "ratio strokes / background, mean over test images",
-        "ratio_far": "ratio strokes / background that sees neither, mean over test images",
+def _format_pixels(rows: pd.DataFrame) -> list[str]:
+    """Say whether strokes keep more information than the background, and whether digits matter."""
+    kinds = list(dict.fromkeys(rows["kind"]))
+    lines = []
+    for name, text in MEASURES.items():
+        scale = 100.0 if name in PERCENT else 1.0
+        cells = (_number(scale * rows.loc[rows["kind"] == kind, name]) for kind in kinds)
+        lines.append((text, *cells))
+    heads = ("information of the first convolution", *(kind.replace("_", " ") for kind in kinds))
+    return [_format_verdict(rows, kinds), format_markdown(heads, lines)]
+
+
+def _format_verdict(rows: pd.DataFrame, kinds: Sequence[str]) -> str:
+    """Judge the claim: by the trained network's ratio, and by how it differs from the controls'."""
+    ratios = {
+        kind: rows[rows["kind"] == kind].set_index("seed")["ratio"].sort_index() for kind in kinds
     }
-    lines = [(text, _number(rows[name])) for name, text in names.items()]
-    lines.append(("test images with more at strokes", _percent(rows["images_higher"])))
-    return (
-        f"**The claim that the first layer passes the digit on rather than the background: "
-        f"{verdict}.**\n\n" + format_markdown(("information of the first convolution", ""), lines)
+    own = ratios.pop(TRAINED)
+    claim = "The claim that the first layer passes the digit on rather than the background"
+    if len(own) < 2:
+        return f"**{claim}: one seed, no interval.**"
+    side = student_interval(own - 1.0).side
+    differences = {kind: paired_interval(own, other) for kind, other in ratios.items()}
+    sides = {kind: difference.side for kind, difference in differences.items()}
+    if side == "above" and all(each == "above" for each in sides.values()):
+        verdict = "holds, and more than for either control"
+    elif side == "above":
+        same = ", ".join(kind.replace("_", " ") for kind, s in sides.items() if s != "above")
+        verdict = f"strokes keep more, but not more than in a control ({same}): not due to digits"
+    else:
+        verdict = {"below": "fails", "undecided": "undecided"}[side]
+    compared = "; ".join(
+        f"minus that of {kind.replace('_', ' ')} {format_interval(difference, 3, '+')}"
+        for kind, difference in differences.items()
     )
+    return f"**{claim}: {verdict}.** Ratio of the trained network {compared}."
 
 
 def _format_noise(rows: pd.DataFrame, units: pd.DataFrame) -> str:
@@ -84,7 +118,3 @@ def _format_noise(rows: pd.DataFrame, units: pd.DataFrame) -> str:
 
 def _number(values: pd.Series) -> str:
     return format_mean(values.to_numpy(), 3)
-
-
-def _percent(fractions: pd.Series) -> str:
-    return f"{format_mean(100.0 * fractions.to_numpy())} %"

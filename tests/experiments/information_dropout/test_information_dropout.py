@@ -9,10 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from compress_env.networks.models import MODELS, build_model
+from compress_env.pruning.elements import dropout_behind
 from compress_env.pruning.variational import InformationDropout
-from experiments.information_dropout.information_dropout import Config, run
+from experiments.common.run_folder import RunFolder
+from experiments.information_dropout.controls import with_shuffled_labels
+from experiments.information_dropout.information_dropout import Config, Experiment, run
 from experiments.information_dropout.measures import (
     find_regions,
     fit_noise,
@@ -22,7 +26,26 @@ from experiments.information_dropout.measures import (
     sample_noise,
 )
 from experiments.information_dropout.report import format_report
-from tests.fakes import quiet, stop_after_state
+from tests.fakes import PlainNet, make_data, quiet, stop_after_state
+
+
+class SoftNet(PlainNet):
+    """A network whose first layer is followed by a softplus module."""
+
+    def __init__(self, n_classes: int = 3, channels: int = 1, side: int = 8) -> None:
+        super().__init__(n_classes, channels, side)
+        self.soft = nn.Softplus()
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.pool(self.soft(self.conv1(images)))
+        hidden = self.pool(torch.relu(self.conv2(hidden)))
+        return self.fc2(torch.relu(self.fc1(hidden.flatten(1))))  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def _softplus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the network with softplus be a small one too."""
+    monkeypatch.setitem(MODELS, "lenet5_softplus", lambda n, shape: SoftNet(n, shape[0], shape[1]))
 
 
 def small(out: Path) -> Config:
@@ -93,20 +116,23 @@ def test_mean_over_no_pixels_is_nan() -> None:
     assert means[1].isnan()
 
 
-@pytest.mark.usefixtures("small_studies")
+@pytest.mark.usefixtures("small_studies", "_softplus")
 def test_a_stopped_experiment_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(small(tmp_path / "whole"), quiet())
     assert (whole["information_strokes"] > 0).all()
     assert whole["test_accuracy"].between(0, 1).all()
-    assert len(pd.read_csv(tmp_path / "whole" / "noise.csv")) == 2 * 2 * 4
+    assert whole.groupby(["model", "kind"]).size().tolist() == [2] * 6
+    assert len(pd.read_csv(tmp_path / "whole" / "noise.csv")) == 2 * 2 * 2 * 4
     assert {p.name for p in (tmp_path / "whole").iterdir()} == {
         "config.json",
-        "information.png",
         "information_dropout.md",
         "noise.csv",
-        "noise.png",
         "table.csv",
-        "weights.png",
+        *(
+            f"{name}-{model}.png"
+            for name in ("information", "noise", "weights")
+            for model in ("lenet5", "lenet5_softplus")
+        ),
     }
     stop_after_state(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
@@ -121,11 +147,55 @@ def test_a_stopped_experiment_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_strong_price_makes_units_noisier(tmp_path: Path) -> None:
     kept = {
         weight: run(
-            Config(seeds=(0,), epochs=20, kl_weight=weight, out=tmp_path / str(weight)), quiet()
+            Config(
+                model="lenet5", seeds=(0,), epochs=20, kl_weight=weight, out=tmp_path / str(weight)
+            ),
+            quiet(),
         )["information_background"][0]
-        for weight in (0.0, 10.0)
+        for weight in (0.0, 0.1)
     }
-    assert kept[10.0] < 0.7 * kept[0.0]
+    assert kept[0.1] < 0.7 * kept[0.0]
+
+
+@pytest.mark.usefixtures("small_studies")
+def test_controls_know_nothing_of_the_images(tmp_path: Path) -> None:
+    config = Config(model="lenet5", seeds=(0,), epochs=30, out=tmp_path / "out")
+    rows = run(config, quiet()).set_index("kind")
+    assert rows.loc["trained", "test_accuracy"] > 0.9
+    assert (rows.loc[["shuffled_labels", "untrained"], "test_accuracy"] < 0.7).all()
+    experiment = Experiment(config, RunFolder(tmp_path / "other", config))
+    with experiment._network("lenet5", 0, "untrained") as (task, network, first):
+        weights = dict(network.named_parameters())
+        for name, value in task.model.named_parameters():
+            assert torch.equal(weights[name], value)
+        assert first.dropout.offset.abs().max() > 0.0
+
+
+def test_shuffled_labels_stay_with_their_images() -> None:
+    source = make_data().train
+    shuffled = with_shuffled_labels(source, torch.Generator().manual_seed(0))
+    assert shuffled.labels.tolist() != source.labels.tolist()
+    assert shuffled.labels.bincount().tolist() == source.labels.bincount().tolist()
+    order = [torch.tensor([3, 1]), torch.tensor([5])]
+    for picked, own, other in zip(
+        order, shuffled.batches(order), source.batches(order), strict=True
+    ):
+        assert torch.equal(own[0], other[0])
+        assert torch.equal(own[1], shuffled.labels[picked])
+    part = shuffled.subset(torch.tensor([4, 2]))
+    assert part.labels.tolist() == shuffled.labels[[4, 2]].tolist()
+    assert part.digest() != source.subset(torch.tensor([4, 2])).digest()
+
+
+def test_the_prior_of_a_softplus_sees_what_the_softplus_returns(tmp_path: Path) -> None:
+    config = Config(data="mnist", model="lenet5_softplus", out=tmp_path)
+    model = build_model("lenet5_softplus", 10, (1, 28, 28)).eval()
+    image = torch.randn(1, 1, 28, 28)
+    with dropout_behind(model, "conv1", image, config.alpha) as dropout:
+        model(image)
+        seen = nn.Sequential(model.conv1, model.softplus1)  # type: ignore[arg-type]
+        information = pixel_information(seen, dropout, image)
+        torch.testing.assert_close(information.sum(), dropout.divergence)
 
 
 @pytest.mark.parametrize(
@@ -148,18 +218,25 @@ def test_wrong_settings_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("ratios", "verdict"),
+    ("ratios", "others", "verdict"),
     [
-        ([2.0, 2.1], "holds"),
-        ([0.5, 0.51], "fails"),
-        ([0.5, 2.0], "undecided"),
-        ([2.0], "one seed"),
+        ([2.0, 2.1], [1.0, 1.1], "holds, and more"),
+        ([2.0, 2.1], [2.0, 2.2], "not due to digits"),
+        ([0.5, 0.51], [1.0, 1.1], "fails"),
+        ([0.5, 2.0], [1.0, 1.1], "undecided"),
+        ([2.0], [1.0], "one seed"),
     ],
 )
-def test_the_verdict_follows_the_interval(ratios: list[float], verdict: str) -> None:
+def test_the_verdict_follows_the_intervals(
+    ratios: list[float], others: list[float], verdict: str
+) -> None:
     names = ("test_accuracy", "information_strokes", "information_background", "information_far")
-    others = (*names, "ratio_far", "images_higher", "pooled_mean", "pooled_ks")
-    rows = pd.DataFrame([{"ratio": ratio} | dict.fromkeys(others, 1.0) for ratio in ratios])
+    filled = dict.fromkeys((*names, "ratio_far", "images_higher", "pooled_mean", "pooled_ks"), 1.0)
+    rows = pd.DataFrame(
+        {"model": "a", "kind": kind, "seed": seed, "ratio": ratio} | filled
+        for kind, values in (("trained", ratios), ("untrained", others))
+        for seed, ratio in enumerate(values)
+    )
     fit = fit_noise(np.random.default_rng(0).lognormal(-0.02, 0.2, 100), 0.2)
-    report = format_report(rows, pd.DataFrame([fit._asdict()]), "title")
-    assert f"rather than the background: {verdict}" in report
+    report = format_report(rows, pd.DataFrame([{"model": "a"} | fit._asdict()]), "title")
+    assert verdict in report
