@@ -50,7 +50,7 @@ class VariationalConfig:
 
     n_steps: int = 200
     """Most minibatches of training with information dropout; 0 goes by the weights alone."""
-    kl_weight: float = 1e-5
+    kl_weight: float = 3e-6
     """Weight of an image's KL divergence, summed over the layer's units, against the
     cross-entropy."""
     alpha: AlphaForm = "channel"

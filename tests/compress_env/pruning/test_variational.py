@@ -282,11 +282,11 @@ class TestElements:
     @pytest.mark.parametrize("alpha", ["channel", "layer"])
     def test_a_unit_that_nothing_heeds_keeps_least(self, alpha: AlphaForm) -> None:
         task = CompressionTask(seeded(NoisyNet), make_data(), device="cpu")
-        config = VariationalConfig(alpha=alpha)
+        config = VariationalConfig(n_steps=100, kl_weight=1e-5, alpha=alpha)
         found = measure_information(task, seeded(NoisyNet), "conv1", config, generator())
         assert found.std > 2 * LEAST_STD
         assert int(found.values.argmin()) == 0
-        assert found.values[0] < 0.5 * found.values[1:].min()
+        assert found.values[0] < 0.1 * found.values.mean()
 
     @QUIET
     def test_a_higher_price_leaves_less(self) -> None:
@@ -310,7 +310,7 @@ class TestElements:
             measure_information(task, seeded(PlainNet), "conv2", config, generator())
         without = VariationalConfig(n_steps=0)
         found = measure_information(task, seeded(PlainNet), "conv2", without, generator())
-        assert found.std == 0.0 and found.n_steps == 0  # and no warning: nothing was to be told
+        assert found.std < 1e-6 and found.n_steps == 0  # and no warning: nothing was to be told
 
     def test_training_ends_once_the_spread_has_settled(self) -> None:
         task = CompressionTask(seeded(PlainNet), make_data(), device="cpu")
@@ -319,14 +319,13 @@ class TestElements:
                 task,
                 seeded(PlainNet),
                 "conv2",
-                VariationalConfig(n_steps=8 * WINDOW, tolerance=tolerance),
+                VariationalConfig(n_steps=4 * WINDOW, tolerance=tolerance),
                 generator(),
             ).n_steps
-            for tolerance in (0.0, 0.2, 1e9)
+            for tolerance in (0.0, 1e9)
         ]
-        assert steps[0] == 8 * WINDOW
-        assert steps[2] <= steps[1] <= steps[0]
-        assert steps[2] in (WINDOW, 2 * WINDOW) or steps[2] % WINDOW == 0
+        assert steps[0] == 4 * WINDOW  # never
+        assert steps[1] in (WINDOW, 2 * WINDOW)  # at the first window that tells outputs apart
 
     @QUIET
     def test_alpha_alone_learns_at_its_own_rate(self) -> None:
