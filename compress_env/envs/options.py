@@ -96,7 +96,7 @@ def config_of(
     kind: type[Config],
     option: Config | Mapping[str, Any] | str | None,
     name: str,
-    presets: Mapping[str, Config] | None = None,
+    presets: Mapping[Any, Config] | None = None,
 ) -> Config:
     """Return the settings that an option stands for.
 

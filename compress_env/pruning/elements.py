@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ __all__ = [
     "ElementPruner",
     "Information",
     "Measured",
+    "Preset",
     "VariationalConfig",
     "dropout_behind",
     "measure_information",
@@ -79,7 +80,12 @@ class VariationalConfig:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
 
-PRESETS = {"default": VariationalConfig(), "paper": VariationalConfig(temperature=1.0)}
+Preset = Literal["default", "paper"]
+"""Settings of variational pruning that have a name."""
+PRESETS: dict[Preset, VariationalConfig] = {
+    "default": VariationalConfig(),
+    "paper": VariationalConfig(temperature=1.0),
+}
 """Settings by name. The paper removes elements with a probability: the default's removal is the
 limit of that for a temperature of 0."""
 

@@ -16,6 +16,7 @@ from compress_env.envs.options import FinetuneAt, RewardAt
 from compress_env.envs.pruning import PruningMethod
 from compress_env.names import check_name, nearest
 from compress_env.networks.models import check_model_name
+from compress_env.pruning.elements import Preset
 from compress_env.quantization.activations import ACTIVATION_BITS
 from compress_env.task.rewards import REWARDS
 from experiments.common.cli.given import HANDED_OVER
@@ -94,6 +95,8 @@ class Config:
     """What it is compared with: uniform, portfolio, rules by name, random, 8bit, uniform-bits."""
     method: PruningMethod = "magnitude"
     """How channels or elements are selected."""
+    variational: Preset = "default"
+    """How elements are, where they go: the least salient, or with a probability as in the paper."""
     channel_round: int = 1
     """Counts of channels that stay are multiples of it, where that can be."""
     reward: str = "err"

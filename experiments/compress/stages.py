@@ -100,8 +100,7 @@ class Job:
         self.config = config
         self.console = console
         self.folder = folder
-        self.searches = {}
-        self._given = given or Given()
+        self.searches, self._given = {}, given or Given()
         self._policy = read_policy(config.policy, config.searcher) if config.policy else {}
         # On the CPU: worker processes are sent what the environments are made from.
         self._data = load_images(config, self._given)
@@ -131,6 +130,7 @@ class Job:
                 flops_budget=config.macs,
                 params_budget=config.params,
                 channel_round=config.channel_round,
+                variational=config.variational,
                 **self._options("pruning"),
             )
 

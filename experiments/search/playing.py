@@ -54,12 +54,17 @@ class Episode:
     """Why the episode failed."""
     noise_seed: int | None = None
     """Order of its minibatches; None where an earlier version has not kept it."""
+    information_std: tuple[float | None, ...] = ()
+    """Of each decided layer, how far the information of its outputs differs, in nats; None where
+    it was not measured. Empty where it never was."""
 
     def row(self) -> dict[str, Any]:
         """Flatten into a CSV row, one column per layer."""
         fields = asdict(self)
         layers, values, actions = (fields.pop(k) for k in ("layers", "values", "actions"))
         columns = {f"value:{layer}": v for layer, v in zip(layers, values, strict=True)}
+        spreads = zip(layers, fields.pop("information_std"), strict=False)
+        columns |= {f"information_std:{layer}": spread for layer, spread in spreads}
         return fields | columns | {"actions": format_actions(actions)}
 
     @staticmethod
@@ -71,7 +76,7 @@ class Episode:
         """
         cost = state["cost"]
         failed = cost != cost  # NaN: it has none
-        earlier = {"noise_seed": None}
+        earlier = {"noise_seed": None, "information_std": ()}
         found = restore(Episode, earlier | state | {"cost": 0.0 if failed else cost})
         return replace(found, cost=cost, values=tuple(state["values"]))  # bits stay whole numbers
 
@@ -88,6 +93,7 @@ class UnfinishedEpisode:
     layers: list[str] = field(default_factory=list)
     actions: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
+    information_std: list[float | None] = field(default_factory=list)
     reward: float = 0.0
     seconds: float = 0.0
     """Up to the moment at which the state was taken that the episode goes on from."""
@@ -106,11 +112,13 @@ class UnfinishedEpisode:
         if "error" not in info:
             self.layers.append(info["layer"])
             self.values.append(info[value_name])
+            self.information_std.append(info.get("information_std"))
 
     def finished(
         self, info: dict[str, Any], *, index: int, n_evaluations: int, seconds: float
     ) -> Episode:
         """Return the episode; `info` is of its last step, the rest as in `Episode`."""
+        spreads = self.information_std
         return Episode(
             index=index,
             layers=tuple(self.layers),
@@ -127,6 +135,7 @@ class UnfinishedEpisode:
             seconds=seconds,
             error=info.get("error"),
             noise_seed=info["noise_seed"],
+            information_std=tuple(spreads) if set(spreads) != {None} else (),
         )
 
 

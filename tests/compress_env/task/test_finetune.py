@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compress_env.data.bundle import RandomCropFlip, TensorSource
 from compress_env.task.finetune import (
+    Penalty,
     compute_logits,
     evaluate,
     finetune,
@@ -246,3 +247,44 @@ def test_accuracy_counts_every_image_once() -> None:
 def test_logits_that_are_not_finite_raise() -> None:
     with pytest.raises(FloatingPointError, match="logits are not finite"):
         evaluate(Constant([0.0, float("nan")]), [(torch.zeros(1, 1), torch.zeros(1).long())])
+
+
+class Shifted(PlainNet):
+    """A network with a parameter that only a penalty wants to move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.ones(2))
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_a_penalty_steps_its_own_parameters_with_its_own_optimizer(is_frozen: bool) -> None:
+    models = [seeded(Shifted) for _ in range(2)]
+    for model in models:
+        model.requires_grad_(not is_frozen)
+        model.shift.requires_grad_(True)  # type: ignore[union-attr]
+    shift = models[0].shift
+    assert isinstance(shift, nn.Parameter)
+    penalty = Penalty(lambda: 3.0 * shift.sum(), torch.optim.SGD([shift], 0.1))
+    finetune(models[0], batches(2), learning_rate=0.05, penalty=penalty)
+    torch.testing.assert_close(shift.detach(), torch.full((2,), 1.0 - 2 * 0.1 * 3.0))
+    if not is_frozen:
+        finetune(models[1], batches(2), learning_rate=0.05)
+    for name, parameter in models[1].named_parameters():
+        if name != "shift":
+            assert torch.equal(parameter, models[0].get_parameter(name))
+
+
+def test_a_penalty_ends_training_once_it_is_settled() -> None:
+    models, seen = [seeded(PlainNet) for _ in range(2)], []
+
+    def is_settled() -> bool:
+        seen.append(1)
+        return len(seen) == 3
+
+    penalty = Penalty(lambda: torch.zeros(()), is_settled=is_settled)
+    finetune(models[0], batches(6), learning_rate=0.05, penalty=penalty)
+    finetune(models[1], batches(6)[:3], learning_rate=0.05)
+    assert len(seen) == 3
+    for left, right in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(left, right)
