@@ -135,7 +135,8 @@ def format_report(
             "First method minus second, mean over layers; negative means that the first is better.",
             _format_differences(increases, when),
         ]
-    parts += ["## Whether information tells outputs apart", _format_information(rows)]
+    if "information_std" in rows:  # which earlier versions have not kept
+        parts += ["## Whether information tells outputs apart", _format_information(rows)]
     parts += ["## The same dense multiply-accumulates", _format_equal_macs(increases)]
     parts += ["## Error increase after fine-tuning by layer, points", _format_layers(increases)]
     parts += ["## Costs, percent of the unpruned network, mean over layers", _format_costs(rows)]
@@ -235,7 +236,7 @@ def _format_equal_macs(increases: pd.DataFrame) -> str:
 
 def _format_information(rows: pd.DataFrame) -> str:
     """Say how far the information differs between outputs, and what that changes."""
-    trained = rows[rows["information_std"].notna()] if "information_std" in rows else rows[:0]
+    trained = rows[rows["information_std"].notna()]
     if trained.empty:
         return "Needs a method with information dropout."
     by_layer = trained.groupby(["method", "layer"], sort=False)["information_std"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from compress_env.data.bundle import DataBundle
 from compress_env.envs.pruning import PruningEnv, PruningMethod
@@ -67,6 +68,7 @@ def test_a_failing_step_is_an_error() -> None:
         prune_one_layer(env, "conv2", 0.5)
 
 
+@pytest.mark.filterwarnings("ignore:information dropout has not told")
 @pytest.mark.usefixtures("small_studies")
 def test_every_method_layer_and_rate_is_measured(tmp_path: Path) -> None:
     table = run(small(tmp_path / "out"), quiet())
@@ -78,7 +80,15 @@ def test_every_method_layer_and_rate_is_measured(tmp_path: Path) -> None:
     assert (pruned.loc[is_whole, "dense_macs"] == 1.0).all()
     assert (pruned["sparse_macs"] < 1.0).all()
     assert (pruned["sparse_macs"] <= pruned["dense_macs"]).all()
+    trained = pruned["method"].isin(["variational", "channel+variational", "shuffled_information"])
+    assert trained.equals(pruned["information_std"].notna())
+    assert pruned.loc[pruned["overlap"].notna(), "overlap"].between(0, 1).all()
+    assert set(pruned.loc[pruned["overlap"].notna(), "method"]) == {
+        "variational",
+        "shuffled_information",
+    }
     report = (tmp_path / "out" / "single_layer.md").read_text()
+    assert "| variational, conv2 |" in report and "| shuffled_information 0.5 |" in report
     assert "The claim `variational` < `channel` < `magnitude`" in report
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "config.json",
@@ -104,6 +114,7 @@ def test_calibration_images_are_as_many_as_asked(
     assert asked == [("mnist", 24)]
 
 
+@pytest.mark.filterwarnings("ignore:information dropout has not told")
 @pytest.mark.usefixtures("small_studies")
 @pytest.mark.slow
 def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +150,23 @@ def test_wrong_settings_are_refused(
     with pytest.raises(ValueError, match=message):
         run(Config(out=tmp_path / "out", **settings), quiet())  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:information dropout has not told")
+@pytest.mark.usefixtures("small_studies")
+def test_shuffled_information_differs_in_nothing_but_the_choice(tmp_path: Path) -> None:
+    config = replace(small(tmp_path / "out"), variational_steps=3)
+    study = Measurement(config, RunFolder(tmp_path / "out", config))
+    network = study.task("cnn4", 0).model
+    envs = [study._env(network, network, 0, m) for m in ("variational", "shuffled_information")]
+    for env in envs:
+        prune_one_layer(env, "conv2", 0.5)
+    own, shuffled = (env.elements.last for env in envs)
+    assert own is not None and shuffled is not None
+    assert torch.equal(own.information.values, shuffled.information.values)
+    assert all(torch.equal(x, shuffled.after[name]) for name, x in own.after.items())
+    masks = [compute_layers(env.compressed_model())["conv2"].weight == 0 for env in envs]
+    assert masks[0].sum() == masks[1].sum() and not torch.equal(*masks)
 
 
 def rows_of(errors: dict[str, list[float]], macs: dict[str, float]) -> pd.DataFrame:
