@@ -115,7 +115,8 @@ STUDIES = [
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
 def test_reports_of_studies_follow_from_their_rows(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    rows, label = stored(folder, "table.csv"), config["label"] or config["dataset"]
+    rows = stored(folder, "table.csv")
+    label = config["label"] or config.get("data") or config["dataset"]
     if folder.name.startswith("importance-stability"):
         name, text = "importance_stability", stability_report(rows, label, config["target"])
     elif folder.name.startswith("importance-benefit"):

@@ -177,8 +177,7 @@ class Experiment(Study[Config]):
                 noise = self._noise(task, first, seed)
                 with torch.no_grad():
                     first.layer(next(_test_images(task)))
-                convolution = next(iter(_convolutions(network).values()))
-                weights = (convolution.weight, first.dropout.information)
+                weights = (_first_convolution(network).weight, first.dropout.information)
                 heading = f"{title}: filters of the first layer"
                 return {
                     "information": draw_information(images, kept, title),
@@ -240,7 +239,7 @@ class Experiment(Study[Config]):
     def _measure_pixels(self, task: CompressionTask, first: FirstLayer) -> dict[str, float]:
         """Return the information at strokes and elsewhere, mean over the test images."""
         means: dict[str, list[Tensor]] = {"strokes": [], "background": [], "far": []}
-        reach = first.layer.kernel_size[0] // 2
+        reach = _first_convolution(first.layer).kernel_size[0] // 2
         for images in _test_images(task):
             information = pixel_information(*first, images)
             regions = find_regions(images, reach)
@@ -311,6 +310,10 @@ def _convolutions(network: nn.Module) -> dict[str, nn.Conv2d]:
     if not found or next(iter(layers)) not in found:
         raise ValueError("the network's first layer must be a convolution")
     return found
+
+
+def _first_convolution(module: nn.Module) -> nn.Conv2d:
+    return next(each for each in module.modules() if isinstance(each, nn.Conv2d))
 
 
 def _test_images(task: CompressionTask) -> Iterator[Tensor]:

@@ -285,7 +285,7 @@ class TestElements:
         config = VariationalConfig(n_steps=100, kl_weight=1e-5, alpha=alpha)
         found = measure_information(task, seeded(NoisyNet), "conv1", config, generator())
         assert found.std > 2 * LEAST_STD
-        assert int(found.values.argmin()) == 0
+        assert found.values[0] < found.values.min() + 1e-3
         assert found.values[0] < 0.1 * found.values.mean()
 
     @QUIET

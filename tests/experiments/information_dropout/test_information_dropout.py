@@ -159,10 +159,9 @@ def test_a_strong_price_makes_units_noisier(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small_studies")
 def test_controls_know_nothing_of_the_images(tmp_path: Path) -> None:
-    config = Config(model="lenet5", seeds=(0,), epochs=30, out=tmp_path / "out")
-    rows = run(config, quiet()).set_index("kind")
-    assert rows.loc["trained", "test_accuracy"] > 0.9
-    assert (rows.loc[["shuffled_labels", "untrained"], "test_accuracy"] < 0.7).all()
+    config = Config(model="lenet5", seeds=(0,), epochs=20, out=tmp_path / "out")
+    accuracy = run(config, quiet()).set_index("kind")["test_accuracy"]
+    assert accuracy["trained"] > accuracy[["shuffled_labels", "untrained"]].max() + 0.1
     experiment = Experiment(config, RunFolder(tmp_path / "other", config))
     with experiment._network("lenet5", 0, "untrained") as (task, network, first):
         weights = dict(network.named_parameters())
@@ -192,7 +191,7 @@ def test_the_prior_of_a_softplus_sees_what_the_softplus_returns(tmp_path: Path) 
     model = build_model("lenet5_softplus", 10, (1, 28, 28)).eval()
     image = torch.randn(1, 1, 28, 28)
     with dropout_behind(model, "conv1", image, config.alpha) as dropout:
-        model(image)
+        model.eval()(image)
         seen = nn.Sequential(model.conv1, model.softplus1)  # type: ignore[arg-type]
         information = pixel_information(seen, dropout, image)
         torch.testing.assert_close(information.sum(), dropout.divergence)
