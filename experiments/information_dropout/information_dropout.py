@@ -73,7 +73,7 @@ class Config(StudyConfig):
     """Named data set of light strokes on a dark background."""
     epochs: int = 1
     """Epochs of training with information dropout."""
-    kl_weight: float = 1e-4
+    kl_weight: float = 1e-5
     """Weight of an image's KL divergence, summed over all units, against the cross-entropy."""
     alpha: AlphaForm = "channel"
     """What the width of a unit's noise follows from: channel or layer."""
