@@ -344,7 +344,7 @@ class PruningEnv(LayerwiseCompressionEnv):
                     executed[-1],
                     lambda: input_rms(self._statistics(network, name)),
                     derive_generator(seed, t, 2),
-                ).std
+                ).spread
 
     def _prune(
         self,

@@ -103,6 +103,11 @@ class Information(NamedTuple):
         """Standard deviation over output channels, in nats: whether units are told apart."""
         return float(self.values.std(correction=0))
 
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation; None where nothing was trained."""
+        return self.std if self.n_steps else None
+
 
 class Measured(NamedTuple):
     """What training with information dropout has led to, and from where."""

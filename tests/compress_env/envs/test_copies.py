@@ -143,6 +143,7 @@ class TestArguments:
         assert_same(play(twin, ACTIONS), expected)
         assert_same(play(copied(twin), ACTIONS), expected)
 
+    @pytest.mark.filterwarnings("ignore:information dropout has not told")
     @each_copy
     def test_nor_what_else_the_caller_may_change(self, copied: Copy) -> None:
         finetuning: dict[str, Any] = {"batch_size": 16, "batch_norm_batches": 2}

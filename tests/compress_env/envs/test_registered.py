@@ -180,13 +180,15 @@ def test_pickled_environment_gives_the_same_episode(env: gym.Env[Any, Any]) -> N
         assert a[-1]["reward_terms"] == b[-1]["reward_terms"]
 
 
+@pytest.mark.filterwarnings("ignore:information dropout has not told")
 @pytest.mark.parametrize("switch_off", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("method", ["magnitude", "channel", "channel+variational"])
 def test_gradients_that_a_caller_has_switched_off_change_nothing(
     switch_off: Any, method: Any
 ) -> None:
+    options: dict[str, Any] = {"method": method, "finetune_steps": 2, "store": None}
     twins = [
-        PruningEnv(seeded(PlainNet), make_data(), method=method, finetune_steps=2, store=None)
+        PruningEnv(seeded(PlainNet), make_data(), variational={"n_steps": 2}, **options)
         for _ in range(2)
     ]
     expected = walk_through(twins[0], [0.5, -0.2, 0.1])

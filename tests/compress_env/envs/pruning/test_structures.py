@@ -134,6 +134,7 @@ def _environment(name: str, method: PruningMethod) -> PruningEnv:
     return PruningEnv(seeded(BY_NAME[name]), make_data(), method=method, **options)
 
 
+@pytest.mark.filterwarnings("ignore:information dropout has not told")
 @pytest.mark.parametrize("method", get_args(PruningMethod))
 @pytest.mark.parametrize("name", BY_NAME)
 @settings(max_examples=1, deadline=None, suppress_health_check=[HealthCheck.too_slow])
