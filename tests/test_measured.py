@@ -76,7 +76,7 @@ def test_tables_are_those_of_the_stored_runs() -> None:
 
 def test_verdicts_on_single_layers_are_those_of_the_stored_runs() -> None:
     paths = sorted((ROOT / "results").glob("single-layer-*/single_layer.md"))
-    assert len(paths) == 2
+    assert len(paths) == 3
     for path in paths:
         _, after = path.read_text(encoding="utf-8").split("After fine-tuning, rates")
         verdict = [line for line in after.split("## ")[0].splitlines() if line.startswith("- ")]
