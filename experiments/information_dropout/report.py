@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from experiments.common.drawing.intervals import (
+    Interval,
     format_interval,
     format_mean,
     paired_interval,
@@ -67,15 +68,11 @@ def _format_pixels(rows: pd.DataFrame) -> list[str]:
 
 def _format_verdict(rows: pd.DataFrame, kinds: Sequence[str]) -> str:
     """Judge the claim: by the trained network's ratio, and by how it differs from the controls'."""
-    ratios = {
-        kind: rows[rows["kind"] == kind].set_index("seed")["ratio"].sort_index() for kind in kinds
-    }
-    own = ratios.pop(TRAINED)
     claim = "The claim that the first layer passes the digit on rather than the background"
+    own, differences = _against_controls(rows, kinds, rows["ratio"])
     if len(own) < 2:
         return f"**{claim}: one seed, no interval.**"
     side = student_interval(own - 1.0).side
-    differences = {kind: paired_interval(own, other) for kind, other in ratios.items()}
     sides = {kind: difference.side for kind, difference in differences.items()}
     if side == "above" and all(each == "above" for each in sides.values()):
         verdict = "holds, and more than for either control"
@@ -84,11 +81,32 @@ def _format_verdict(rows: pd.DataFrame, kinds: Sequence[str]) -> str:
         verdict = f"strokes keep more, but not more than in a control ({same}): not due to digits"
     else:
         verdict = {"below": "fails", "undecided": "undecided"}[side]
-    compared = "; ".join(
-        f"minus that of {kind.replace('_', ' ')} {format_interval(difference, 3, '+')}"
+    contrast = rows["information_strokes"] - rows["information_background"]
+    own, in_nats = _against_controls(rows, kinds, contrast)
+    return (
+        f"**{claim}: {verdict}**, by the ratio of information, which differs from that of "
+        f"{_listed(differences)}. Strokes keep {_number(own)} nats per pixel more than the "
+        f"background; that differs from that of {_listed(in_nats)}."
+    )
+
+
+def _against_controls(
+    rows: pd.DataFrame, kinds: Sequence[str], values: pd.Series
+) -> tuple[pd.Series, dict[str, Interval]]:
+    """Return the trained network's values by seed, and how they differ from each control's."""
+    by_seed = {
+        kind: values[rows["kind"] == kind].set_axis(rows.loc[rows["kind"] == kind, "seed"])
+        for kind in kinds
+    }
+    own = by_seed.pop(TRAINED)
+    return own, {kind: paired_interval(own, other[own.index]) for kind, other in by_seed.items()}
+
+
+def _listed(differences: dict[str, Interval]) -> str:
+    return " and of ".join(
+        f"{kind.replace('_', ' ')} by {format_interval(difference, 3, '+')}"
         for kind, difference in differences.items()
     )
-    return f"**{claim}: {verdict}.** Ratio of the trained network {compared}."
 
 
 def _format_noise(rows: pd.DataFrame, units: pd.DataFrame) -> str:

@@ -155,14 +155,15 @@ class Measurement(Study[Config]):
             return "variational", VariationalConfig(n_steps=0)
         if method == "elements_at_random":
             return "variational", VariationalConfig(n_steps=0, temperature=RANDOM_TEMPERATURE)
-        config, is_shuffled = self.config, method == "shuffled_information"
-        return "variational" if is_shuffled else method, VariationalConfig(
+        config = self.config
+        name: PruningMethod = "variational" if method == "shuffled_information" else method
+        return name, VariationalConfig(
             config.variational_steps,
             config.kl_weight,
             config.alpha,
             config.alpha_learning_rate,
             tolerance=0.0,
-            shuffle=is_shuffled,
+            shuffle=method == "shuffled_information",
         )
 
     def _measure_unpruned(self, network: nn.Module, trained: nn.Module, seed: int) -> Rows:
