@@ -406,5 +406,6 @@ class TestElements:
         "name", ["n_steps", "kl_weight", "alpha_learning_rate", "tolerance", "temperature"]
     )
     def test_negative_settings_are_refused(self, name: str) -> None:
+        settings: dict[str, Any] = {name: -1}
         with pytest.raises(ValueError, match=f"{name} must be 0 or more, got -1"):
-            VariationalConfig(**{name: -1})
+            VariationalConfig(**settings)

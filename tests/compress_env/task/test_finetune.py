@@ -262,7 +262,7 @@ def test_a_penalty_steps_its_own_parameters_with_its_own_optimizer(is_frozen: bo
     models = [seeded(Shifted) for _ in range(2)]
     for model in models:
         model.requires_grad_(not is_frozen)
-        model.shift.requires_grad_(True)  # type: ignore[union-attr]
+        model.shift.requires_grad_(True)
     shift = models[0].shift
     assert isinstance(shift, nn.Parameter)
     penalty = Penalty(lambda: 3.0 * shift.sum(), torch.optim.SGD([shift], 0.1))
