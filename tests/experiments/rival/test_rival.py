@@ -14,7 +14,8 @@ import pytest
 from compress_env.networks.training import Training
 from compress_env.task.counting import total_macs
 from compress_env.task.task import CompressionTask
-from experiments.rival import fastnas, libraries
+from experiments.compress.exports import Export
+from experiments.rival import fastnas, libraries, measures
 from experiments.rival.libraries import LIBRARIES, Request
 from experiments.rival.rival import Config, run
 from experiments.trial import trial
@@ -30,6 +31,16 @@ SMALL = Config(
 def _tasks() -> Iterator[None]:
     with tiny_tasks():
         yield
+
+
+@pytest.fixture
+def _unexported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the ONNX files, which take seconds."""
+    monkeypatch.setattr(measures, "export_networks", lambda *_: {"network": Export(0, 0.0)})
+    times = dict.fromkeys(("latency_1_ms", "latency_64_ms"), 1.0)
+    monkeypatch.setattr(
+        measures, "time_networks", lambda *_: dict.fromkeys(("baseline", "network"), times)
+    )
 
 
 def play(config: Config) -> dict[str, Any]:
@@ -54,6 +65,7 @@ def test_a_row_says_what_the_network_costs_and_is_worth(tmp_path: Path) -> None:
     assert stored["n_macs"].tolist() == [row["n_macs"]]
 
 
+@pytest.mark.usefixtures("_unexported")
 def test_bits_are_decided_on_a_task_of_quantization(tmp_path: Path) -> None:
     config = replace(SMALL, algo="relative_error", task=QUANTIZE, macs=None, size=0.5)
     row = play(replace(config, out=tmp_path / "rival"))
@@ -61,6 +73,7 @@ def test_bits_are_decided_on_a_task_of_quantization(tmp_path: Path) -> None:
     assert row["finetune_seconds"] > 0.0
 
 
+@pytest.mark.usefixtures("_unexported")
 def test_unpruned_is_fine_tuned_and_nothing_else(tmp_path: Path) -> None:
     row = play(replace(SMALL, algo="unpruned", macs=1.0, out=tmp_path / "rival"))
     assert row["macs"] == row["params"] == 1.0
@@ -68,12 +81,14 @@ def test_unpruned_is_fine_tuned_and_nothing_else(tmp_path: Path) -> None:
     assert row["finetune_seconds"] > 0.0
 
 
+@pytest.mark.usefixtures("_unexported")
 def test_without_epochs_a_network_stays_as_it_was_found(tmp_path: Path) -> None:
     row = play(replace(SMALL, algo="unpruned", macs=1.0, epochs=0, out=tmp_path / "rival"))
     assert row["finetune_seconds"] == 0.0
     assert row["test_error"] == row["baseline_test_error"]
 
 
+@pytest.mark.usefixtures("_unexported")
 @pytest.mark.parametrize("algo", ["tp_l2", "random"])
 def test_a_stopped_run_goes_on_and_finds_nothing_anew(
     algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
