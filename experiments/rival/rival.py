@@ -17,7 +17,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any, NamedTuple
 
-import gymnasium as gym
 import tyro
 from rich.console import Console
 from torch import nn
@@ -36,19 +35,20 @@ from experiments.common.run_folder import RunFolder
 from experiments.common.stored import read_table
 from experiments.rival.libraries import LIBRARIES, Request
 from experiments.rival.measures import measure_network
-from experiments.search.entrants import ACCEPTED, check_agent, check_stage
+from experiments.search.entrants import ACCEPTED, can_act, check_agent, check_stage
 from experiments.search.names import full_name, task_id
 from experiments.search.playing import play_values
 from experiments.train.layout import Layout, fastest
 from experiments.trial import trial
 
-__all__ = ["OTHERS", "UNPRUNED", "Config", "main", "run"]
+__all__ = ["A_PRUNING_RULE", "OTHERS", "UNPRUNED", "Config", "main", "run"]
 
 UNPRUNED = "unpruned"
 OTHERS = (UNPRUNED, *LIBRARIES)
 """Rows that are no agents."""
 N_BATCHES = 20
 """Minibatches of training images from which the final batch-norm statistics are estimated."""
+A_PRUNING_RULE = "l1"
 FOUND, TUNING = "found", "finetuning"
 BUDGETS = {"macs": "flops_budget", "size": "size_budget"}
 """What environments call the budgets."""
@@ -103,8 +103,8 @@ class Config:
             ValueError: If a setting is wrong.
             ImportError: If the agent's module, or a package that it needs, cannot be imported.
         """
-        spec = gym.spec(task_id(self.task, others=True))
-        other = "size" if "flops_budget" in spec.kwargs else "macs"
+        task_id(self.task, others=True)
+        other = "size" if can_act(A_PRUNING_RULE, self.task) else "macs"
         if getattr(self, other) is not None:
             raise ValueError(f"{self.task} has no budget {other}, got {getattr(self, other)}")
         for name in BUDGETS:
@@ -164,6 +164,11 @@ class Rival:
         self.config, self.folder = config, folder
         self.env = trial.make_task(config.trial)
         self.task = self.env.task
+        if not (self.env.transition_noise or config.algo in OTHERS):
+            raise ValueError(
+                f"{config.task} has one order of the minibatches: a search is asked what it stands "
+                "by on a task that draws orders (transition_noise)"
+            )
         digests = {"network": network_digest(self.task.model), "data": data_digest(self.task.data)}
         folder.hold_to(digests)
 

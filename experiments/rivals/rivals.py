@@ -27,7 +27,7 @@ from experiments.common.drawing.outputs import write_outputs
 from experiments.common.run_folder import run_path
 from experiments.common.stored import find_stored
 from experiments.rival.libraries import LIBRARIES
-from experiments.rival.rival import OTHERS, UNPRUNED
+from experiments.rival.rival import A_PRUNING_RULE, OTHERS, UNPRUNED
 from experiments.rival.rival import Config as Rival
 from experiments.rivals.report import draw_errors, format_rivals, read_rivals
 from experiments.search.entrants import ACCEPTED, can_act, check_stage
@@ -91,6 +91,8 @@ class Config:
     """Folder of the data set's files."""
     jobs: int = 1
     """Cells at a time."""
+    threads: int = 1
+    """Threads of each."""
     out: Path | None = None
     """Folder, to begin or to go on with; a new one under runs/ when not given."""
 
@@ -102,7 +104,7 @@ class Config:
             ImportError: If a package that an agent needs is missing.
         """
         check_choices(self, "algo", "seeds", "distill")
-        check_lowest(self, 1, "jobs")
+        check_lowest(self, 1, "jobs", "threads")
         if not self.macs and not self.size:
             raise ValueError("expected budgets, macs or size or both, got none")
         budgets = [
@@ -158,8 +160,8 @@ class Config:
 
 def _takes_part(algo: str, task: str) -> bool:
     """Tell whether a row is one of a task's."""
-    prunes = can_act("l1", Rival(task=task).task)
-    return prunes if algo in LIBRARIES else can_act(algo, Rival(task=task).task)
+    name = A_PRUNING_RULE if algo in LIBRARIES else algo
+    return can_act(name, Rival(task=task).task)
 
 
 def run(config: Config, console: Console) -> list[Outcome]:
@@ -176,7 +178,7 @@ def run(config: Config, console: Console) -> list[Outcome]:
     cells = _with_stored(folder, [make_cell("rival", rival) for rival in config.rivals()])
     pool = LocalPool(jobs=config.jobs, retries=RETRIES)
     try:
-        failed = work_on(pool, cells, folder, console)
+        failed = work_on(pool, cells, folder, console, threads=config.threads)
     except (Interrupted, KeyboardInterrupt) as stop:
         stop.add_note(f"go on with the same command and --out {folder.path}")
         raise

@@ -19,7 +19,7 @@ from experiments.rival import fastnas, libraries, measures
 from experiments.rival.libraries import LIBRARIES, Request
 from experiments.rival.rival import Config, run
 from experiments.trial import trial
-from tests.fakes import NOISY, BranchedNet, make_data, quiet, seeded, tiny_tasks
+from tests.fakes import NOISY, TINY, BranchedNet, make_data, quiet, seeded, tiny_tasks
 
 PRUNE, QUANTIZE = NOISY
 SMALL = Config(
@@ -140,8 +140,9 @@ def test_a_budget_out_of_reach_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         (replace(SMALL, algo="hawq_v2"), "hawq_v2 chooses bits"),
         (Config("tp_l2", QUANTIZE), r"tp_l2 prunes, .* asks for bits"),
         (replace(SMALL, distill=2.0), r"expected distill in \[0, 1\]"),
+        (replace(SMALL, task=TINY[0]), "TinyPrune-v0 has one order of the minibatches"),
     ],
-    ids=["other budget", "share", "name", "stage", "library", "distill"],
+    ids=["other budget", "share", "name", "stage", "library", "distill", "order"],
 )
 def test_a_wrong_setting_is_told_in_a_line(config: Config, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
