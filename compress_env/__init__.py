@@ -228,7 +228,7 @@ _CIFAR: dict[str, Any] = {"model": "resnet20", "data": "cifar10"}
 register(
     id="compress_env/PruneResNet20CIFAR10-v1",
     entry_point="compress_env.envs.pruning:PruningEnv",
-    kwargs=_FAIR_PRUNING | _CIFAR | {"flops_budget": 0.3, "finetune_steps": 4},
+    kwargs=_FAIR_PRUNING | _CIFAR | {"flops_budget": 0.3, "finetune_steps": 12},
 )
 register(
     id="compress_env/QuantizeResNet20CIFAR10-v1",
