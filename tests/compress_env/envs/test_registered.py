@@ -83,7 +83,14 @@ def test_the_expected_ids_are_registered() -> None:
     ]
 
 
-from compress_env.suite import SUITE_CIFAR, SuiteTask
+@pytest.mark.parametrize("task", SUITE_CIFAR, ids=lambda task: task.id.partition("/")[2])
+def test_images_that_do_not_come_with_the_package_are_asked_for(
+    task: SuiteTask, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^cifar10: no .*; download it with .*data_root="):
+        gym.make(task.id, data_root=tmp_path)
+
+
 def test_passes_gymnasium_check(env: gym.Env[Any, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
