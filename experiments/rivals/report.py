@@ -69,9 +69,10 @@ def format_rivals(rows: pd.DataFrame) -> str:
     """
     blocks = []
     for column in BUDGETS:
-        for (budget, distill), group in _compressed(rows).groupby([column, "distill"]):
+        for _, group in _compressed(rows).groupby([column, "distill"]):
+            budget, distill = float(group[column].iloc[0]), float(group["distill"].iloc[0])
             whole = rows[(rows["agent"] == UNPRUNED) & (rows["distill"] == distill)]
-            blocks.append(_block(column, float(budget), float(distill), whole, group))
+            blocks.append(_block(column, budget, distill, whole, group))
     if not blocks:
         whole = rows[rows["agent"] == UNPRUNED]
         return format_markdown(HEADINGS, [_line(UNPRUNED, whole)]) + "\n"

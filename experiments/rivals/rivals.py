@@ -129,9 +129,7 @@ class Config:
             rivals = [*unpruned, *rivals]
         for algo in set(self.algo) - {rival.algo for rival in rivals}:
             if algo in OTHERS:
-                raise ValueError(
-                    f"{algo} takes part at budgets of multiply-accumulates: give --macs"
-                )
+                raise ValueError(f"{algo} prunes: give budgets of multiply-accumulates, --macs")
             check_stage(algo, Rival(task=budgets[0][0]).task)
         for rival in rivals:
             rival.check()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,8 +93,16 @@ def test_without_epochs_a_network_stays_as_it_was_found(tmp_path: Path) -> None:
 def test_a_stopped_run_goes_on_and_finds_nothing_anew(
     algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, epochs, whole = [], [], Training.run_epoch
+    found: list[str] = []
+    epochs, whole = [], Training.run_epoch
     prune, search = LIBRARIES["tp_l2"], trial.run
+
+    def counted(find: Callable[..., Any]) -> Callable[..., Any]:
+        def find_and_count(*given: Any) -> Any:
+            found.append(algo)
+            return find(*given)
+
+        return find_and_count
 
     def stopping(training: Training) -> float:
         epochs.append(training.n_done)
@@ -104,8 +112,8 @@ def test_a_stopped_run_goes_on_and_finds_nothing_anew(
 
     two = replace(SMALL, algo=algo, epochs=2)
     row = play(replace(two, out=tmp_path / "whole"))
-    monkeypatch.setitem(LIBRARIES, "tp_l2", lambda *given: found.append(1) or prune(*given))
-    monkeypatch.setattr(trial, "run", lambda *given: found.append(1) or search(*given))
+    monkeypatch.setitem(LIBRARIES, "tp_l2", counted(prune))
+    monkeypatch.setattr(trial, "run", counted(search))
     monkeypatch.setattr(Training, "run_epoch", stopping)
     with pytest.raises(KeyboardInterrupt):
         play(replace(two, out=tmp_path / "stopped"))

@@ -161,5 +161,5 @@ def test_a_table_has_means_over_seeds_with_the_best_row_first() -> None:
     ]
     [(name, figure)] = draw_errors(pd.DataFrame(rows)).items()
     assert name == "rivals-macs.png"
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    _, labels = figure.axes[0].get_legend_handles_labels()
     assert labels == ["l1", "kl_curve"]
