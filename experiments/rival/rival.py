@@ -200,9 +200,9 @@ class Rival:
         """Run the trial, or what is left of it, and take its nominee."""
         path = self.folder.path / "search"
         if not (path / "table.csv").exists():
-            has_begun = (path / "config.json").exists()
+            config, has_begun = self.config.trial, (path / "config.json").exists()
             trial.run(
-                replace(self.config.trial, **{"resume" if has_begun else "out": path}), console
+                replace(config, resume=path) if has_begun else replace(config, out=path), console
             )
         row = read_table(path / "table.csv").iloc[0]
         values = json.loads(row[f"confirmed_values_{self.config.evaluations}"])
