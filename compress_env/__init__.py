@@ -221,3 +221,17 @@ register(
     kwargs=_FAIR_QUANTIZATION
     | {"model": "densenet_small", "data": "digits8", "size_budget": 0.118},
 )
+
+# ResNet-20 on CIFAR-10, whose images do not come with the package: they lie in `data_root`.
+_CIFAR: dict[str, Any] = {"model": "resnet20", "data": "cifar10"}
+
+register(
+    id="compress_env/PruneResNet20CIFAR10-v1",
+    entry_point="compress_env.envs.pruning:PruningEnv",
+    kwargs=_FAIR_PRUNING | _CIFAR | {"flops_budget": 0.3, "finetune_steps": 12},
+)
+register(
+    id="compress_env/QuantizeResNet20CIFAR10-v1",
+    entry_point="compress_env.envs.quantization:QuantizationEnv",
+    kwargs=_FAIR_QUANTIZATION | _CIFAR | {"size_budget": 0.1},
+)

@@ -16,7 +16,7 @@ from compress_env.envs.options import config_of
 from compress_env.networks.models import RECIPES
 from compress_env.task.task import FinetuneConfig
 
-__all__ = ["SUITE", "SUITE_V0", "SuiteTask", "describe_suite"]
+__all__ = ["SUITE", "SUITE_CIFAR", "SUITE_V0", "SuiteTask", "describe_suite"]
 
 _DEFAULTS: dict[str, Any] = {
     "reward": "err",
@@ -108,12 +108,26 @@ SUITE: tuple[SuiteTask, ...] = tuple(
 
 Minibatches are drawn anew in every episode, and action 0 is the uniform allocation."""
 
+SUITE_CIFAR: tuple[SuiteTask, ...] = (
+    SuiteTask(
+        "compress_env/PruneResNet20CIFAR10-v1",
+        12,
+        "a network and images as in papers: residual streams and the channels inside nine blocks",
+    ),
+    SuiteTask(
+        "compress_env/QuantizeResNet20CIFAR10-v1",
+        22,
+        "a network and images as in papers: every convolution of nine residual blocks",
+    ),
+)
+"""Tasks of the same kind whose images do not come with the package: they need `data_root`."""
+
 
 def describe_suite(tasks: Sequence[SuiteTask] = SUITE) -> list[dict[str, str]]:
     """Return one row per task, in their order, with all that is fixed in it.
 
     Args:
-        tasks: `SUITE` or `SUITE_V0`, or some of them.
+        tasks: `SUITE`, `SUITE_CIFAR` or `SUITE_V0`, or some of them.
 
     Returns:
         Rows with the columns `task` (the id without its namespace), `network`, `data`, `stage`,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from compress_env.suite import SUITE, SUITE_V0, describe_suite
+from compress_env.suite import SUITE, SUITE_CIFAR, SUITE_V0, describe_suite
 from experiments.benchmark import table as benchmark_table
 from experiments.benchmark.report import NOT_LEARNING, beats, format_leaderboard, verdicts
 from experiments.benchmark.table import (
@@ -152,7 +152,7 @@ def test_penalties_are_reported_as_they_were_measured(runs: str) -> None:
 
 def test_tables_of_the_suite_are_what_is_registered_and_as_measured() -> None:
     page = PAGES["suite.md"]
-    for tasks in (SUITE, SUITE_V0):
+    for tasks in (SUITE, SUITE_CIFAR, SUITE_V0):
         described = describe_suite(tasks)
         pairs = zip(described, tasks, strict=True)
         lines = [(*row.values(), task.description) for row, task in pairs]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from compress_env.data.datasets import ImageSource
+from compress_env.task.distillation import distillation_loss
 from compress_env.task.finetune import compute_logits, use_channels_last
 
 __all__ = ["Recipe", "Training", "train_by_recipe"]
@@ -53,6 +54,9 @@ class Training:
         recipe: How to train; the seed is of the order of the images and their augmentation.
         bf16: Whether the forward pass runs under autocast in bfloat16; weights stay float32.
         channels_last: Whether network and images are laid out channels last.
+        teacher: A network for the same images, in evaluation mode, to distil from.
+        distill: Weight of its answers in the loss, in [0, 1]; at 0 it is not run.
+        distill_temperature: What logits are divided by where answers are compared.
     """
 
     def __init__(
@@ -63,10 +67,15 @@ class Training:
         *,
         bf16: bool = False,
         channels_last: bool = False,
+        teacher: nn.Module | None = None,
+        distill: float = 0.0,
+        distill_temperature: float = 4.0,
     ) -> None:
         """Prepare the first epoch."""
         self.model, self.recipe, self.n_done = model, recipe, 0
         self._train, self._bf16, self._channels_last = train, bf16, channels_last
+        self._teacher, self._distill = teacher, distill
+        self._distill_temperature = distill_temperature
         if channels_last:
             use_channels_last(model)
         self._generator = torch.Generator().manual_seed(recipe.seed)
@@ -110,15 +119,21 @@ class Training:
         )
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
-        logits = compute_logits(
-            self.model, images, bf16=self._bf16, channels_last=self._channels_last
-        )
+        logits = self._answers_of(self.model, images)
         loss = cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        if self._teacher is not None and self._distill > 0.0:
+            with torch.no_grad():
+                answers = self._answers_of(self._teacher, images)
+            softened = distillation_loss(logits, answers, self._distill_temperature)
+            loss = (1.0 - self._distill) * loss + self._distill * softened
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self._schedule.step()
         return loss.detach()
+
+    def _answers_of(self, model: nn.Module, images: Tensor) -> Tensor:
+        return compute_logits(model, images, bf16=self._bf16, channels_last=self._channels_last)
 
     def state(self) -> dict[str, Any]:
         """Return all that `restore` needs: tensors and plain values."""

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from compress_env.files import replacing
 from compress_env.names import check_name
-from compress_env.suite import SUITE, SUITE_V0
+from compress_env.suite import SUITE, SUITE_CIFAR, SUITE_V0
 from experiments.common.drawing.intervals import Interval, improvement_interval, iqm_interval
 from experiments.common.stored import parse, read_table
 from experiments.search.names import short_name
@@ -188,7 +188,7 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
         raise ValueError(f"expected each trial once, got {agent} on {task}, seed {seed}, twice")
     _check_confirmed(trials)
     _check_networks(folders, tables)
-    places = {task.id: place for place, task in enumerate((*SUITE, *SUITE_V0))}
+    places = {task.id: place for place, task in enumerate((*SUITE, *SUITE_CIFAR, *SUITE_V0))}
     order = trials["task"].map(lambda task: places.get(task, len(places)))
     return trials.iloc[order.argsort(kind="stable")].reset_index(drop=True)
 

@@ -34,7 +34,7 @@ from compress_env.data.bundle import load_data
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.names import check_name
 from compress_env.networks.models import RECIPES, build_model, train_by_recipe
-from compress_env.suite import SUITE, SUITE_V0, describe_suite
+from compress_env.suite import SUITE, SUITE_CIFAR, SUITE_V0, describe_suite
 from experiments.common.checks import check_lowest
 from experiments.common.cli.command import run_command
 from experiments.common.cli.say import say
@@ -79,7 +79,7 @@ def run(config: Config, console: Console) -> list[tuple[str, ...]]:
     """
     check_lowest(config, 1, "episodes")
     check_lowest(config, 2, "allocations", "orders")
-    described = {row["task"]: row for row in describe_suite((*SUITE, *SUITE_V0))}
+    described = {row["task"]: row for row in describe_suite((*SUITE, *SUITE_CIFAR, *SUITE_V0))}
     names = [short_name(name) for name in config.task]
     for name in names:
         check_name("task", name, described)

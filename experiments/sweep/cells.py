@@ -16,6 +16,7 @@ from experiments.common.cli.given import given_in
 from experiments.common.cli.parsing import UsageError, parse_command
 from experiments.compress import compress
 from experiments.control import control
+from experiments.rival import rival
 from experiments.trial import trial
 
 __all__ = ["EXPERIMENTS", "Cell", "Experiment", "cell_name", "make_cell", "make_cells"]
@@ -40,6 +41,9 @@ EXPERIMENTS = {
         ("model", "data", "algo", "method", "macs", "params", "size", "seed"),
     ),
     "control": Experiment(control.Config, control.run, ("algo", "task", "seed")),
+    "rival": Experiment(
+        rival.Config, rival.run, ("algo", "task", "macs", "size", "distill", "seed")
+    ),
     "trial": Experiment(trial.Config, trial.run, ("algo", "task", "seed")),
 }
 """Experiments whose runs can be cells, by name."""
@@ -50,10 +54,13 @@ COLUMNS = {
     ("compress", "params"): "params_budget",
     ("compress", "size"): "size_budget",
     ("control", "algo"): "agent",
+    ("rival", "algo"): "agent",
+    ("rival", "macs"): "flops_budget",
+    ("rival", "size"): "size_budget",
     ("trial", "algo"): "agent",
 }
 """What `sweep.csv` calls settings, by experiment and setting, where it is otherwise."""
-LABELS = {"macs": "flops", "params": "params", "size": "size", "seed": "seed"}
+LABELS = {"macs": "flops", "params": "params", "size": "size", "distill": "distill", "seed": "seed"}
 
 
 class Cell(NamedTuple):

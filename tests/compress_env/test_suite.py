@@ -20,12 +20,12 @@ from compress_env.data.bundle import DataBundle, load_data
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.networks.models import RECIPES, build_model
 from compress_env.pruning.graph.surgery import find_walk
-from compress_env.suite import SUITE, SUITE_V0, describe_suite
+from compress_env.suite import SUITE, SUITE_CIFAR, SUITE_V0, describe_suite
 from compress_env.task.layers import layer_table
 from tests.fakes import seeded
 
 NAMED = sorted(i for i in gym.registry if i.startswith("compress_env/") and gym.spec(i).kwargs)
-TASKS = (*SUITE_V0, *SUITE)
+TASKS = (*SUITE_V0, *SUITE, *SUITE_CIFAR)
 VGG8 = [f"compress_env/{stage}VGG8Digits-v1" for stage in ("Prune", "Quantize")]
 SIDES = {"digits8": 8, "digits16": 16}
 FIRST_VERSION = "c2d9fafbd9af6dabfb7302e21dbe2e2c30f567a82147f8ebefa0a4d995889650"
@@ -45,7 +45,8 @@ def untrained(name: str) -> nn.Module:
 def n_decisions(name: str, data: str, is_quantized: bool) -> int:
     """Return how many layers are decided in a network, without an environment."""
     side = SIDES.get(data, 32)
-    model, image = build_model(name, 10, (1, side, side)), torch.zeros(1, 1, side, side)
+    shape = (3 if data == "cifar10" else 1, side, side)
+    model, image = build_model(name, 10, shape), torch.zeros(1, *shape)
     if is_quantized:
         return len(layer_table(model, image))
     return len(find_walk(model, image).decisions)
@@ -65,7 +66,7 @@ def test_decisions_are_those_of_the_network(task: Any) -> None:
 def test_everything_is_fixed_in_a_deep_task() -> None:
     fixed = {"model", "data", "finetune_steps", "finetune_config", "reward", "reward_at"}
     fixed |= {"finetune_at"}
-    for task in (*SUITE_V0[4:], *SUITE):
+    for task in (*SUITE_V0[4:], *SUITE, *SUITE_CIFAR):
         kwargs = gym.spec(task.id).kwargs
         assert fixed < set(kwargs)
         assert kwargs["reward_at"] == "episode"
@@ -100,7 +101,7 @@ def test_first_version_is_registered_as_it_always_was() -> None:
 
 
 def test_second_version_has_other_minibatches_in_each_episode_and_the_uniform_prior() -> None:
-    for task in SUITE:
+    for task in (*SUITE, *SUITE_CIFAR):
         kwargs = gym.spec(task.id).kwargs
         assert kwargs["transition_noise"] is True
         assert kwargs["prior"] == "uniform"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -17,6 +18,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 import compress_env
 from compress_env.envs.base import LayerState, LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
+from compress_env.suite import SUITE_CIFAR, SuiteTask
 from tests.fakes import DATA_ROOT, PlainNet, make_data, seeded, slow_but
 
 IDS = sorted(name for name in gym.registry if name.startswith("compress_env/"))
@@ -28,6 +30,8 @@ HAS_MNIST = (DATA_ROOT / "MNIST" / "raw").is_dir()
 @pytest.fixture(scope="module", params=slow_but(QUICK, IDS))
 def env(request: pytest.FixtureRequest) -> Iterator[gym.Env[Any, Any]]:
     """Make each registered environment once; the tests reset it."""
+    if "CIFAR10" in request.param:
+        pytest.skip("CIFAR-10 does not come with the package")
     if "MNIST" in request.param and not HAS_MNIST:
         pytest.skip(f"MNIST is not in {DATA_ROOT}")
     made = gym.make(request.param, finetune_steps=2)
@@ -56,6 +60,7 @@ def test_the_expected_ids_are_registered() -> None:
         "PruneLeNet5MNIST-v1",
         "PruneMobileNetV2Digits-v0",
         "PruneMobileNetV2Digits-v1",
+        "PruneResNet20CIFAR10-v1",
         "PruneResNet20Digits-v0",
         "PruneResNet20Digits-v1",
         "PruneVGG8Digits-v0",
@@ -70,11 +75,20 @@ def test_the_expected_ids_are_registered() -> None:
         "QuantizeLeNet5MNIST-v1",
         "QuantizeMobileNetV2Digits-v0",
         "QuantizeMobileNetV2Digits-v1",
+        "QuantizeResNet20CIFAR10-v1",
         "QuantizeResNet20Digits-v0",
         "QuantizeResNet20Digits-v1",
         "QuantizeVGG8Digits-v0",
         "QuantizeVGG8Digits-v1",
     ]
+
+
+@pytest.mark.parametrize("task", SUITE_CIFAR, ids=lambda task: task.id.partition("/")[2])
+def test_images_that_do_not_come_with_the_package_are_asked_for(
+    task: SuiteTask, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^cifar10: no .*; download it with .*data_root="):
+        gym.make(task.id, data_root=tmp_path)
 
 
 def test_passes_gymnasium_check(env: gym.Env[Any, Any]) -> None:

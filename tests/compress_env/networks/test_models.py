@@ -24,7 +24,7 @@ from compress_env.networks.models import (
     save_checkpoint,
 )
 from compress_env.suite import SUITE, SuiteTask
-from tests.fakes import DATA_ROOT
+from tests.fakes import DATA_ROOT, make_data
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -134,6 +134,44 @@ def test_everybody_starts_the_named_tasks_from_the_same_network(
     [stored] = shipped.glob(f"{given['model']}-{data.name}-*.safetensors")
     weights = torch.cat([tensor.flatten() for tensor in load_file(stored).values()])
     assert weights.numel() == sum(tensor.numel() for tensor in model.state_dict().values())
+
+
+def _images_as_of_cifar10() -> DataBundle:
+    return replace(make_data(n_classes=10, side=32, channels=3), name="cifar10")
+
+
+def test_whatever_copy_of_cifar10_is_there_the_shipped_network_is_taken_and_told_of(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(models, "SHIPPED", shipped)
+    with caplog.at_level(logging.INFO):
+        model = load_baseline("resnet20", _images_as_of_cifar10())
+    assert [each.getMessage() for each in caplog.records] == [
+        "resnet20 on cifar10: trained on a JPEG copy of the images"
+    ]
+    stored = load_file(shipped / "resnet20-cifar10-jpeg.safetensors")
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
+    assert (shipped / "resnet20-cifar10-jpeg.safetensors").stat().st_size < 1_500_000
+
+
+def test_another_recipe_than_the_shipped_network_s_is_followed(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "SHIPPED", shipped)
+    followed = []
+    monkeypatch.setattr(models, "train_by_recipe", lambda *given: followed.append(given[2]))
+    load_baseline("resnet20", _images_as_of_cifar10(), recipe=Recipe(epochs=2))
+    assert followed == [Recipe(epochs=2)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA_ROOT / "test" / "airplane").is_dir(), reason="needs CIFAR-10")
+def test_the_network_of_cifar10_is_as_good_as_the_docs_say(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "SHIPPED", shipped)
+    data = load_data("cifar10", data_root=DATA_ROOT)
+    assert _accuracy(load_baseline("resnet20", data), data) == pytest.approx(0.875, abs=0.005)
 
 
 @pytest.mark.usefixtures("_quick")
