@@ -11,6 +11,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, PolicyPredictor
+from stable_baselines3.common.vec_env import VecEnv
 
 from agents import SBPF, EpisodeSearch, Greedy, Portfolio, Random, Rule
 from compress_env.envs.base import LayerwiseCompressionEnv
@@ -68,7 +69,7 @@ def make_agent(
     Args:
         name: A name that `check_agent` accepts.
         env: The environment in `log`, for agents that look at the network.
-        log: What the agent acts on; a Stable-Baselines3 `VecEnv` of one environment.
+        log: What the agent acts on; a Stable-Baselines3 `VecEnv`.
         n_steps: Environment steps of the search.
         seed: Seed of the agent.
         settings: Hyper-parameters in place of those that are stored for the agent.
@@ -141,8 +142,9 @@ def make_learner(
     given = dict(settings or {})
     check_settings(name, given)
     agent = learner_class(name)
+    n_envs = env.num_envs if isinstance(env, VecEnv) else 1
     arguments = dict(ENTRANTS[agent_of(name)].fixed) | _arguments(
-        stored_settings(name) | given, n_steps
+        stored_settings(name) | given, n_steps, n_envs
     )
     if issubclass(agent, EpisodeSearch) and rule_of(name) is not None:
         arguments["start"] = 0.0
@@ -150,18 +152,27 @@ def make_learner(
         arguments["gamma"] = 1.0
     if issubclass(agent, OffPolicyAlgorithm):
         arguments |= {"buffer_size": max(n_steps, 1), "policy_kwargs": {"net_arch": [64, 64]}}
+        # As many updates per transition as with one environment.
+        arguments["gradient_steps"] = arguments.get("gradient_steps", 1) * n_envs
     try:
         return agent("MlpPolicy", env, seed=seed, device="cpu", **arguments)
     except AssertionError as error:  # as which Stable-Baselines3 refuses some values
         raise ValueError(f"{name} does not take its settings: {error}") from None
 
 
-def _arguments(settings: dict[str, Any], n_steps: int) -> dict[str, Any]:
-    """Turn hyper-parameters into arguments of an agent's class, for a search of `n_steps`."""
+def _arguments(settings: dict[str, Any], n_steps: int, n_envs: int) -> dict[str, Any]:
+    """Turn hyper-parameters into arguments of an agent's class, for a search of `n_steps`.
+
+    Args:
+        settings: Hyper-parameters.
+        n_steps: Environment steps of the search, over all environments.
+        n_envs: Environments that are stepped at once.
+    """
     given = dict(settings)
     if "n_updates" in given:
         steps = _rollout(n_steps, given.pop("n_updates"), given.pop("n_steps_max"))
-        given |= {"n_steps": steps, "batch_size": steps // 2}
+        each = -(-steps // n_envs)
+        given |= {"n_steps": each, "batch_size": each * n_envs // 2}
     if "learning_starts_fraction" in given:
         highest = given.pop("learning_starts_max")
         given["learning_starts"] = min(
@@ -176,5 +187,5 @@ def _arguments(settings: dict[str, Any], n_steps: int) -> dict[str, Any]:
 
 
 def _rollout(n_steps: int, n_updates: int, highest: int) -> int:
-    """Steps between two updates: even, from 8 to `highest`."""
+    """Steps between two updates, over all environments: even, from 8 to `highest`."""
     return int(np.clip(n_steps // (2 * n_updates), 4, max(highest // 2, 4))) * 2

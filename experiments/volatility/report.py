@@ -21,6 +21,7 @@ from experiments.common.drawing.intervals import (
     student_interval,
 )
 from experiments.common.drawing.outputs import format_markdown
+from experiments.volatility.improvements import format_improvements
 from experiments.volatility.measures import (
     dispersion_across,
     episodes_to_reach,
@@ -103,6 +104,8 @@ def format_report(rows: pd.DataFrame, curves: Curves, summary: pd.DataFrame, tit
     ]
     for search in _searches(curves):
         parts += [f"## {search}", _format_table(rows, summary, search)]
+    improvements = format_improvements(rows, _searches(curves), list(summary["agent"]))
+    parts += [improvements] if improvements else []
     names = ("curves", "measures", "overestimation")
     parts += [f"![{name}]({name}.png)" for name in names]
     return "\n\n".join(parts) + "\n"
