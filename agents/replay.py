@@ -73,6 +73,7 @@ class ReplayPPO(CheckedAlgorithm, PPO):
             actions = self._sample_actions(env.num_envs)
             assert isinstance(self._last_obs, np.ndarray)
             values = self.policy.predict_q_values(self._last_obs, actions)  # for callbacks
+            target_values = self.policy.predict_q_values(self._last_obs, actions, True)
             new_obs, rewards, dones, infos = env.step(actions)
             assert isinstance(new_obs, np.ndarray)  # Dict observations are rejected at construction
             self.num_timesteps += env.num_envs

@@ -165,6 +165,9 @@ AGENTS = {
     "kl_ppo": Agent(_penalty(KLPPO), discrete=True, is_ppo=True),
     # Its coefficient follows the divergence as that of the KL penalty, to the same target.
     "cim_ppo": Agent(_penalty(CIMPPO, kl_target=0.01), discrete=True, is_ppo=True),
+    "cim_ppo_metric": Agent(
+        _penalty(CIMPPO, kl_target=0.01, cim_form="metric"), discrete=True, is_ppo=True
+    ),
     "q_critic_ppo": Agent(_q_critic_ppo, discrete=False, is_ppo=False),
     "q_critic_ppo_paper": Agent(
         _q_critic_ppo_paper, discrete=False, is_ppo=False, n_envs=PAPER_ENVS
@@ -175,7 +178,7 @@ AGENTS = {
 }
 """Agents by name."""
 
-PENALTIES = {"ppo": "clip", "kl_ppo": "KL", "cim_ppo": "CIM"}
+PENALTIES = {"ppo": "clip", "kl_ppo": "KL", "cim_ppo": "CIM", "cim_ppo_metric": "CIM metric"}
 """What keeps the policy of an agent near the one that has acted."""
 
 

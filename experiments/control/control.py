@@ -34,8 +34,8 @@ class Config:
     """Settings of a run."""
 
     algo: str = "ppo"
-    """Named agent: ppo (with the clip), kl_ppo, cim_ppo, q_critic_ppo,
-    q_critic_ppo_paper, ddpg, td3 or sac."""
+    """Named agent: ppo (with the clip), kl_ppo, cim_ppo, cim_ppo_metric,
+    q_critic_ppo, q_critic_ppo_paper, ddpg, td3 or sac."""
     task: str = "Pendulum-v1"
     """Named task."""
     seed: int = 0
