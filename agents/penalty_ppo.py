@@ -22,10 +22,9 @@ from torch.nn import functional as F
 from agents.common.arguments import PPO_RANGES, Range, in_a_line
 from agents.common.checked_algorithm import CheckedAlgorithm
 from agents.common.losses import (
+    CIM_FORMS,
     CIMForm,
     adapted_coef,
-    cim_metric,
-    cim_penalty,
     clip_fraction,
     clipped_surrogate_loss,
     parameter_shift,
@@ -35,12 +34,6 @@ from agents.common.spaces import check_bounds, check_observations
 from agents.policies import QCriticPolicy
 
 __all__ = ["CIMPPO", "KLPPO", "PenaltyPPO", "PolicyBatch"]
-
-FORMS: Mapping[CIMForm, Callable[[th.Tensor, float], th.Tensor]] = {
-    "joint": cim_penalty,
-    "metric": cim_metric,
-}
-"""Penalties of `CIMPPO`."""
 
 
 class PolicyBatch(NamedTuple):
@@ -370,12 +363,12 @@ class CIMPPO(PenaltyPPO):
 
     def _check_settings(self) -> None:
         super()._check_settings()
-        if self.cim_form not in FORMS:
-            raise ValueError(f"cim_form must be one of {tuple(FORMS)}, got {self.cim_form!r}")
+        if self.cim_form not in CIM_FORMS:
+            raise ValueError(f"cim_form must be one of {tuple(CIM_FORMS)}, got {self.cim_form!r}")
 
     def _policy_loss(self, batch: PolicyBatch) -> th.Tensor:
         new, old = _torch_distribution(batch.new), _torch_distribution(batch.old)
-        penalty = FORMS[self.cim_form](parameter_shift(new, old), self.width)
+        penalty = CIM_FORMS[self.cim_form](parameter_shift(new, old), self.width)
         return surrogate_loss(*batch[:3]) + self.cim_coef * penalty.mean()
 
     def _after_training(self, kl_old_new: float) -> None:

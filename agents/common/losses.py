@@ -3,12 +3,14 @@
 Shapes: B states, K sampled actions per state, D action dimensions.
 """
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import torch as th
 from torch.nn import functional as F
 
 __all__ = [
+    "CIM_FORMS",
     "Advantage",
     "CIMForm",
     "adapted_coef",
@@ -172,6 +174,13 @@ def cim_metric(shift: th.Tensor, width: float) -> th.Tensor:
     _check_width(width)
     mean = -th.expm1(-shift.square() / (2.0 * width**2)).mean(dim=-1)
     return th.sqrt(mean + 1e-8) - 1e-4
+
+
+CIM_FORMS: dict[CIMForm, Callable[[th.Tensor, float], th.Tensor]] = {
+    "joint": cim_penalty,
+    "metric": cim_metric,
+}
+"""Penalties on a shift (B, K) with a width, by name."""
 
 
 def clip_fraction(log_prob: th.Tensor, old_log_prob: th.Tensor, clip_range: float) -> float:

@@ -29,7 +29,7 @@ from experiments.volatility.measures import (
 )
 from experiments.volatility.permutation import Comparison, compare_across, compare_means
 
-__all__ = ["Curves", "compare_volatility", "format_report", "summarize", "judge_dispersions"]
+__all__ = ["Curves", "compare_volatility", "format_report", "judge_dispersions", "summarize"]
 
 Curves: TypeAlias = Mapping[tuple[str, str], NDArray[np.float64]]
 
