@@ -13,7 +13,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents import SBPF, EpisodeSearch, Greedy, Portfolio, Random, Rule
+from agents import SBPF, EpisodeSearch, Greedy, Portfolio, QCriticPPO, Random, Rule
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
 from experiments.search.entrants import (
@@ -150,6 +150,10 @@ def make_learner(
         arguments["start"] = 0.0
     if issubclass(agent, OnPolicyAlgorithm | OffPolicyAlgorithm):
         arguments["gamma"] = 1.0
+    if {"n_steps", "batch_size"} <= arguments.keys() and not issubclass(agent, QCriticPPO):
+        # A minibatch is of the rollout, and no larger.
+        rollout = arguments["n_steps"] * n_envs
+        arguments["batch_size"] = min(arguments["batch_size"], rollout)
     if issubclass(agent, OffPolicyAlgorithm):
         arguments |= {"buffer_size": max(n_steps, 1), "policy_kwargs": {"net_arch": [64, 64]}}
         # As many updates per transition as with one environment.
