@@ -305,7 +305,8 @@ def test_volatility_is_summed_up_as_it_was_measured() -> None:
     raw: list[str] = []
     for name in ("volatility-digits", "volatility-mnist"):
         table, curves = measured_volatility(ROOT / "results" / name)
-        for search, agent in product(LABELS, volatility_report.PPO_FAMILY):
+        family = [a for a in volatility_report.PPO_FAMILY if (LABELS[0], a) in curves]
+        for search, agent in product(LABELS, family):
             found = volatility_report.judge_dispersions(table, curves, search, agent, "ddpg")
             for measure, difference in found.items():
                 steadier.setdefault(agent, []).append((search, measure, difference.side))
