@@ -121,7 +121,9 @@ def test_learns_a_bandit_with_negative_rewards() -> None:
             reward = -float((action[0] - 0.8) ** 2)
             return np.zeros(1, np.float32), reward, True, False, {}
 
-    agent = QCriticPPO.paper("MlpPolicy", DummyVecEnv([Bandit] * 4), seed=0, device="cpu")
+    agent = QCriticPPO.paper(
+        "MlpPolicy", DummyVecEnv([Bandit for _ in range(4)]), seed=0, device="cpu"
+    )
     agent.learn(400)
     action, _ = agent.predict(np.zeros(1, np.float32), deterministic=True)
     assert action[0] > 0.4
