@@ -22,8 +22,9 @@ from torch.nn import functional as F
 from agents.common.arguments import PPO_RANGES, Range, in_a_line
 from agents.common.checked_algorithm import CheckedAlgorithm
 from agents.common.losses import (
+    CIM_FORMS,
+    CIMForm,
     adapted_coef,
-    cim_penalty,
     clip_fraction,
     clipped_surrogate_loss,
     parameter_shift,
@@ -312,7 +313,9 @@ class CIMPPO(PenaltyPPO):
 
     The actor minimises ``-E[rho A] + cim_coef * E[1 - exp(-||d||^2 / (2 width^2))]``, d being the
     change of the distribution's parameters: means and standard deviations, or probabilities
-    **(ours**: a sign-corrected form**)**. Unlike a KL divergence it is symmetric and bounded.
+    **(ours**: a sign-corrected form**)**. Unlike a KL divergence it is symmetric and bounded. With
+    `cim_form="metric"` the penalty is ``sqrt(1 - mean_i exp(-d_i^2 / (2 width^2)))``, the metric of
+    the literature (`agents.common.losses.cim_metric`): a kernel for each parameter, and the root.
 
     How far a coefficient lets the policy go depends on the units of its parameters: with the
     default of 1, updates on classic control were ten times shorter than those of `KLPPO`. With
@@ -325,6 +328,7 @@ class CIMPPO(PenaltyPPO):
         env: Any environment whose actions are `Box` or `Discrete`.
         cim_coef: Coefficient of the penalty, at first if it is adapted, positive.
         width: Width of the Gaussian kernel, in units of the parameters, positive.
+        cim_form: `"joint"` or `"metric"`, see above.
         kl_target: KL divergence to keep to, in nats, positive; None leaves the coefficient alone.
         kwargs: All other arguments of PPO but `use_sde`; `clip_range` is only logged against.
 
@@ -346,18 +350,25 @@ class CIMPPO(PenaltyPPO):
         *,
         cim_coef: float = 1.0,
         width: float = 0.3,
+        cim_form: CIMForm = "joint",
         kl_target: float | None = None,
         **kwargs: Any,
     ) -> None:
         """Keep the settings, which are checked with all others."""
         self.cim_coef = cim_coef
         self.width = width
+        self.cim_form = cim_form
         self.kl_target = kl_target
         super().__init__(policy, env, **kwargs)
 
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        if self.cim_form not in CIM_FORMS:
+            raise ValueError(f"cim_form must be one of {tuple(CIM_FORMS)}, got {self.cim_form!r}")
+
     def _policy_loss(self, batch: PolicyBatch) -> th.Tensor:
         new, old = _torch_distribution(batch.new), _torch_distribution(batch.old)
-        penalty = cim_penalty(parameter_shift(new, old), self.width)
+        penalty = CIM_FORMS[self.cim_form](parameter_shift(new, old), self.width)
         return surrogate_loss(*batch[:3]) + self.cim_coef * penalty.mean()
 
     def _after_training(self, kl_old_new: float) -> None:

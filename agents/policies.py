@@ -219,11 +219,14 @@ class QCriticPolicy(ActorCriticPolicy):
         return self._q(self.critic, obs, actions)
 
     @th.no_grad()
-    def predict_q_values(self, observation: np.ndarray, actions: np.ndarray) -> th.Tensor:
-        """Return Q(s, a), (n, 1), of n executed actions (n, *shape), without gradient."""
+    def predict_q_values(
+        self, observation: np.ndarray, actions: np.ndarray, of_target: bool = False
+    ) -> th.Tensor:
+        """Return Q(s, a), or Q'(s, a), (n, 1), of n executed actions (n, *shape), no gradient."""
         obs, _ = self.obs_to_tensor(observation)
+        critic = self.critic_target if of_target else self.critic
         # (n, *shape) -> (n, D)
-        return self.q_values(obs, th.as_tensor(actions, device=self.device).float().flatten(1))
+        return self._q(critic, obs, th.as_tensor(actions, device=self.device).float().flatten(1))
 
     def target_q_values(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """Return Q'(s, clip(a)), (B, 1), for actions (B, D)."""

@@ -1,55 +1,63 @@
 """PPO with a Q-critic, for tasks in which every environment step is expensive.
 
-Shapes: B states of a minibatch, K actions sampled per state, D action dimensions.
+Shapes: B states of a minibatch, D action dimensions.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Self, get_args
+from typing import Any, ClassVar, Self, get_args
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.type_aliases import (
     GymEnv,
     MaybeCallback,
     ReplayBufferSamples,
     Schedule,
-    TensorDict,
 )
 from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
 from torch import nn
 
-from agents.common.arguments import PPO_RANGES, Range
+from agents.common.arguments import PPO_RANGES, Range, checked
 from agents.common.losses import (
     Advantage,
     clip_fraction,
     clipped_surrogate_loss,
     q_loss,
     regularized_action,
-    scale_to_unit_rms,
     td_target,
 )
 from agents.common.spaces import check_spaces
 from agents.overestimation import OverestimationCallback
 from agents.policies import MlpPolicy, QCriticPolicy
+from agents.prior import PriorActions, PriorPolicy, collected_actions, sampled_actions
 from agents.replay import ReplayPPO
 
-__all__ = ["Advantage", "QCriticPPO"]
+__all__ = ["PAPER", "PAPER_ENVS", "Advantage", "PriorPolicy", "QCriticPPO"]
 
 
-class _PriorActions(NamedTuple):
-    """Actions sampled from the prior policy; M = K * B, action k of state b in row k * B + b."""
-
-    observations: th.Tensor
-    """(M, *observation shape)"""
-    actions: th.Tensor
-    """(M, D), unclipped"""
-    log_prob: th.Tensor
-    """(M,), under the prior policy, in nats"""
-    advantages: th.Tensor
-    """(M,)"""
+PAPER: Mapping[str, Any] = {
+    "advantage": "q",
+    "normalize_advantage": False,
+    "prior_policy": "behavior",
+    "target_steps": 1,
+    "n_steps": 1,
+    "clip_range": 0.2,
+    "learning_rate": 1e-3,
+    "actor_learning_rate": None,
+    "learning_starts": 0,
+    "random_starts": False,
+    "n_epochs": 10,
+    "gradient_steps": 1,
+    "batch_size": 64,
+}
+"""Arguments of `QCriticPPO.paper`; numbers that the paper does not give are PPO's usual ones
+**(ours)**."""
+PAPER_ENVS = 4
+"""Parallel actors there."""
 
 
 class QCriticPPO(ReplayPPO):
@@ -89,6 +97,11 @@ class QCriticPPO(ReplayPPO):
     replayed data, and stored log-probabilities, stale after a few updates, are not needed. With
     ``tau=1`` the prior policy is the one at the start of the round, as in ordinary PPO.
 
+    With ``prior_policy="behavior"`` (the paper) the surrogate is over the newest ``n_steps`` times
+    N transitions instead: the actions taken there, unclipped, with the log-probability that the
+    policy which took them gave them. Uniformly random actions come from no such policy, so the
+    actor rests while there are only those. `paper` has all that the paper asks for.
+
     **Clipped actions.** An environment executes the Gaussian sample clipped to the action space;
     the replay buffer stores this executed action. Likewise the critic sees every sampled action
     clipped, whereas both log-probabilities of the ratio are those of the *unclipped* sample. The
@@ -123,7 +136,8 @@ class QCriticPPO(ReplayPPO):
         batch_size: states per minibatch.
         gradient_steps: rounds per update, see above.
         n_epochs: actor steps per round.
-        n_action_samples: actions per state in the surrogate, K.
+        prior_policy: ``"target"`` or ``"behavior"``, see above.
+        n_action_samples: actions per state in the surrogate, K, where the target actor is asked.
         target_steps: rewards summed in a critic target, at most, see point 4.
         actor_learning_rate: of the actor, likewise; None for the critic's. An actor as fast as its
             critic runs after the errors of the first episodes into the corners of the box.
@@ -176,6 +190,7 @@ class QCriticPPO(ReplayPPO):
         batch_size: int = 256,
         gradient_steps: int = 2,
         n_epochs: int = 1,
+        prior_policy: PriorPolicy = "target",
         n_action_samples: int = 8,
         target_steps: int = 1,
         actor_learning_rate: float | Schedule | None = 1e-3,
@@ -223,6 +238,7 @@ class QCriticPPO(ReplayPPO):
         self.target_steps = target_steps
         self.actor_learning_rate = actor_learning_rate
         self.gradient_steps = gradient_steps
+        self.prior_policy = prior_policy
         self.n_action_samples = n_action_samples
         self.tau = tau
         self.advantage = advantage
@@ -234,32 +250,48 @@ class QCriticPPO(ReplayPPO):
         if _init_setup_model:
             self._setup_model()
 
+    @classmethod
+    def paper(
+        cls,
+        policy: str | type[QCriticPolicy],
+        env: GymEnv | str,
+        n_envs: int = PAPER_ENVS,
+        **kwargs: Any,
+    ) -> Self:
+        """Build the agent as Zhan, Lin & Cao 2021 (arXiv 1912.02254) have it.
+
+        Raw Q as advantage, one-step targets, c = 0.2, one learning rate for both networks, and the
+        ratio against the policy that has collected the data, after each step of N actors.
+
+        Args:
+            policy: as in the class.
+            env: what the actors act in; of the id of a registered environment `n_envs` are made.
+            n_envs: N, if `env` is an id. They are synchronous: each waits for the others.
+            kwargs: further arguments of the class, or others than those of `PAPER`.
+
+        Raises:
+            ValueError: if an argument is outside its range or a space is not supported.
+        """
+        if isinstance(env, str):
+            env = make_vec_env(env, checked("n_envs", n_envs, Range(1, is_whole=True)))
+        return cls(policy, env, **{**PAPER, **kwargs})
+
     def _check_settings(self) -> None:
         super()._check_settings()
-        names = get_args(Advantage)
-        if self.advantage not in names:
-            raise ValueError(f"advantage must be one of {names}, got {self.advantage!r}")
+        for name, kind in (("advantage", Advantage), ("prior_policy", PriorPolicy)):
+            value, names = getattr(self, name), get_args(kind)
+            if value not in names:
+                raise ValueError(f"{name} must be one of {names}, got {value!r}")
 
     def _check_spaces(
         self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
     ) -> None:
         check_spaces(observation_space, action_space)
 
-    def _check_state(
-        self, name: str, own: TensorDict, given: TensorDict, exact_match: bool
-    ) -> None:
-        super()._check_state(name, own, given, exact_match)
-        for key in {"actor.low", "actor.high"} & given.keys():
-            if not th.equal(own[key], given[key].to(own[key])):
-                bound = key.removeprefix("actor.")
-                raise ValueError(
-                    f"expected an actor whose actions' {bound} is {own[key].tolist()}, got "
-                    f"{given[key].tolist()}"
-                )
-
     def _setup_model(self) -> None:
         self._check_settings()
         super()._setup_model()
+        self._rollout = []
         rate = self.actor_learning_rate
         self.actor_lr_schedule = self.lr_schedule if rate is None else FloatSchedule(rate)
         if self.replay_buffer is None:
@@ -283,7 +315,8 @@ class QCriticPPO(ReplayPPO):
         for _ in range(self.gradient_steps):
             batch = self.replay_buffer.sample(self.batch_size, env=self._vec_normalize_env)
             self._update_critic(batch)
-            self._update_actor(batch.observations)
+            if self.prior_policy == "target" or self._rollout:
+                self._update_actor(batch.observations)
             self._update_targets()
         self._n_updates += self.gradient_steps
         self.logger.record("train/std", self.policy.action_std().mean().item())
@@ -330,23 +363,12 @@ class QCriticPPO(ReplayPPO):
         self.logger.record("train/policy_loss", loss.item())
         self.logger.record("train/clip_fraction", fraction)
 
-    @th.no_grad()
-    def _sample_prior(self, observations: th.Tensor) -> _PriorActions:
-        """Sample K actions per state from the target actor and judge them with the critic."""
-        # (B, ...) -> (K * B, ...)
-        repeated = observations.repeat((self.n_action_samples,) + (1,) * (observations.ndim - 1))
-        distribution = self.policy.actor_target.distribution(repeated)
-        actions = distribution.sample()
-        # (K * B, 1) -> (K * B,)
-        advantages = self.policy.q_values(repeated, actions).squeeze(1)
-        if self.advantage == "q_baseline":
-            mean = distribution.mode()[: len(observations)]
-            # (B, 1) -> (B,) -> (K * B,)
-            baseline = self.policy.q_values(observations, mean).squeeze(1)
-            advantages = advantages - baseline.repeat(self.n_action_samples)
-        if self.normalize_advantage:
-            advantages = scale_to_unit_rms(advantages)
-        return _PriorActions(repeated, actions, distribution.log_prob(actions), advantages)
+    def _sample_prior(self, observations: th.Tensor) -> PriorActions:
+        """Return actions of the prior policy and their advantages."""
+        settings = self.advantage, self.normalize_advantage
+        if self.prior_policy == "behavior":
+            return collected_actions(self.policy, self._rollout, *settings)
+        return sampled_actions(self.policy, observations, self.n_action_samples, *settings)
 
     def _step(self, network: BaseModel, loss: th.Tensor) -> None:
         """Take one optimiser step on a network's own parameters."""
@@ -360,32 +382,6 @@ class QCriticPPO(ReplayPPO):
         polyak_update(policy.actor.parameters(), policy.actor_target.parameters(), self.tau)
         polyak_update(policy.critic.parameters(), policy.critic_target.parameters(), self.tau)
 
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 100,
-        tb_log_name: str = "QCriticPPO",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> Self:
-        """Train for ``total_timesteps`` environment steps, over all environments.
-
-        Args:
-            total_timesteps: steps; with ``reset_num_timesteps=False``, further steps.
-            callback: called after each step.
-            log_interval: updates between two dumps of the log; an update is as short as a step.
-            tb_log_name: name of the run for TensorBoard.
-            reset_num_timesteps: start counting anew, and reset the environments.
-            progress_bar: show one; needs tqdm and rich.
-
-        Returns:
-            The agent itself.
-        """
-        return super().learn(
-            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-        )
-
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         given = super()._init_callback(callback, progress_bar)
         self.overestimation.init_callback(self)
@@ -394,7 +390,7 @@ class QCriticPPO(ReplayPPO):
         return both
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "overestimation"]
+        return [*super()._excluded_save_params(), "overestimation", "_rollout"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.actor.optimizer", "policy.critic.optimizer"], []

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import io
 import pathlib
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
+import torch as th
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import NStepReplayBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.type_aliases import MaybeCallback, TensorDict
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.arguments import in_a_line
 from agents.common.checked_algorithm import CheckedAlgorithm
 from agents.policies import QCriticPolicy
+from agents.prior import Collected
 
 __all__ = ["ReplayPPO", "load_buffer", "truncate_last_episode"]
 
@@ -30,6 +33,20 @@ class ReplayPPO(CheckedAlgorithm, PPO):
     """Steps before the first update, over all environments."""
     random_starts: bool
     """Whether actions are uniformly random before it."""
+    _rollout: list[Collected]
+    """Steps since the last update in which the policy has acted."""
+
+    def _check_state(
+        self, name: str, own: TensorDict, given: TensorDict, exact_match: bool
+    ) -> None:
+        super()._check_state(name, own, given, exact_match)
+        for key in {"actor.low", "actor.high"} & given.keys():
+            if not th.equal(own[key], given[key].to(own[key])):
+                bound = key.removeprefix("actor.")
+                raise ValueError(
+                    f"expected an actor whose actions' {bound} is {own[key].tolist()}, got "
+                    f"{given[key].tolist()}"
+                )
 
     def collect_rollouts(
         self,
@@ -50,11 +67,13 @@ class ReplayPPO(CheckedAlgorithm, PPO):
             False if a callback asked to stop.
         """
         self.policy.set_training_mode(False)
+        self._rollout = []
         callback.on_rollout_start()
         for _ in range(n_rollout_steps):
             actions = self._sample_actions(env.num_envs)
             assert isinstance(self._last_obs, np.ndarray)
             values = self.policy.predict_q_values(self._last_obs, actions)  # for callbacks
+            target_values = self.policy.predict_q_values(self._last_obs, actions, True)
             new_obs, rewards, dones, infos = env.step(actions)
             assert isinstance(new_obs, np.ndarray)  # Dict observations are rejected at construction
             self.num_timesteps += env.num_envs
@@ -71,8 +90,17 @@ class ReplayPPO(CheckedAlgorithm, PPO):
         if self.random_starts and self.num_timesteps < self.learning_starts:
             return np.stack([self.action_space.sample() for _ in range(n_envs)])
         assert self._last_obs is not None
-        actions, _ = self.policy.predict(self._last_obs, deterministic=False)
-        return actions
+        observations, _ = self.policy.obs_to_tensor(self._last_obs)
+        assert isinstance(observations, th.Tensor)
+        with th.no_grad():
+            distribution = self.policy.get_distribution(observations)
+            actions = distribution.get_actions()
+            log_prob = distribution.log_prob(actions)
+        self._rollout.append(Collected(observations, actions, log_prob))
+        space = cast(spaces.Box, self.action_space)
+        # (N, D) -> (N, *action shape)
+        shaped = actions.cpu().numpy().reshape((-1, *space.shape))
+        return np.clip(shaped, space.low, space.high)
 
     def _store_transition(
         self,
@@ -113,6 +141,32 @@ class ReplayPPO(CheckedAlgorithm, PPO):
             truncate_last_episode(self.replay_buffer)
         return super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 100,
+        tb_log_name: str = "QCriticPPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Train for ``total_timesteps`` environment steps, over all environments.
+
+        Args:
+            total_timesteps: steps; with ``reset_num_timesteps=False``, further steps.
+            callback: called after each step.
+            log_interval: updates between two dumps of the log; an update is as short as a step.
+            tb_log_name: name of the run for TensorBoard.
+            reset_num_timesteps: start counting anew, and reset the environments.
+            progress_bar: show one; needs tqdm and rich.
+
+        Returns:
+            The agent itself.
+        """
+        return super().learn(
+            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
         )
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:

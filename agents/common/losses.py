@@ -3,14 +3,18 @@
 Shapes: B states, K sampled actions per state, D action dimensions.
 """
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import torch as th
 from torch.nn import functional as F
 
 __all__ = [
+    "CIM_FORMS",
     "Advantage",
+    "CIMForm",
     "adapted_coef",
+    "cim_metric",
     "cim_penalty",
     "clip_fraction",
     "clipped_surrogate_loss",
@@ -24,6 +28,10 @@ __all__ = [
 
 Advantage: TypeAlias = Literal["q", "q_baseline"]
 """Q itself, as in the paper, or Q minus its value at the policy's mean **(ours)**."""
+
+CIMForm: TypeAlias = Literal["joint", "metric"]
+"""The squared metric under one kernel of all parameters **(ours)**, or the metric itself, a mean
+over kernels of one parameter each, as the literature defines it."""
 
 COEF_RANGE = (1e-6, 1e6)
 """Bounds of an adapted coefficient."""
@@ -140,9 +148,39 @@ def cim_penalty(shift: th.Tensor, width: float) -> th.Tensor:
     Raises:
         ValueError: if ``width`` is not above 0.
     """
-    if not width > 0.0:
-        raise ValueError(f"width must be above 0, got {width}")
+    _check_width(width)
     return -th.expm1(-shift.square().sum(dim=-1) / (2.0 * width**2))
+
+
+def cim_metric(shift: th.Tensor, width: float) -> th.Tensor:
+    """Return the correntropy-induced metric ``sqrt(k(0) - mean_i k(d_i))``.
+
+    Source: Liu, Pokharel & Principe 2007, "Correntropy: Properties and Applications in Non-Gaussian
+    Signal Processing", with the Gaussian kernel ``k(d) = exp(-d^2 / (2 width^2))``, so k(0) = 1.
+    Near 0 it grows as ``||d|| / (width sqrt(2 K))``, a norm, whose gradient is not defined at 0
+    itself: 1e-8 is added under the root, and its root taken off again **(ours)**, so that an update
+    can start from no change.
+
+    Args:
+        shift: d, (B, K).
+        width: of the kernel, above 0.
+
+    Returns:
+        (B,), in [0, 1].
+
+    Raises:
+        ValueError: if ``width`` is not above 0.
+    """
+    _check_width(width)
+    mean = -th.expm1(-shift.square() / (2.0 * width**2)).mean(dim=-1)
+    return th.sqrt(mean + 1e-8) - 1e-4
+
+
+CIM_FORMS: dict[CIMForm, Callable[[th.Tensor, float], th.Tensor]] = {
+    "joint": cim_penalty,
+    "metric": cim_metric,
+}
+"""Penalties on a shift (B, K) with a width, by name."""
 
 
 def clip_fraction(log_prob: th.Tensor, old_log_prob: th.Tensor, clip_range: float) -> float:
@@ -271,6 +309,11 @@ def _check_same_shape(**tensors: th.Tensor) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"shapes must be the same, got {shapes}")
+
+
+def _check_width(width: float) -> None:
+    if not width > 0.0:
+        raise ValueError(f"width must be above 0, got {width}")
 
 
 def _check_clip_range(clip_range: float) -> None:

@@ -84,6 +84,9 @@ class Config:
     run from the first one."""
     evaluations: int = 300
     """Distinct networks whose accuracy a trial may ask for."""
+    n_envs: int | None = None
+    """Environments that each search steps at once, synchronously, see `experiments.trial`; agents
+    that always choose the same have one."""
     jobs: int | None = None
     """Trials at a time; one for each core when not given."""
     out: Path | None = None
@@ -103,11 +106,18 @@ class Config:
             ValueError: If one is wrong.
         """
         check_choices(self, "algo", "seeds")
-        check_lowest(self, 1, "evaluations", "jobs")
+        check_lowest(self, 1, "evaluations", "n_envs", "jobs")
         root = None if self.data_root is None else self.data_root.absolute()
         tasks = self.task or tuple(task.id for task in SUITE)
         trials = [
-            Trial(algo, task, seed, evaluations=self.evaluations, data_root=root).complete()
+            Trial(
+                algo,
+                task,
+                seed,
+                evaluations=self.evaluations,
+                n_envs=None if algo in SINGLE else self.n_envs,
+                data_root=root,
+            ).complete()
             for task in tasks
             for algo in self.algo
             for seed in self.seeds

@@ -86,11 +86,12 @@ class Config:
     evaluations: int | None = None
     """Network evaluations of a search in each stage, in place of effort's."""
     algo: str | None = None
-    """Who chooses: cma_es, tpe, q_critic_ppo, ppo, kl_ppo, cim_ppo, a2c, ddpg, td3, sac, random,
-    uniform, greedy, portfolio (the best of the rules) or a rule (fisher, taylor, l1, l2,
-    batch_norm, lamp); afie or sbpf, which choose pruning rates only and leave the bits to uniform;
-    or AGENT+RULE, such as ppo+l1: a search around a rule, that of bits around relative_error.
-    When not given: portfolio; or, with evaluations or more effort, cma_es that starts from it."""
+    """Who chooses: cma_es, tpe, q_critic_ppo, q_critic_ppo_paper, ppo, kl_ppo, cim_ppo, a2c, ddpg,
+    td3, sac, random, uniform, greedy, portfolio (the best of the rules) or a rule (fisher, taylor,
+    l1, l2, batch_norm, lamp); afie or sbpf, which choose pruning rates only and leave the bits to
+    uniform; or AGENT+RULE, such as ppo+l1: a search around a rule, that of bits around
+    relative_error. When not given: portfolio; or, with evaluations or more effort, cma_es that
+    starts from it."""
     compare: tuple[str, ...] = ("uniform", RULE)
     """What it is compared with: uniform, portfolio, rules by name, random, 8bit, uniform-bits."""
     method: PruningMethod = "magnitude"

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from agents import CIMPPO, KLPPO, QCriticPPO
 from agents.penalty_ppo import PenaltyPPO
+from agents.q_critic_ppo import PAPER_ENVS
 from compress_env.names import check_name
 
 __all__ = [
@@ -40,7 +41,7 @@ class Task:
     total_timesteps: int
     """Environment steps of a run, over all environments; whole rollouts of PPO."""
     n_envs: int
-    """Environments at a time of PPO, whatever its penalty; other agents have one."""
+    """Environments at a time of PPO, whatever its penalty; for others see `Agent`."""
     ppo: dict[str, Any]
     """Settings of PPO that are not Stable-Baselines3's defaults, the same for every penalty."""
     normalize: bool = False
@@ -114,6 +115,11 @@ def _q_critic_ppo(task: Task, env: VecEnv, seed: int) -> BaseAlgorithm:
     return QCriticPPO("MlpPolicy", env, seed=seed, device="cpu", **task.q_critic_ppo)
 
 
+def _q_critic_ppo_paper(task: Task, env: VecEnv, seed: int) -> BaseAlgorithm:
+    gamma = task.q_critic_ppo.get("gamma", 0.99)
+    return QCriticPPO.paper("MlpPolicy", env, gamma=gamma, seed=seed, device="cpu")
+
+
 def _off_policy(agent: type[DDPG] | type[TD3] | type[SAC], noise: float | None) -> Builder:
     """Settings of rl-baselines3-zoo for Pendulum, but for a shorter start and smaller networks."""
 
@@ -148,6 +154,8 @@ class Agent(NamedTuple):
     """Whether it can take discrete actions too."""
     is_ppo: bool
     """Whether it learns from rollouts of several environments, with the settings of PPO."""
+    n_envs: int = 1
+    """Environments at a time otherwise."""
 
 
 AGENTS = {
@@ -157,14 +165,20 @@ AGENTS = {
     "kl_ppo": Agent(_penalty(KLPPO), discrete=True, is_ppo=True),
     # Its coefficient follows the divergence as that of the KL penalty, to the same target.
     "cim_ppo": Agent(_penalty(CIMPPO, kl_target=0.01), discrete=True, is_ppo=True),
+    "cim_ppo_metric": Agent(
+        _penalty(CIMPPO, kl_target=0.01, cim_form="metric"), discrete=True, is_ppo=True
+    ),
     "q_critic_ppo": Agent(_q_critic_ppo, discrete=False, is_ppo=False),
+    "q_critic_ppo_paper": Agent(
+        _q_critic_ppo_paper, discrete=False, is_ppo=False, n_envs=PAPER_ENVS
+    ),
     "ddpg": Agent(_off_policy(DDPG, 0.1), discrete=False, is_ppo=False),
     "td3": Agent(_off_policy(TD3, 0.1), discrete=False, is_ppo=False),
     "sac": Agent(_off_policy(SAC, None), discrete=False, is_ppo=False),
 }
 """Agents by name."""
 
-PENALTIES = {"ppo": "clip", "kl_ppo": "KL", "cim_ppo": "CIM"}
+PENALTIES = {"ppo": "clip", "kl_ppo": "KL", "cim_ppo": "CIM", "cim_ppo_metric": "CIM metric"}
 """What keeps the policy of an agent near the one that has acted."""
 
 

@@ -34,7 +34,8 @@ class Config:
     """Settings of a run."""
 
     algo: str = "ppo"
-    """Named agent: ppo (with the clip), kl_ppo, cim_ppo, q_critic_ppo, ddpg, td3 or sac."""
+    """Named agent: ppo (with the clip), kl_ppo, cim_ppo, cim_ppo_metric,
+    q_critic_ppo, q_critic_ppo_paper, ddpg, td3 or sac."""
     task: str = "Pendulum-v1"
     """Named task."""
     seed: int = 0
@@ -42,7 +43,8 @@ class Config:
     total_timesteps: int | None = None
     """Environment steps, over all environments; the task's when not given."""
     n_envs: int | None = None
-    """Environments at a time; when not given, the task's for PPO and one for other agents."""
+    """Environments at a time; when not given, the task's for PPO, 4 for the paper's agent and
+    one for others."""
     n_points: int = 20
     """Evaluations after the first one, at equal distances."""
     eval_episodes: int = 10
@@ -79,7 +81,7 @@ class Training:
         self.config, self.folder = config, folder
         task, agent = TASKS[config.task], AGENTS[config.algo]
         self.total_timesteps = config.total_timesteps or task.total_timesteps
-        n_envs = config.n_envs or (task.n_envs if agent.is_ppo else 1)
+        n_envs = config.n_envs or (task.n_envs if agent.is_ppo else agent.n_envs)
         self._env = make_env(config.task, n_envs=n_envs, seed=config.seed)
         self._agent = make_agent(config.algo, config.task, self._env, config.seed)
         # An agent seeds environment i with seed + i: runs of two seeds would share environments.

@@ -25,7 +25,14 @@ from experiments.control.agents import PENALTIES, TASKS
 
 __all__ = ["ASYMMETRIES", "Results", "correlations", "differences", "format_report"]
 
-CLAIMS = (("cim_ppo", "kl_ppo"), ("cim_ppo", "ppo"), ("kl_ppo", "ppo"))
+CLAIMS = (
+    ("cim_ppo", "kl_ppo"),
+    ("cim_ppo", "ppo"),
+    ("cim_ppo_metric", "kl_ppo"),
+    ("cim_ppo_metric", "ppo"),
+    ("cim_ppo_metric", "cim_ppo"),
+    ("kl_ppo", "ppo"),
+)
 ASYMMETRIES = {"gap": "|difference|", "share": "|difference| / sum"}
 IMPROVEMENTS = {"return_change": "return change", "surrogate_improvement": "surrogate"}
 PAIRS = tuple((asymmetry, improvement) for improvement in IMPROVEMENTS for asymmetry in ASYMMETRIES)

@@ -11,8 +11,9 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, PolicyPredictor
+from stable_baselines3.common.vec_env import VecEnv
 
-from agents import SBPF, EpisodeSearch, Greedy, Portfolio, Random, Rule
+from agents import SBPF, EpisodeSearch, Greedy, Portfolio, QCriticPPO, Random, Rule
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
 from experiments.search.entrants import (
@@ -68,7 +69,7 @@ def make_agent(
     Args:
         name: A name that `check_agent` accepts.
         env: The environment in `log`, for agents that look at the network.
-        log: What the agent acts on; a Stable-Baselines3 `VecEnv` of one environment.
+        log: What the agent acts on; a Stable-Baselines3 `VecEnv`.
         n_steps: Environment steps of the search.
         seed: Seed of the agent.
         settings: Hyper-parameters in place of those that are stored for the agent.
@@ -141,27 +142,41 @@ def make_learner(
     given = dict(settings or {})
     check_settings(name, given)
     agent = learner_class(name)
+    n_envs = env.num_envs if isinstance(env, VecEnv) else 1
     arguments = dict(ENTRANTS[agent_of(name)].fixed) | _arguments(
-        stored_settings(name) | given, n_steps
+        stored_settings(name) | given, n_steps, n_envs
     )
     if issubclass(agent, EpisodeSearch) and rule_of(name) is not None:
         arguments["start"] = 0.0
     if issubclass(agent, OnPolicyAlgorithm | OffPolicyAlgorithm):
         arguments["gamma"] = 1.0
+    if {"n_steps", "batch_size"} <= arguments.keys() and not issubclass(agent, QCriticPPO):
+        # A minibatch is of the rollout, and no larger.
+        rollout = arguments["n_steps"] * n_envs
+        arguments["batch_size"] = min(arguments["batch_size"], rollout)
     if issubclass(agent, OffPolicyAlgorithm):
         arguments |= {"buffer_size": max(n_steps, 1), "policy_kwargs": {"net_arch": [64, 64]}}
+        # As many updates per transition as with one environment.
+        arguments["gradient_steps"] = arguments.get("gradient_steps", 1) * n_envs
     try:
         return agent("MlpPolicy", env, seed=seed, device="cpu", **arguments)
     except AssertionError as error:  # as which Stable-Baselines3 refuses some values
         raise ValueError(f"{name} does not take its settings: {error}") from None
 
 
-def _arguments(settings: dict[str, Any], n_steps: int) -> dict[str, Any]:
-    """Turn hyper-parameters into arguments of an agent's class, for a search of `n_steps`."""
+def _arguments(settings: dict[str, Any], n_steps: int, n_envs: int) -> dict[str, Any]:
+    """Turn hyper-parameters into arguments of an agent's class, for a search of `n_steps`.
+
+    Args:
+        settings: Hyper-parameters.
+        n_steps: Environment steps of the search, over all environments.
+        n_envs: Environments that are stepped at once.
+    """
     given = dict(settings)
     if "n_updates" in given:
         steps = _rollout(n_steps, given.pop("n_updates"), given.pop("n_steps_max"))
-        given |= {"n_steps": steps, "batch_size": steps // 2}
+        each = -(-steps // n_envs)
+        given |= {"n_steps": each, "batch_size": each * n_envs // 2}
     if "learning_starts_fraction" in given:
         highest = given.pop("learning_starts_max")
         given["learning_starts"] = min(
@@ -176,5 +191,5 @@ def _arguments(settings: dict[str, Any], n_steps: int) -> dict[str, Any]:
 
 
 def _rollout(n_steps: int, n_updates: int, highest: int) -> int:
-    """Steps between two updates: even, from 8 to `highest`."""
+    """Steps between two updates, over all environments: even, from 8 to `highest`."""
     return int(np.clip(n_steps // (2 * n_updates), 4, max(highest // 2, 4))) * 2

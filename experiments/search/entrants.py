@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents import CIMPPO, CMAES, KLPPO, TPE, EpisodeSearch, QCriticPPO
+from agents.q_critic_ppo import PAPER, PAPER_ENVS
 from agents.rules import BIT_RULES, PRUNING_RULES
 from compress_env.envs.context import LayerContext
 from compress_env.names import check_name
@@ -27,6 +29,7 @@ __all__ = [
     "BITS_ONLY",
     "CONTRIB",
     "ENTRANTS",
+    "IMPROVEMENTS",
     "INFORMABLE",
     "LEARNERS",
     "POLICIES",
@@ -42,6 +45,7 @@ __all__ = [
     "env_options",
     "goes_on",
     "learner_class",
+    "n_envs_of",
     "rule_of",
     "stages_of",
     "wrap",
@@ -62,6 +66,8 @@ class Entrant(NamedTuple):
     """Settings that its family does not have, and were not searched for."""
     fixed: Mapping[str, Any] = MappingProxyType({})
     """Arguments of its class that are no settings."""
+    n_envs: int = 1
+    """Environments that it steps at once where nothing else is said."""
     is_single: bool = False
     """Whether it always does the same, so that one episode is all there is."""
     knows_bits: bool = True
@@ -69,6 +75,33 @@ class Entrant(NamedTuple):
     knows_rates: bool = True
     """Whether it chooses pruning rates too, not numbers of bits alone."""
 
+
+def _paper(**changes: Any) -> Entrant:
+    """Return the agent of arXiv 1912.02254, with other arguments where they are given."""
+    arguments = {**PAPER, "tau": 0.01, "target_policy_noise": 0.2} | changes
+    own = {name: arguments.pop(name) for name in PAPER_OWN if name not in changes}
+    return Entrant(QCriticPPO, own=own, fixed=arguments, n_envs=PAPER_ENVS)
+
+
+PAPER_OWN = (
+    *("learning_rate", "n_epochs", "gradient_steps", "batch_size"),
+    *("clip_range", "tau", "target_policy_noise"),
+)
+"""Arguments of the paper's agent that are settings."""
+IMPROVEMENTS = {
+    "q_critic_ppo_paper": _paper(),
+    # V and advantages of several steps in place of Q: PPO as usual, otherwise with the same.
+    "q_critic_ppo_paper_v": Entrant(
+        PPO,
+        own={"learning_rate": PAPER["learning_rate"], "n_epochs": PAPER["n_epochs"]},
+        fixed={"n_steps": 8, "batch_size": 8 * PAPER_ENVS, "clip_range": PAPER["clip_range"]},
+        n_envs=PAPER_ENVS,
+    ),
+    "q_critic_ppo_paper_no_clip": _paper(clip_range=math.inf),
+    "q_critic_ppo_paper_no_smoothing": _paper(tau=1.0),
+    "q_critic_ppo_paper_no_noise": _paper(target_policy_noise=0.0),
+}
+"""The paper's agent, and each of its four improvements over PPO switched off in turn."""
 
 ENTRANTS = {
     "q_critic_ppo": Entrant(QCriticPPO, "q_critic_ppo", fixed={"advantage": "q_baseline"}),
@@ -82,6 +115,7 @@ ENTRANTS = {
     "td3": Entrant(TD3, "td3"),
     "sac": Entrant(SAC, "sac"),
     "q_critic_ppo_q": Entrant(QCriticPPO, "q_critic_ppo", fixed={"advantage": "q"}),
+    **IMPROVEMENTS,
     "cma_es": Entrant(CMAES),
     "tpe": Entrant(TPE),
     "random": Entrant(),
@@ -300,6 +334,24 @@ def learner_class(name: str) -> type[BaseAlgorithm]:
     found_class: type[BaseAlgorithm]
     found_class = getattr(_import_contrib(), found) if isinstance(found, str) else found
     return found_class
+
+
+def n_envs_of(name: str, asked: int | None) -> int:
+    """Return how many environments an agent steps at once.
+
+    Args:
+        name: A name that `check_agent` accepts.
+        asked: How many it should; as many as it usually has when None.
+
+    Raises:
+        ValueError: If it acts in one alone, and in several it should.
+    """
+    entrant = ENTRANTS.get(agent_of(name), Entrant())
+    if asked is None:
+        return entrant.n_envs
+    if asked > 1 and (entrant.is_single or ":" in name):
+        raise ValueError(f"{name} acts in one environment, got n_envs={asked}")
+    return asked
 
 
 def goes_on(name: str) -> bool:

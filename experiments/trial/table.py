@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agents.overestimation import OverestimationRecord
+from agents.overestimation import OverestimationRecord, settled_overestimation
 from compress_env.envs.base import LayerwiseCompressionEnv
 from experiments.common.stored import typed
 from experiments.search.episodes import Episode, best_episode
@@ -58,6 +58,7 @@ def row_of(
         "final_accuracy": outcome["accuracy"],
         "final_actions": format_actions(outcome["actions"]),
         "q_overestimation": late_overestimation(outcome["records"]),
+        "q_settled": settled_overestimation(outcome["records"]),
         "n_evaluations": episodes[-1].n_evaluations,
         "n_episodes": len(episodes),
         "seconds": sum(episode.seconds for episode in episodes),
@@ -67,7 +68,8 @@ def row_of(
 def late_overestimation(records: Sequence[OverestimationRecord]) -> float:
     """Return by how much the critic overestimates, a mean over the second half of the episodes.
 
-    In the first half it has hardly learnt **(ours)**. NaN for an agent without a known critic.
+    In the first half it has hardly learnt **(ours)**; whether it has by the end is for
+    `settled_overestimation` to say. NaN for an agent without a known critic.
     """
     late = [record.overestimation for record in records[len(records) // 2 :]]
     return sum(late) / len(late) if late else math.nan

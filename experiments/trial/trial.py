@@ -18,6 +18,7 @@ times as long.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import gymnasium as gym
+import numpy as np
 import tyro
 from rich.console import Console
 from stable_baselines3 import SAC, TD3
@@ -53,6 +55,7 @@ from experiments.search.entrants import (
     check_stage,
     env_options,
     goes_on,
+    n_envs_of,
     wrap,
 )
 from experiments.search.episodes import EpisodeLog, best_episode, is_over, run_policy
@@ -99,6 +102,10 @@ class Config:
     settings: str = "{}"
     """Hyper-parameters of the agent in place of those in hyperparameters.json, a JSON object; the
     run folder holds all of them."""
+    n_envs: int | None = None
+    """Environments that the agent steps at once, synchronously: one after the other, in this
+    process. When not given, 4 for the paper's agent and 1 for others. Evaluations and episodes
+    are counted over all."""
     data_root: Path | None = None
     """Folder of the data set's files."""
     store: Path | None = None
@@ -122,9 +129,10 @@ class Config:
         check_agent(self.algo)
         check_stage(self.algo, task_id(self.task, others=True))
         check_lowest(self, 0, "seed")
-        for name in ("evaluations", "episodes"):
+        for name in ("evaluations", "episodes", "n_envs"):
             if getattr(self, name) is not None:
                 check_lowest(self, 1, name)
+        n_envs_of(self.algo, self.n_envs)
         if self.evaluations is None and self.episodes is None:
             raise ValueError("expected evaluations or episodes, got neither")
         read_object(self, "env_kwargs")
@@ -244,13 +252,12 @@ class Trial:
         def advance(episode: Episode, log: EpisodeLog) -> None:
             progress.advance(episode, log)
             for agent in made:
-                self.snapshots.note(agent, log.episodes)
+                # Others may have ended with it.
+                self.snapshots.note(agent, log.episodes[: episode.index + 1])
             if not goes_on(name) and is_over(log.episodes, *limits):
                 raise _SearchOver
 
-        if self.is_stochastic:  # whoever does not seed it draws the same orders again too
-            self.env.reset(seed=self.config.seed)
-        log = EpisodeLog(DummyVecEnv([lambda: self.observed]), advance)
+        log = EpisodeLog(self._environments(), advance)
         search = ResumableSearch(STATE, log, self.folder)
         agent = make_agent(
             name,
@@ -274,6 +281,16 @@ class Trial:
         else:
             limit = 1 if self.is_single else self._n_episodes
             search.act(agent, limit, self._evaluations, outcome=outcome)
+
+    def _environments(self) -> DummyVecEnv:
+        """Return the environments of the search, each with orders of its own."""
+        n_envs, seed = n_envs_of(self.config.algo, self.config.n_envs), self.config.seed
+        envs = [self.observed, *(copy.deepcopy(self.observed) for _ in range(n_envs - 1))]
+        if self.is_stochastic:  # whoever does not seed it draws the same orders again too
+            others = np.random.SeedSequence(seed).generate_state(n_envs)[1:].tolist()
+            for env, own in zip(envs, (seed, *others), strict=True):
+                env.reset(seed=own)
+        return DummyVecEnv([partial(_same, env) for env in envs])
 
     def _run_unknown(self, agent: Any, log: EpisodeLog) -> None:
         """Run an agent that nothing is known of but its methods."""
@@ -325,6 +342,10 @@ class Trial:
                 episodes, policies | {most: policy}, most, config.seed, self.per_episode
             )
             return conclude(search, reruns, layers)
+
+
+def _same(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    return env
 
 
 class _SearchOver(BaseException):

@@ -154,7 +154,8 @@ def read_trials(path: Path) -> pd.DataFrame:
 
     Returns:
         One row for each, with `agent`, `task`, `seed`, `cell`, the columns of a trial's table
-        (`NUMBERS`, and those that only confirmed trials have, as float64, exactly as written),
+        (`NUMBERS`, `q_settled` and those that only confirmed trials have, as float64, exactly as
+        written; NaN where there is none),
         `limit`, the evaluations that it was allowed,
         NaN for no limit, and `env_kwargs`, what it has changed in the task, a JSON object.
 
@@ -164,7 +165,9 @@ def read_trials(path: Path) -> pd.DataFrame:
     try:
         file = path / "sweep.csv"
         table = read_table(file, ["agent", "task", "seed", "cell", *NUMBERS])
-        numbers = (*NUMBERS, *filter(is_confirmed_number, map(str, table)))
+        if "q_settled" not in table:  # earlier trials have not looked
+            table["q_settled"] = None
+        numbers = (*NUMBERS, "q_settled", *filter(is_confirmed_number, map(str, table)))
         table = parse(file, table, dict.fromkeys(numbers, float | None) | {"seed": int})
         by_name = {cell.name: cell for cell in SweepFolder(path).stored_cells()}
         configs = [_settings_of(row, by_name) for row in table.to_dict("records")]

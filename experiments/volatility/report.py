@@ -21,17 +21,19 @@ from experiments.common.drawing.intervals import (
     student_interval,
 )
 from experiments.common.drawing.outputs import format_markdown
+from experiments.volatility.improvements import format_improvements
 from experiments.volatility.measures import (
     dispersion_across,
     episodes_to_reach,
     unpaired_interval,
 )
+from experiments.volatility.permutation import Comparison, compare_across, compare_means
 
-__all__ = ["Curves", "compare_volatility", "format_report", "summarize"]
+__all__ = ["Curves", "compare_volatility", "format_report", "judge_dispersions", "summarize"]
 
 Curves: TypeAlias = Mapping[tuple[str, str], NDArray[np.float64]]
 
-PPO_FAMILY = ("ppo", "q_critic_ppo", "q_critic_ppo_q")
+PPO_FAMILY = ("ppo", "q_critic_ppo", "q_critic_ppo_q", "q_critic_ppo_paper")
 PER_SEED = {"dispersion_within": "within runs", "drawdown_cvar": "drawdown"}
 MEANS = {
     "dispersion_within": "within runs",
@@ -40,6 +42,7 @@ MEANS = {
     "final_reward": "final reward",
     "final_accuracy": "final accuracy %",
     "q_overestimation": "Q minus return",
+    "q_settled": "settled",
 }
 """Columns whose means over seeds are shown, by name and heading."""
 
@@ -71,12 +74,23 @@ def compare_volatility(
     """Compare two agents in the three measures; negative means that the first is steadier.
 
     Across seeds the interval is a bootstrap of the seeds, within runs and in drawdown Student's of
-    the differences seed by seed.
+    the differences seed by seed. What counts is `judge_dispersions`.
     """
     mine, other = (_of(rows, search, agent) for agent in (first, second))
     across = unpaired_interval(dispersion_across, curves[search, first], curves[search, second])
     return {"across seeds": across} | {
         text: paired_interval(mine[name], other[name]) for name, text in PER_SEED.items()
+    }
+
+
+def judge_dispersions(
+    rows: pd.DataFrame, curves: Curves, search: str, first: str, second: str
+) -> dict[str, Comparison]:
+    """Test whether one of two agents is steadier, in the three measures."""
+    mine, other = (_of(rows, search, agent) for agent in (first, second))
+    across = compare_across(curves[search, first], curves[search, second])
+    return {"across seeds": across} | {
+        text: compare_means(mine[name], other[name]) for name, text in PER_SEED.items()
     }
 
 
@@ -97,12 +111,18 @@ def format_report(rows: pd.DataFrame, curves: Curves, summary: pd.DataFrame, tit
         "range within runs of the differences between episodes, in windows of 20; mean of the "
         "worst 5 % of the drawdowns (Chan et al. 2020, arXiv 1912.05663). `final` is the policy at "
         "the end, without exploration. Q minus return: what the critic promises (V for PPO) minus "
-        "what was earned, over the second half of the episodes. Intervals are 95 %.",
+        "what was earned, over the second half of the episodes; settled: over the last quarter, "
+        "of the critics alone that had stopped to learn by then and whose target network had "
+        "caught up. Intervals are 95 %. What counts is a two-sided permutation test of the log "
+        "ratio of two agents' measures, at 5 %; a comparison that could not have come out "
+        "otherwise does not.",
         "## Verdict",
         "\n".join(_verdicts(rows, curves)),
     ]
     for search in _searches(curves):
         parts += [f"## {search}", _format_table(rows, summary, search)]
+    improvements = format_improvements(rows, _searches(curves), list(summary["agent"]))
+    parts += [improvements] if improvements else []
     names = ("curves", "measures", "overestimation")
     parts += [f"![{name}]({name}.png)" for name in names]
     return "\n\n".join(parts) + "\n"
@@ -118,6 +138,9 @@ def _format_table(rows: pd.DataFrame, summary: pd.DataFrame, search: str) -> str
 
 
 def _format_means(name: str, values: pd.Series) -> str:
+    if name == "q_settled":
+        values = values.dropna()
+        return format_mean(values, 3) if len(values) else "-"
     if values.isna().any():  # an agent without a critic
         return "-"
     return format_mean(100.0 * values, 1) if name == "final_accuracy" else format_mean(values, 3)
@@ -141,30 +164,45 @@ def _steadier(rows: pd.DataFrame, curves: Curves, family: Sequence[str]) -> list
     for search in _searches(curves):
         for agent in family:
             found = compare_volatility(rows, curves, search, agent, "ddpg")
-            outcomes += [difference.side for difference in found.values()]
-            texts = [f"{name} {_format(difference)}" for name, difference in found.items()]
+            tested = judge_dispersions(rows, curves, search, agent, "ddpg")
+            outcomes += [comparison.side for comparison in tested.values()]
+            texts = [
+                f"{name} {_format(difference)} ({_format_test(tested[name])})"
+                for name, difference in found.items()
+            ]
             lines.append(f"  - {search}, `{agent}` minus `ddpg`: {'; '.join(texts)}.")
     head = "- The reward of the PPO family is less volatile than DDPG's: "
     return [head + _judge(outcomes, "below", "above"), *lines]
 
 
 def _overestimates(rows: pd.DataFrame, curves: Curves) -> list[str]:
-    """Judge: DDPG overestimates Q; and say what other critics do."""
-    found: dict[tuple[str, str], Interval] = {}
-    for search, agent in curves:
-        values = _of(rows, search, agent)["q_overestimation"].dropna().to_numpy()
-        if len(values):
-            found[search, agent] = student_interval(values)
-    lines = [
-        f"  - {search}: "
-        + ", ".join(f"`{a}` {_format(found[s, a])}" for s, a in found if s == search)
-        + "."
-        for search in _searches(curves)
-    ]
-    outcomes = [found[s, a].side for s, a in found if a == "ddpg"]
+    """Judge: DDPG overestimates Q, by what critics say that have settled; and what others do.
+
+    A critic whose target network lags is as wrong as it has not learnt yet, whatever its method.
+    """
+    lines, outcomes = [], []
+    for search in _searches(curves):
+        texts = []
+        for agent in (agent for s, agent in curves if s == search):
+            mine = _of(rows, search, agent)
+            if mine["q_overestimation"].isna().all():
+                continue  # no critic
+            values = mine["q_settled"].dropna().to_numpy()
+            texts.append(f"`{agent}` {_format_settled(values, len(mine))}")
+            if agent == "ddpg" and len(values) > 1:
+                outcomes.append(student_interval(values).side)
+        if texts:
+            lines.append(f"  - {search}: {', '.join(texts)}.")
     if not outcomes:
-        return ["- DDPG overestimates Q: not measured."]
+        return ["- DDPG overestimates Q: **not measurable**; no critic of its has settled.", *lines]
     return ["- DDPG overestimates Q: " + _judge(outcomes, "above", "below"), *lines]
+
+
+def _format_settled(values: NDArray[np.float64], n_seeds: int) -> str:
+    """Format the error of those critics that have settled, and how many have."""
+    if not len(values):
+        return "not measurable"
+    return f"{_format(student_interval(values))} ({len(values)} of {n_seeds} settled)"
 
 
 def _critics(rows: pd.DataFrame, curves: Curves) -> list[str]:
@@ -199,14 +237,29 @@ def _format_needs(curves: Curves, search: str) -> str:
 
 
 def _judge(outcomes: Sequence[str], wanted: str, opposite: str) -> str:
-    """Sum up comparisons: holds if all are as wanted, in part if more are so than the opposite."""
+    """Sum up comparisons: holds if all are as wanted, in part if more are so than the opposite.
+
+    Those that could not have come out otherwise are told of, and not counted.
+    """
+    n_idle = outcomes.count("not counted")
+    outcomes = [side for side in outcomes if side != "not counted"]
+    if n_idle and not outcomes:
+        return f"**not measurable**; none of {n_idle} comparisons could have come out otherwise."
     n_wanted, n_opposite = outcomes.count(wanted), outcomes.count(opposite)
     counts = f"{n_wanted} of {len(outcomes)} comparisons say so, {n_opposite} the opposite"
+    counts += f", {n_idle} not counted" if n_idle else ""
     if n_wanted == len(outcomes):
         return f"**holds**; {counts}."
     if n_wanted > n_opposite:
         return f"**holds in part**; {counts}."
     return f"**{'fails' if n_opposite > n_wanted else 'undecided'}**; {counts}."
+
+
+def _format_test(comparison: Comparison) -> str:
+    """Format what a permutation test says, or why it says nothing."""
+    if comparison.why_not:
+        return f"not counted: {comparison.why_not}"
+    return f"ratio {comparison.ratio:.2f}, p {max(comparison.p, 0.001):.3f}"
 
 
 def _format(difference: Interval) -> str:

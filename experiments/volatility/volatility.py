@@ -29,7 +29,7 @@ from experiments.common.cli.command import run_command
 from experiments.common.drawing.outputs import write_outputs, write_table
 from experiments.common.run_folder import run_path
 from experiments.common.stored import find_stored, read_table
-from experiments.search.algorithms import SINGLE
+from experiments.search.entrants import IMPROVEMENTS, SINGLE
 from experiments.sweep.cells import Cell, cell_name
 from experiments.sweep.folder import SweepFolder
 from experiments.trial.trial import Config as Trial
@@ -81,8 +81,13 @@ SEARCHES = {
     "budget-pruning": Search("pruning, budget", PRUNING),
     "reward-pruning": Search("pruning, R_FLOPs", PRUNING, R_FLOPS),
     "quantization": Search("quantization", "compress_env/QuantizeLeNet5{}-v0"),
+    # With drawn orders a search would end with a confirmation, which says nothing of its reward.
+    "vgg8-pruning": Search(
+        "pruning, VGG8", "compress_env/PruneVGG8{}-v1", '{"transition_noise": false}'
+    ),
 }
 """By the name that `--task` has for it."""
+OF_LENET5 = tuple(SEARCHES)[:3]
 
 
 @dataclass(frozen=True)
@@ -101,13 +106,20 @@ class Config:
         "random",
     )
     """Agents by name."""
-    task: tuple[str, ...] = tuple(SEARCHES)
+    improvements: bool = False
+    """In place of `algo`, the paper's agent, and each of its four improvements switched off in
+    turn."""
+    task: tuple[str, ...] = OF_LENET5
     """What is searched for: budget-pruning (under a budget of multiply-accumulates), reward-pruning
-    (without one, for R_FLOPs) and quantization."""
+    (without one, for R_FLOPs) and quantization of LeNet-5; vgg8-pruning (a deep network, digits
+    alone, one order of the minibatches)."""
     seeds: tuple[int, ...] = ()
     """Seeds of the agents; 0 to 9 for digits and 0 to 4 for MNIST when not given."""
     episodes: int = 200
     """Episodes of each search."""
+    n_envs: int | None = None
+    """Environments that a search steps at once, synchronously, see `experiments.trial`; when not
+    given, 4 for the paper's agent and 1 for others."""
     jobs: int | None = None
     """Searches at a time; one for each core when not given."""
     settings: str = "{}"
@@ -117,6 +129,11 @@ class Config:
     out: Path | None = None
     """Folder, to begin or to go on with; a new one under runs/ when not given."""
 
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """Agents that are compared."""
+        return tuple(IMPROVEMENTS) if self.improvements else self.algo
+
     def cells(self) -> dict[str, list[Cell]]:
         """Make the trials by what is searched for.
 
@@ -125,10 +142,10 @@ class Config:
         """
         check_choices(self, "algo", "task")
         searches = [SEARCHES[check_name("task", name, SEARCHES)] for name in self.task]
-        single = [agent for agent in self.algo if agent in SINGLE]
+        single = [agent for agent in self.agents if agent in SINGLE]
         if single:
             raise ValueError(f"expected agents of many episodes, got {single[0]}, which has one")
-        check_lowest(self, 1, "jobs")
+        check_lowest(self, 1, "n_envs", "jobs")
         check_lowest(self, 2, "episodes")
         given = self._read_settings()
         return {search.label: self._cells_of(search, given) for search in searches}
@@ -138,7 +155,7 @@ class Config:
         if not all(isinstance(x, dict) for x in given.values()):
             raise ValueError(f"settings must be a JSON object of objects, got {self.settings!r}")
         for agent in given:
-            check_name("agent in settings", agent, self.algo)
+            check_name("agent in settings", agent, self.agents)
         return given
 
     def _cells_of(self, search: Search, given: Mapping[str, dict[str, Any]]) -> list[Cell]:
@@ -157,10 +174,11 @@ class Config:
                     episodes=self.episodes,
                     env_kwargs=search.env_kwargs,
                     settings=json.dumps(given.get(agent, {})),
+                    n_envs=self.n_envs,
                     data_root=root,
                 ).complete(),
             )
-            for agent in self.algo
+            for agent in self.agents
             for seed in seeds
         ]
 
@@ -253,7 +271,7 @@ def _publish_rewards(path: Path) -> None:
 def _write(
     path: Path, config: Config, table: pd.DataFrame, curves: Curves, console: Console
 ) -> None:
-    agents, title = list(config.algo), f"LeNet-5 on {config.data}"
+    agents, title = list(config.agents), f"{_networks(config)} on {config.data}"
     summary = summarize(table, curves, agents)
     report = format_report(table, curves, summary, title)
     figures = {
@@ -263,6 +281,11 @@ def _write(
     }
     tables = {"volatility.csv": table, "summary.csv": summary}
     write_outputs(path, "volatility", report, console, tables=tables, figures=figures)
+
+
+def _networks(config: Config) -> str:
+    names = {"VGG8" if name not in OF_LENET5 else "LeNet-5" for name in config.task}
+    return " and ".join(sorted(names))
 
 
 def main() -> None:

@@ -20,7 +20,14 @@ from stable_baselines3.common.distributions import (
 from torch.distributions import Bernoulli, Categorical, Normal
 
 from agents import CIMPPO, KLPPO
-from agents.common.losses import adapted_coef, cim_penalty, parameter_shift, surrogate_loss
+from agents.common.losses import (
+    CIM_FORMS,
+    adapted_coef,
+    cim_metric,
+    cim_penalty,
+    parameter_shift,
+    surrogate_loss,
+)
 from agents.penalty_ppo import PenaltyPPO, _kl
 
 SETTINGS: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "seed": 0, "device": "cpu"}
@@ -193,6 +200,44 @@ def test_cim_penalty_by_hand_and_in_its_limits() -> None:
     assert 2 * 50.0**2 * cim_penalty(shift[1], 50.0).item() == pytest.approx(0.25, rel=1e-3)
 
 
+def test_cim_metric_by_hand_and_in_its_limits() -> None:
+    shift = th.tensor([[0.0, 0.0], [0.3, 0.4], [100.0, 0.0], [100.0, -100.0]])
+    of_each = [math.exp(-0.18), math.exp(-0.32)]  # width 1/2: exp(-2 d^2)
+    expected = [0.0, math.sqrt(1.0 - sum(of_each) / 2), math.sqrt(0.5), 1.0]
+    assert cim_metric(shift, 0.5).tolist() == pytest.approx(expected, abs=2e-4)
+    # A wide kernel is the distance, up to its factor: a norm, where the joint form is its square.
+    assert 50.0 * 2.0 * cim_metric(shift[1], 50.0).item() == pytest.approx(0.5, rel=0.03)
+    assert cim_metric(shift, 0.5).tolist() == cim_metric(-shift, 0.5).tolist()
+
+
+def test_cim_metric_has_a_gradient_where_nothing_has_changed() -> None:
+    shift = th.zeros(1, 3, requires_grad=True)
+    cim_metric(shift, 0.5).sum().backward()
+    assert shift.grad is not None and shift.grad.tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_cim_is_a_metric_in_its_second_form_alone() -> None:
+    """The triangle inequality, at random triples; the squared form breaks it."""
+    x, y, z = th.randn(3, 500, 4, generator=th.Generator().manual_seed(0))
+    sums = {
+        form: penalty(x - y, 1.0) + penalty(y - z, 1.0) - penalty(x - z, 1.0)
+        for form, penalty in CIM_FORMS.items()
+    }
+    assert sums["metric"].min() > -1e-3
+    near = th.tensor([[0.1, 0.0, 0.0, 0.0]])
+    assert 2 * CIM_FORMS["joint"](near, 1.0) < CIM_FORMS["joint"](2 * near, 1.0)
+
+
+@pytest.mark.parametrize("form", ["joint", "metric"])
+def test_either_form_of_cim_trains(form: Any) -> None:
+    agent = CIMPPO("MlpPolicy", "CartPole-v1", **SETTINGS, cim_form=form)
+    before = [parameter.clone() for parameter in agent.policy.parameters()]
+    agent.learn(64)
+    after = list(agent.policy.parameters())
+    assert all(th.isfinite(parameter).all() for parameter in after)
+    assert any(not th.equal(*pair) for pair in zip(before, after, strict=True))
+
+
 def test_parameter_shift_of_both_kinds() -> None:
     new = Normal(th.tensor([[1.0, 2.0]]), th.tensor([[0.5, 1.0]]))
     old = Normal(th.tensor([[0.0, 2.5]]), th.tensor([[0.5, 0.25]]))
@@ -212,6 +257,7 @@ def test_parameter_shift_of_both_kinds() -> None:
         (KLPPO, {"kl_target": float("nan")}, "kl_target must be above 0"),
         (CIMPPO, {"cim_coef": -1.0}, "cim_coef must be above 0"),
         (CIMPPO, {"width": 0.0}, "width must be above 0"),
+        (CIMPPO, {"cim_form": "x"}, r"cim_form must be one of \('joint', 'metric'\), got 'x'"),
         (CIMPPO, {"kl_target": 0.0}, "kl_target must be above 0"),
         (CIMPPO, {"use_sde": True}, "use_sde is not supported"),
     ],

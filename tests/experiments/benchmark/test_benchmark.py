@@ -297,6 +297,13 @@ def test_task_that_is_not_there_is_told_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_several_environments_are_for_those_that_search() -> None:
+    config = Config(algo=("l1", "ppo"), task=(TINY[0],), seeds=(0,), n_envs=3)
+    assert {trial.algo: trial.n_envs for trial in config.trials()} == {"l1": None, "ppo": 3}
+    with pytest.raises(ValueError, match="n_envs must be 1 or more, got 0"):
+        replace(config, n_envs=0).trials()
+
+
 def test_agents_around_a_rule_are_run_where_it_is_of_use() -> None:
     trials = Config(algo=("ppo+l1", "random+relative_error", "tpe+uniform"), seeds=(0,)).trials()
     played = {t.algo: {u.task for u in trials if u.algo == t.algo} for t in trials}

@@ -18,10 +18,12 @@ from gymnasium.envs.classic_control import PendulumEnv
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
+from agents import QCriticPPO
 from agents.penalty_ppo import PenaltyPPO
+from experiments.common.run_folder import RunFolder
 from experiments.control import agents as control_agents
 from experiments.control.agents import AGENTS, TASKS, check_task, make_agent, make_env
-from experiments.control.control import Config, run, steps_to_threshold
+from experiments.control.control import Config, Training, run, steps_to_threshold
 from experiments.control.records import surrogate_improvement
 from experiments.sweep.cells import EXPERIMENTS, make_cell
 from experiments.sweep.display import Display
@@ -170,12 +172,22 @@ def test_steps_to_threshold() -> None:
 def test_all_penalties_have_the_same_settings() -> None:
     env = make_env("Pendulum-v1", n_envs=4, seed=0)
     made: list[Any] = [
-        make_agent(name, "Pendulum-v1", env, 0) for name in ("ppo", "kl_ppo", "cim_ppo")
+        make_agent(name, "Pendulum-v1", env, 0)
+        for name in ("ppo", "kl_ppo", "cim_ppo", "cim_ppo_metric")
     ]
     settings = ("n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "ent_coef")
     assert len({tuple(getattr(agent, name) for name in settings) for agent in made}) == 1
     assert made[0].gamma == 0.9 and made[0].n_steps == 1024
-    assert made[1].kl_target == made[2].kl_target == 0.01  # updates of the same length
+    # Updates of the same length.
+    assert made[1].kl_target == made[2].kl_target == made[3].kl_target == 0.01
+    assert [agent.cim_form for agent in made[2:]] == ["joint", "metric"]
+
+
+def test_the_papers_agent_has_four_environments(tmp_path: Path) -> None:
+    config = replace(SMALL, algo="q_critic_ppo_paper", task="Pendulum-v1")
+    agent = Training(config, RunFolder(tmp_path / "out", config))._agent
+    assert isinstance(agent, QCriticPPO) and agent.n_envs == 4
+    assert (agent.prior_policy, agent.gamma) == ("behavior", 0.95)
 
 
 def test_totals_are_whole_rollouts() -> None:

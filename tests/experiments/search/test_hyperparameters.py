@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from experiments.search.algorithms import make_learner
-from experiments.search.entrants import CONTRIB, ENTRANTS, LEARNERS
+from experiments.search.entrants import CONTRIB, ENTRANTS, IMPROVEMENTS, LEARNERS
 from experiments.search.episodes import EpisodeLog, run_learner
 from experiments.search.hyperparameters import (
     HYPERPARAMETERS,
@@ -17,10 +19,10 @@ from experiments.search.hyperparameters import (
     stored_settings,
 )
 from experiments.tune.spaces import SPACES, Choice, Range, Space, contains
-from tests.experiments.common.test_parts import make_log
+from tests.experiments.common.test_parts import make_env, make_log
 from tests.fakes import slow
 
-PUBLISHED = {"cma_es", "tpe"}
+PUBLISHED = {"cma_es", "tpe", *IMPROVEMENTS}
 FAMILIES = {name: each.family for name, each in ENTRANTS.items() if each.family is not None}
 
 
@@ -70,6 +72,31 @@ def test_settings_of_one_agent_alone_are_its_own_to_replace() -> None:
         build("sac", log, 30, {"ent_coef": "auto_0"})
     with pytest.raises(ValueError, match="unknown setting 'kl_target' of ppo"):
         check_settings("ppo", {"kl_target": 0.5})
+
+
+def test_each_improvement_of_the_papers_agent_is_switched_off_alone() -> None:
+    whole, v_critic, *others = (build(name, make_log(), 30, {}) for name in IMPROVEMENTS)
+    names = ("advantage", "prior_policy", "target_steps", "tau", "target_policy_noise")
+    expected = ("q", "behavior", 1, 0.01, 0.2)
+    assert tuple(getattr(whole, name) for name in names) == expected
+    assert type(v_critic) is PPO and v_critic.learning_rate == whole.learning_rate == 1e-3
+    changed = [
+        {n for n in (*names, "clip") if _value(agent, n) != _value(whole, n)} for agent in others
+    ]
+    assert changed == [{"clip"}, {"tau"}, {"target_policy_noise"}]
+    assert build("q_critic_ppo_paper", make_log(), 30, {"tau": 0.5}).tau == 0.5
+
+
+def _value(agent: Any, name: str) -> Any:
+    return agent.clip_range(1.0) if name == "clip" else getattr(agent, name)
+
+
+def test_settings_mean_the_same_over_several_environments() -> None:
+    """Steps between updates are counted over all, and updates by the transitions."""
+    log = EpisodeLog(DummyVecEnv([make_env, make_env]))
+    ppo = build("ppo", log, 850, {"n_updates": 10, "n_steps_max": 64})
+    assert (ppo.n_steps, ppo.batch_size, ppo.n_envs) == (32, 32, 2)
+    assert build("ddpg", log, 850, {"gradient_steps": 3}).gradient_steps == 6
 
 
 def test_space_contains_no_other_names_and_nothing_outside() -> None:

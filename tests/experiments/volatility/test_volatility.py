@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments.search.entrants import IMPROVEMENTS
 from experiments.trial import trials
 from experiments.volatility import volatility
 from experiments.volatility.figures import draw_curves, draw_measures, draw_overestimation
+from experiments.volatility.improvements import compare_improvements
 from experiments.volatility.measures import cvar, dispersion_within, drawdown
 from experiments.volatility.report import (
     _judge,
@@ -128,13 +130,14 @@ def made_up(noise: dict[str, float], overestimation: dict[str, float]) -> tuple[
     rng = np.random.default_rng(0)
     curves, rows = {}, []
     for agent, scale in noise.items():
-        curves["task", agent] = scale * (rng.normal(size=(6, 40)) + rng.normal(size=(6, 1)))
+        curves["task", agent] = scale * (rng.normal(size=(12, 40)) + rng.normal(size=(12, 1)))
         for seed, curve in enumerate(curves["task", agent]):
             row = {"search": "task", "agent": agent, "seed": seed, "best_reward": curve.max()}
             row |= {"dispersion_within": dispersion_within(curve), "final_reward": -scale}
             row |= {"drawdown_cvar": cvar(drawdown(curve)), "final_accuracy": 0.9}
             row |= {"validation_accuracy": 0.9}
-            rows.append(row | {"q_overestimation": overestimation.get(agent, np.nan) + 0.01 * seed})
+            error = overestimation.get(agent, np.nan) + 0.01 * seed
+            rows.append(row | {"q_overestimation": error, "q_settled": error})
     return pd.DataFrame(rows), curves
 
 
@@ -153,7 +156,7 @@ def test_verdicts_follow_the_numbers() -> None:
     assert "DDPG overestimates Q: **fails**" in text
     text = report_of({"ddpg": 1.0, "ppo": 0.01, "q_critic_ppo": 10.0}, {})
     assert f"{claim}: **undecided**; 3 of 6 comparisons say so, 3 the opposite." in text
-    assert "DDPG overestimates Q: not measured." in text
+    assert "DDPG overestimates Q: **not measurable**; no critic of its has settled." in text
 
 
 @pytest.mark.parametrize(
@@ -174,17 +177,69 @@ def test_a_claim_that_more_comparisons_contradict_fails(
     assert _judge(outcomes, "below", "above").startswith(f"**{verdict}**; {n_wanted} of 4")
 
 
+def test_a_comparison_that_could_not_come_out_otherwise_is_not_counted() -> None:
+    rows, curves = made_up({"ddpg": 10.0, "ppo": 0.1}, {})
+    rows = rows[rows["seed"] < 3]
+    few = {key: values[:3] for key, values in curves.items()}
+    text = format_report(rows, few, summarize(rows, few, ["ddpg", "ppo"]), "title")
+    assert "**not measurable**; none of 3 comparisons could have come out otherwise." in text
+    assert "(not counted: 3 seeds, fewer than 10)" in text
+    outcomes = ["below", "not counted", "below"]
+    assert _judge(outcomes, "below", "above").startswith("**holds**; 2 of 2 ")
+    assert _judge(outcomes, "below", "above").endswith("0 the opposite, 1 not counted.")
+
+
+def test_ddpg_is_judged_by_critics_that_have_settled() -> None:
+    rows, curves = made_up({"ddpg": 1.0, "ppo": 1.0}, {"ddpg": -1.0, "ppo": 0.0})
+    rows["q_settled"] = np.where(rows["agent"] == "ddpg", np.nan, rows["q_settled"])
+    summary = summarize(rows, curves, ["ddpg", "ppo"])
+    text = format_report(rows, curves, summary, "title")
+    assert "DDPG overestimates Q: **not measurable**" in text
+    assert "`ddpg` not measurable, `ppo` +0.055 [" in text and "(12 of 12 settled)" in text
+    is_third = (rows["agent"] == "ddpg") & (rows["seed"] < 4)
+    rows.loc[is_third, "q_settled"] = 0.5 + 0.01 * rows.loc[is_third, "seed"]
+    text = format_report(rows, curves, summary, "title")
+    assert "DDPG overestimates Q: **holds**; 1 of 1" in text and "(4 of 12 settled)" in text
+
+
+def test_improvements_are_switched_off_in_turn() -> None:
+    config = Config(improvements=True, task=("vgg8-pruning",), seeds=(0, 1), n_envs=2)
+    cells = config.cells()["pruning, VGG8"]
+    assert [cell.config.algo for cell in cells[::2]] == list(config.agents) == list(IMPROVEMENTS)
+    trial = cells[0].config
+    assert (trial.task, trial.n_envs) == ("compress_env/PruneVGG8Digits-v1", 2)
+    assert json.loads(trial.env_kwargs) == {"transition_noise": False}
+    assert set(Config().cells()) == {"pruning, budget", "pruning, R_FLOPs", "quantization"}
+
+
+def test_what_an_improvement_does_is_told_seed_by_seed() -> None:
+    agents = list(IMPROVEMENTS)
+    rows, curves = made_up(dict.fromkeys(agents, 1.0), {})
+    text = format_report(rows, curves, summarize(rows, curves, agents), "title")
+    assert "### task: `q_critic_ppo_paper` without one improvement minus with all" in text
+    assert text.count("\n| no ") == 3 and "\n| V critic instead of Q | " in text
+    rows.loc[rows["agent"] == agents[2], "best_reward"] += 100.0
+    found = compare_improvements(rows, "task", agents)
+    assert list(found) == agents[1:]
+    whole, other = (rows[rows["agent"] == a]["best_reward"] for a in (agents[0], agents[2]))
+    expected = other.to_numpy() - whole.to_numpy()
+    assert found[agents[2]]["best_reward"].value == pytest.approx(expected.mean())
+    assert found[agents[2]]["best_reward"].side == "above"
+    assert compare_improvements(rows, "task", agents[1:]) != {}
+    assert compare_improvements(rows[rows["agent"] != agents[0]], "task", agents) == {}
+
+
 def test_figures_show_every_seed() -> None:
     noise = {"ddpg": 1.0, "ppo": 2.0, "random": 3.0}
     rows, curves = made_up(noise, {"ddpg": 1.0, "ppo": 0.5})
     summary = summarize(rows, curves, list(noise))
     panels = draw_curves(curves, list(noise), "title").axes
     assert [panel.get_title() for panel in panels] == list(noise)
-    assert all(len(panel.lines) == 6 + 1 for panel in panels)  # and the mean
+    assert all(len(panel.lines) == 12 + 1 for panel in panels)  # and the mean
     shown = draw_measures(rows, summary, list(noise), "title").axes
     assert shown[0].lines[0].get_xdata() == pytest.approx(summary["dispersion_across"])
     assert all(
-        sum(np.size(line.get_xdata()) == 6 for line in panel.lines) == 3 for panel in shown[1:]
+        sum(np.size(line.get_xdata()) == 12 for line in panel.lines) == 3 for panel in shown[1:]
     )
     rows.loc[rows["agent"] == "random", "q_overestimation"] = np.nan
     (panel,) = draw_overestimation(rows, list(noise), "title").axes
@@ -198,7 +253,7 @@ def test_raw_q_is_compared_with_ppo() -> None:
     assert "With raw Q as advantage PPO is worse than with its own: **undecided**; 1 of 2" in text
     curves["task", "q_critic_ppo"][:] = -9.0
     text = format_report(rows, curves, summarize(rows, curves, list(noise)), "title")
-    assert "task: never against" in text and "(not reached from 6 of 6 seeds)" in text
+    assert "task: never against" in text and "(not reached from 12 of 12 seeds)" in text
 
 
 def test_comparison_is_signed_and_per_seed() -> None:

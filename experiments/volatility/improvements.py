@@ -1,0 +1,76 @@
+"""What each of the four improvements of the paper's agent does: without it minus with all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from experiments.common.drawing.intervals import Interval, format_interval, paired_interval
+from experiments.common.drawing.outputs import format_markdown
+from experiments.search.entrants import IMPROVEMENTS
+
+__all__ = ["WHOLE", "compare_improvements", "format_improvements"]
+
+WHOLE, *WITHOUT = IMPROVEMENTS
+OFF = dict(
+    zip(
+        WITHOUT,
+        ("V critic instead of Q", "no clip", "no smoothed updates", "no target regularisation"),
+        strict=True,
+    )
+)
+"""What is switched off, by agent."""
+COLUMNS = {
+    "best_reward": "best reward",
+    "final_reward": "final reward",
+    "dispersion_within": "within runs",
+    "drawdown_cvar": "drawdown",
+}
+"""What is compared seed by seed, by name and heading; of the last two less is steadier."""
+
+
+def compare_improvements(
+    rows: pd.DataFrame, search: str, agents: Sequence[str]
+) -> dict[str, dict[str, Interval]]:
+    """Compare the agent without an improvement with the whole one, in each of `COLUMNS`.
+
+    Args:
+        rows: One for each search.
+        search: What is searched for.
+        agents: Those that were run.
+
+    Returns:
+        Differences seed by seed, without minus whole, by agent and column; none where the whole
+        agent was not run.
+    """
+    mine = rows[rows["search"] == search].sort_values("seed")
+    whole = mine[mine["agent"] == WHOLE]
+    others = [agent for agent in OFF if agent in agents] if len(whole) else []
+    return {
+        agent: {
+            name: paired_interval(mine.loc[mine["agent"] == agent, name], whole[name])
+            for name in COLUMNS
+        }
+        for agent in others
+    }
+
+
+def format_improvements(rows: pd.DataFrame, searches: Sequence[str], agents: Sequence[str]) -> str:
+    """Format the comparisons as Markdown tables; nothing where there is none."""
+    parts = []
+    for search in searches:
+        found = compare_improvements(rows, search, agents)
+        if found:
+            lines = [
+                (OFF[agent], *(_format(difference) for difference in differences.values()))
+                for agent, differences in found.items()
+            ]
+            table = format_markdown(("switched off", *COLUMNS.values()), lines)
+            parts += [f"### {search}: `{WHOLE}` without one improvement minus with all", table]
+    return "\n\n".join(parts)
+
+
+def _format(difference: Interval) -> str:
+    text = format_interval(difference, 3, "+")
+    return f"**{text}**" if difference.side in ("above", "below") else text
