@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import pathlib
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
+import torch as th
+from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import NStepReplayBuffer, RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.arguments import in_a_line
 from agents.common.checked_algorithm import CheckedAlgorithm
+from agents.common.episodes import estimated_returns, steps_of, stored_episodes
+from agents.overestimation import OverestimationCallback
 from agents.policies import QCriticPolicy
 
 __all__ = ["ReplayPPO", "load_buffer", "truncate_last_episode"]
@@ -26,6 +30,7 @@ class ReplayPPO(CheckedAlgorithm, PPO):
 
     policy: QCriticPolicy
     replay_buffer: NStepReplayBuffer | None = None
+    overestimation: OverestimationCallback
     learning_starts: int
     """Steps before the first update, over all environments."""
     random_starts: bool
@@ -114,6 +119,65 @@ class ReplayPPO(CheckedAlgorithm, PPO):
         return super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 100,
+        tb_log_name: str = "QCriticPPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Train for ``total_timesteps`` environment steps, over all environments.
+
+        Args:
+            total_timesteps: steps; with ``reset_num_timesteps=False``, further steps.
+            callback: called after each step.
+            log_interval: updates between two dumps of the log; an update is as short as a step.
+            tb_log_name: name of the run for TensorBoard.
+            reset_num_timesteps: start counting anew, and reset the environments.
+            progress_bar: show one; needs tqdm and rich.
+
+        Returns:
+            The agent itself.
+        """
+        return super().learn(
+            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+        )
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        given = super()._init_callback(callback, progress_bar)
+        self.overestimation.init_callback(self)
+        both = CallbackList([self.overestimation, given])
+        both.model = self  # its `init_callback` would call the given one's a second time
+        return both
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "overestimation"]
+
+    @th.no_grad()
+    def episode_values(self) -> NDArray[np.float64]:
+        """Return the critic's estimate of the return of each whole episode in the replay buffer.
+
+        It averages over what alike decisions have come to, whereas an episode's own return is one
+        draw: see `agents.common.episodes.estimated_returns`.
+
+        Returns:
+            (n,), by environment, then in the order of ending.
+        """
+        assert self.replay_buffer is not None
+        episodes = stored_episodes(self.replay_buffer)
+        if not episodes:
+            return np.empty(0)
+        steps = steps_of(self.replay_buffer, episodes, self._vec_normalize_env)
+        # (n, 1) -> (n,)
+        q_values, values = (
+            found.double().cpu().numpy().squeeze(1)
+            for found in (self.policy.q_values(*steps), self.policy.predict_values(steps[0]))
+        )
+        lengths = [len(each.rows) for each in episodes]
+        return estimated_returns(q_values, values, lengths, self.gamma)
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """Save the replay buffer, which `save` leaves out, as a pickle file at ``path``."""
