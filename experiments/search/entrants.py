@@ -44,6 +44,7 @@ __all__ = [
     "learner_class",
     "rule_of",
     "stages_of",
+    "values_episodes",
     "wrap",
 ]
 
@@ -300,6 +301,12 @@ def learner_class(name: str) -> type[BaseAlgorithm]:
     found_class: type[BaseAlgorithm]
     found_class = getattr(_import_contrib(), found) if isinstance(found, str) else found
     return found_class
+
+
+def values_episodes(name: str) -> bool:
+    """Whether an agent's critic values whole episodes, as `QCriticPPO.episode_values` does."""
+    found = ENTRANTS.get(agent_of(name), Entrant()).learner
+    return isinstance(found, type) and issubclass(found, QCriticPPO)
 
 
 def goes_on(name: str) -> bool:

@@ -26,7 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import gymnasium as gym
 import tyro
@@ -48,11 +48,13 @@ from experiments.common.run_folder import RunFolder
 from experiments.search.algorithms import Learner, make_agent
 from experiments.search.entrants import (
     ACCEPTED,
+    LEARNERS,
     SINGLE,
     check_agent,
     check_stage,
     env_options,
     goes_on,
+    values_episodes,
     wrap,
 )
 from experiments.search.episodes import EpisodeLog, best_episode, is_over, run_policy
@@ -68,15 +70,16 @@ from experiments.trial.confirmation import (
     conclude_single,
     most_runs,
 )
-from experiments.trial.nomination import Candidate, budgets_of, fresh_orders, searched
+from experiments.trial.nomination import budgets_of, fresh_orders, searched
 from experiments.trial.reruns import Reruns
-from experiments.trial.snapshots import PolicySnapshots
+from experiments.trial.snapshots import PolicySnapshots, Snapshot, episode_values
 from experiments.trial.table import checked_outcome, row_of
 
 __all__ = ["Config", "main", "make_task", "run"]
 
 STATE = "search"
 WITH_CRITIC = (OnPolicyAlgorithm, TD3, SAC)
+NominateBy = Literal["accuracy", "critic"]
 REPEATS = 3
 """Episodes allowed for each one that the evaluations suffice for: agents repeat networks."""
 
@@ -99,6 +102,9 @@ class Config:
     settings: str = "{}"
     """Hyper-parameters of the agent in place of those in hyperparameters.json, a JSON object; the
     run folder holds all of them."""
+    nominate_by: NominateBy = "accuracy"
+    """Which episodes are nominated where orders are drawn: the most accurate ones, or those that
+    the agent's critic values most (q_critic_ppo)."""
     data_root: Path | None = None
     """Folder of the data set's files."""
     store: Path | None = None
@@ -127,6 +133,11 @@ class Config:
                 check_lowest(self, 1, name)
         if self.evaluations is None and self.episodes is None:
             raise ValueError("expected evaluations or episodes, got neither")
+        if self.nominate_by == "critic" and not values_episodes(self.algo):
+            raise ValueError(
+                "nominate_by critic is for agents whose critic values whole episodes "
+                f"({', '.join(filter(values_episodes, LEARNERS))}), got {self.algo}"
+            )
         read_object(self, "env_kwargs")
         check_settings(self.algo, read_object(self, "settings"))
 
@@ -202,7 +213,10 @@ class Trial:
         self._n_steps = int(min(limits)) * n_layers
         self._n_episodes = config.episodes or REPEATS * int(limits[1])
         early = budgets_of(most)[:-1] if is_nominated and most else ()
-        self.snapshots = PolicySnapshots(self.observed, folder, early, config.seed)
+        self.by_critic = is_nominated and config.nominate_by == "critic"
+        self.snapshots = PolicySnapshots(
+            self.observed, folder, early, config.seed, with_values=self.by_critic
+        )
 
     def _hold_to_inputs(self) -> None:
         """Check that a stopped trial goes on with the network, the images and the code it had."""
@@ -297,16 +311,15 @@ class Trial:
             "learns": isinstance(agent, Learner),
             "noise_seed": episode.noise_seed,
             "records": [] if watch is None else watch.state()["records"],
+            "episode_values": episode_values(agent) if self.by_critic else [],
         }
 
-    def conclude(
-        self, episodes: Sequence[Episode], policy: Candidate | None, console: Console
-    ) -> Conclusion:
+    def conclude(self, episodes: Sequence[Episode], last: Snapshot, console: Console) -> Conclusion:
         """Nominate and confirm, or go on with that, on a task that draws orders.
 
         Args:
             episodes: All of the search.
-            policy: What the agent does without exploration after it, if it learns.
+            last: What the agent has learnt by its end.
             console: Where progress goes.
         """
         config = self.config
@@ -317,13 +330,11 @@ class Trial:
         with reruns.shown(most_runs(most, is_single=self.is_single)):
             if self.is_single:
                 return conclude_single(episodes, most, reruns, layers)
-            policies = {budget: self.snapshots.read(budget) for budget in budgets_of(most)[:-1]}
+            snapshots = {budget: self.snapshots.read(budget) for budget in budgets_of(most)[:-1]}
             # A search that ended sooner is asked at its end.
             reached = episodes[-1].n_evaluations
-            policies |= {b: policy for b in budgets_of(most) if searched(b) > reached}
-            search = Search(
-                episodes, policies | {most: policy}, most, config.seed, self.per_episode
-            )
+            snapshots |= {b: last for b in budgets_of(most) if searched(b) > reached}
+            search = Search(episodes, snapshots | {most: last}, most, config.seed, self.per_episode)
             return conclude(search, reruns, layers)
 
 
@@ -356,7 +367,8 @@ def _measure(trial: Trial, console: Console) -> dict[str, Any]:
         trial.folder.write_rows("overestimation.csv", rows)
     row = row_of(trial.env, episodes, outcome)
     if trial.is_stochastic:
-        concluded = trial.conclude(episodes, outcome["policy"], console)
+        last = Snapshot(outcome["policy"], outcome["episode_values"])
+        concluded = trial.conclude(episodes, last, console)
         trial.folder.write_rows("confirmation.csv", concluded.confirmation)
         if concluded.nomination:
             trial.folder.write_rows("nomination.csv", concluded.nomination)
