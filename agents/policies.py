@@ -211,6 +211,8 @@ class QCriticPolicy(ActorCriticPolicy):
 
     def set_training_mode(self, mode: bool) -> None:
         """Put actor and critic into training or evaluation mode; the targets never train."""
+        if self.training == mode:
+            return  # walking through all modules at every step takes a tenth of a search's time
         self.train(mode)
         self.actor_target.train(False)
         self.critic_target.train(False)

@@ -164,7 +164,7 @@ class ReplayPPO(CheckedAlgorithm, PPO):
         draw: see `agents.common.episodes.estimated_returns`.
 
         Returns:
-            (n,), by environment, then in the order of ending.
+            (n,), in the order of ending, then by environment.
         """
         assert self.replay_buffer is not None
         episodes = stored_episodes(self.replay_buffer)

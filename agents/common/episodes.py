@@ -45,14 +45,14 @@ class Steps(NamedTuple):
 
 
 def stored_episodes(buffer: ReplayBuffer) -> list[StoredEpisode]:
-    """Return all whole episodes of a buffer, by environment, then in the order of ending.
+    """Return all whole episodes of a buffer, in the order of ending, then by environment.
 
     An episode that was interrupted, is under way or has been overwritten in part is none.
     """
     size = buffer.size()
     # (n,) rows, oldest first
     order = ((buffer.pos if buffer.full else 0) + np.arange(size)) % buffer.buffer_size
-    found = []
+    found: dict[tuple[int, int], StoredEpisode] = {}
     for env in range(buffer.n_envs):
         ends, cuts = buffer.dones[order, env] > 0, buffer.timeouts[order, env] > 0
         # What the oldest row of a full buffer belongs to may have begun before it.
@@ -60,9 +60,10 @@ def stored_episodes(buffer: ReplayBuffer) -> list[StoredEpisode]:
         for last in np.flatnonzero(ends | cuts):
             rows = order[start : last + 1]
             if is_whole and ends[last]:
-                found.append(StoredEpisode(rows, env, float(buffer.rewards[rows, env].sum())))
+                earned = float(buffer.rewards[rows, env].sum())
+                found[int(last), env] = StoredEpisode(rows, env, earned)
             start, is_whole = int(last) + 1, True
-    return found
+    return [found[when] for when in sorted(found)]
 
 
 def best_steps(

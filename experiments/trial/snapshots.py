@@ -102,7 +102,7 @@ def episode_values(agent: Any) -> list[float]:
     An episode that ends at this moment may be missing.
 
     Args:
-        agent: With a method `episode_values`, as `agents.QCriticPPO`, in one environment.
+        agent: With a method `episode_values`, as `agents.QCriticPPO`.
     """
     values: list[float] = agent.episode_values().tolist()
     return values

@@ -24,15 +24,15 @@ def buffer_of(rewards: list[list[float]], ends: list[list[int]], size: int = 20)
     return buffer
 
 
-def test_episodes_are_found_by_environment_in_the_order_of_ending() -> None:
+def test_episodes_are_found_in_the_order_of_ending() -> None:
     rewards = [[1.0, 0.0], [2.0, 0.0], [3.0, 5.0], [4.0, 0.0]]
     found = stored_episodes(buffer_of(rewards, [[0, 0], [1, 0], [0, 1], [1, 0]]))
     assert [(each.env, each.rows.tolist()) for each in found] == [
         (0, [0, 1]),
-        (0, [2, 3]),
         (1, [0, 1, 2]),
+        (0, [2, 3]),
     ]
-    assert [each.episode_return for each in found] == [3.0, 7.0, 5.0]
+    assert [each.episode_return for each in found] == [3.0, 5.0, 7.0]
 
 
 def test_interrupted_episodes_and_those_under_way_are_none() -> None:
