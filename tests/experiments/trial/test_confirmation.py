@@ -148,7 +148,7 @@ def test_a_critic_nominates_what_it_values(tmp_path: Path, monkeypatch: pytest.M
     assert read(by["critic"], "episodes.csv").equals(read(by["accuracy"], "episodes.csv"))
     runs = read(by["critic"], "nomination.csv")
     sources = runs[(runs["round"] == 0) & (runs["source"] != "policy")].groupby("budget")["source"]
-    found = {budget: list(dict.fromkeys(each)) for budget, each in sources}
+    found = {budget: list(dict.fromkeys(each))[:3] for budget, each in sources}
     # At 30 the critic has not seen the 24th episode, the last, when it is asked.
     assert found[30] == ["episode 22", "episode 21", "episode 20"]
     assert found[40] == ["episode 31", "episode 30", "episode 29"]
