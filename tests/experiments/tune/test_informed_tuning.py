@@ -19,6 +19,8 @@ from experiments.tune.tune import Config, run
 from tests.experiments.tune.test_tune import small
 from tests.fakes import NOISY, quiet, tiny_tasks
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 RULES = ("l1", "relative_error")
 
 
