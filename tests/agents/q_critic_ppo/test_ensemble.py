@@ -1,6 +1,7 @@
 """QCriticPPO's ensemble of critics, its slower actor, and what it makes of its best episodes."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,6 +146,6 @@ def test_critic_learns_to_tell_good_episodes_from_bad_ones() -> None:
     ],
     ids=str,
 )
-def test_bad_arguments_are_rejected(arguments: dict[str, object], message: str) -> None:
+def test_bad_arguments_are_rejected(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_agent(**arguments)
