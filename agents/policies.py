@@ -29,6 +29,8 @@ from agents.common.spaces import check_spaces
 __all__ = ["GaussianActor", "MlpPolicy", "QCriticPolicy", "check_spaces"]
 
 _HIDDEN_UNITS = 64
+N_LOWEST = 2
+"""Networks of an ensemble that a target is the lowest of."""
 
 
 class GaussianActor(BaseModel):
@@ -94,6 +96,10 @@ class GaussianActor(BaseModel):
 class QCriticPolicy(ActorCriticPolicy):
     """Actor, critic Q(s, a) and a slowly following copy of each.
 
+    With `n_critics` above 1 the critic is an ensemble: networks that differ in how they begin and
+    learn the same targets. Its value is the mean over them; a target is the lower one of two that
+    are drawn anew for each minibatch (Chen et al. 2021, REDQ, arXiv 2101.05982).
+
     The actor samples from an unbounded Gaussian; what an environment executes, and what every
     critic call sees, is that sample clipped to the bounds.
 
@@ -105,6 +111,7 @@ class QCriticPolicy(ActorCriticPolicy):
             ``dict(pi=[...], qf=[...])``; None is one hidden layer of 64 in each.
         activation_fn: activation of the hidden layers of both networks.
         log_std_init: initial log standard deviation, relative to half the action space's width.
+        n_critics: networks in the critic's ensemble.
         use_sde: must be False; accepted because Stable-Baselines3 passes it.
         features_extractor_class: built once for the actor and once for the critic.
         features_extractor_kwargs: its arguments.
@@ -124,6 +131,7 @@ class QCriticPolicy(ActorCriticPolicy):
         net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.ReLU,
         log_std_init: float = -0.5,
+        n_critics: int = 1,
         use_sde: bool = False,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
@@ -134,6 +142,7 @@ class QCriticPolicy(ActorCriticPolicy):
         """Build all four networks; the class's docstring lists the arguments."""
         check_spaces(observation_space, action_space)
         _check_net_arch(net_arch)
+        self.n_critics = checked("n_critics", n_critics, Range(1, is_whole=True))
         if use_sde:
             raise ValueError("use_sde must be False: the actor's noise is a plain Gaussian")
         super().__init__(
@@ -190,7 +199,7 @@ class QCriticPolicy(ActorCriticPolicy):
             self.vf_features_extractor.features_dim,
             self.activation_fn,
             self.normalize_images,
-            n_critics=1,
+            n_critics=self.n_critics,
             share_features_extractor=False,
         )
 
@@ -198,10 +207,12 @@ class QCriticPolicy(ActorCriticPolicy):
         inherited = super()._get_constructor_parameters()
         for name in ("squash_output", "full_std", "use_expln", "ortho_init"):
             del inherited[name]
-        return inherited
+        return inherited | {"n_critics": self.n_critics}
 
     def set_training_mode(self, mode: bool) -> None:
         """Put actor and critic into training or evaluation mode; the targets never train."""
+        if self.training == mode:
+            return  # walking through all modules at every step takes a tenth of a search's time
         self.train(mode)
         self.actor_target.train(False)
         self.critic_target.train(False)
@@ -215,7 +226,11 @@ class QCriticPolicy(ActorCriticPolicy):
         return self.actor.log_std.exp() * self.actor.half_width
 
     def q_values(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
-        """Return Q(s, clip(a)), (B, 1), for actions (B, D)."""
+        """Return Q(s, clip(a)), the mean of the ensemble, (B, 1), for actions (B, D)."""
+        return self.each_q_value(obs, actions).mean(dim=1, keepdim=True)
+
+    def each_q_value(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """Return Q(s, clip(a)) of each network of the ensemble, (B, n_critics)."""
         return self._q(self.critic, obs, actions)
 
     @th.no_grad()
@@ -229,15 +244,18 @@ class QCriticPolicy(ActorCriticPolicy):
         return self._q(critic, obs, th.as_tensor(actions, device=self.device).float().flatten(1))
 
     def target_q_values(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
-        """Return Q'(s, clip(a)), (B, 1), for actions (B, D)."""
-        return self._q(self.critic_target, obs, actions)
+        """Return Q'(s, clip(a)), (B, 1), for actions (B, D): the lower one of two networks."""
+        values = self._q(self.critic_target, obs, actions)
+        if self.n_critics > N_LOWEST:
+            values = values[:, th.randperm(self.n_critics, device=values.device)[:N_LOWEST]]
+        return values.amin(dim=1, keepdim=True)
 
     def _q(self, critic: ContinuousCritic, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
-        """Clip the actions to the bounds, map them onto [-1, 1] and judge them, (B, 1)."""
+        """Clip the actions to the bounds, map them onto [-1, 1] and judge them, (B, n_critics)."""
         executed = th.clamp(actions, self.actor.low, self.actor.high)
         unit = (executed - self.actor.low) / self.actor.half_width - 1.0
-        values: tuple[th.Tensor, ...] = critic(obs, unit)
-        return values[0]
+        # n_critics times (B, 1) -> (B, n_critics)
+        return th.cat(critic(obs, unit), dim=1)
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """Return Q(s, pi(s)), (B, 1), the value of the mean action."""

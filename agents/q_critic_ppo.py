@@ -9,27 +9,24 @@ from typing import Any, ClassVar, Self, get_args
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import BaseModel, BasePolicy
-from stable_baselines3.common.type_aliases import (
-    GymEnv,
-    MaybeCallback,
-    ReplayBufferSamples,
-    Schedule,
-)
+from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples, Schedule
 from stable_baselines3.common.utils import FloatSchedule, polyak_update, update_learning_rate
 from torch import nn
 
 from agents.common.arguments import PPO_RANGES, Range, checked
+from agents.common.episodes import Steps, best_steps
 from agents.common.losses import (
     Advantage,
     clip_fraction,
     clipped_surrogate_loss,
+    imitation_loss,
     q_loss,
     regularized_action,
     td_target,
 )
+from agents.common.paper import PAPER, PAPER_ENVS
 from agents.common.spaces import check_spaces
 from agents.overestimation import OverestimationCallback
 from agents.policies import MlpPolicy, QCriticPolicy
@@ -37,27 +34,6 @@ from agents.prior import PriorActions, PriorPolicy, collected_actions, sampled_a
 from agents.replay import ReplayPPO
 
 __all__ = ["PAPER", "PAPER_ENVS", "Advantage", "PriorPolicy", "QCriticPPO"]
-
-
-PAPER: Mapping[str, Any] = {
-    "advantage": "q",
-    "normalize_advantage": False,
-    "prior_policy": "behavior",
-    "target_steps": 1,
-    "n_steps": 1,
-    "clip_range": 0.2,
-    "learning_rate": 1e-3,
-    "actor_learning_rate": None,
-    "learning_starts": 0,
-    "random_starts": False,
-    "n_epochs": 10,
-    "gradient_steps": 1,
-    "batch_size": 64,
-}
-"""Arguments of `QCriticPPO.paper`; numbers that the paper does not give are PPO's usual ones
-**(ours)**."""
-PAPER_ENVS = 4
-"""Parallel actors there."""
 
 
 class QCriticPPO(ReplayPPO):
@@ -88,10 +64,20 @@ class QCriticPPO(ReplayPPO):
     ``gradient_steps`` rounds of an update therefore draws one minibatch from the replay buffer and
 
     - takes one step on the critic's loss ``mean((y - Q(s, a))^2)``;
-    - samples ``n_action_samples`` fresh actions per state from the *target* actor, which is the
-      prior policy of the ratio, with the log-probability that it gives them, and takes
-      ``n_epochs`` steps on the clipped surrogate over these pairs;
+    - in every ``policy_delay``-th round, samples ``n_action_samples`` fresh actions per state from
+      the *target* actor, which is the prior policy of the ratio, with the log-probability that it
+      gives them, and takes ``n_epochs`` steps on the clipped surrogate over these pairs;
     - moves both targets by ``tau``.
+
+    Where a step costs far more than an update, more rounds make more of it, if an ensemble of
+    critics keeps them from believing each other's errors (Chen et al. 2021, REDQ): more
+    ``gradient_steps`` with as much ``policy_delay``, and ``policy_kwargs={"n_critics": 5}``.
+
+    **Imitation of the best episodes (ours).** With ``imitation_coef`` above 0 the actor's loss has
+    another term, that weight times the mean of ``((pi(s) - a) / half the box's width)^2`` over the
+    states and actions of the ``n_elites`` episodes in the replay buffer with the highest returns.
+    The policy is then drawn to the mean of the best, as a distribution in the cross-entropy method
+    is (Rubinstein 1999); compare self-imitation (Oh et al. 2018, arXiv 1806.05635).
 
     As the actions come from the prior policy itself, the ratio needs no further correction for
     replayed data, and stored log-probabilities, stale after a few updates, are not needed. With
@@ -135,6 +121,7 @@ class QCriticPPO(ReplayPPO):
         random_starts: act uniformly at random until then; else as the policy does.
         batch_size: states per minibatch.
         gradient_steps: rounds per update, see above.
+        policy_delay: rounds per round in which the actor learns too.
         n_epochs: actor steps per round.
         prior_policy: ``"target"`` or ``"behavior"``, see above.
         n_action_samples: actions per state in the surrogate, K, where the target actor is asked.
@@ -143,6 +130,8 @@ class QCriticPPO(ReplayPPO):
             critic runs after the errors of the first episodes into the corners of the box.
         tau: Polyak coefficient in (0, 1].
         gamma: discount factor in [0, 1].
+        imitation_coef: weight of the imitation of the best episodes; 0 for none.
+        n_elites: episodes that are imitated.
         advantage: ``"q"`` or ``"q_baseline"``.
         normalize_advantage: scale the advantages of a minibatch to a root mean square of 1.
         clip_range: c of the clipped surrogate, or a function of the remaining progress;
@@ -153,7 +142,7 @@ class QCriticPPO(ReplayPPO):
         max_grad_norm: gradients of either network are scaled down to this norm.
         stats_window_size: episodes averaged in ``rollout/``.
         tensorboard_log: folder for TensorBoard, or None.
-        policy_kwargs: arguments of the policy (``net_arch``, ``log_std_init``, ...).
+        policy_kwargs: arguments of the policy (``net_arch``, ``log_std_init``, ``n_critics``, ...).
         verbose: 0 silent, 1 information, 2 debugging.
         seed: of every pseudo-random generator; same seed, same weights on CPU.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
@@ -170,7 +159,10 @@ class QCriticPPO(ReplayPPO):
         "buffer_size": Range(1, is_whole=True),
         "learning_starts": Range(0, is_whole=True),
         "gradient_steps": Range(0, is_whole=True),
+        "policy_delay": Range(1, is_whole=True),
         "n_action_samples": Range(1, is_whole=True),
+        "imitation_coef": Range(0),
+        "n_elites": Range(1, is_whole=True),
         "target_steps": Range(1, is_whole=True),
         "actor_learning_rate": Range(0, may_be_none=True, may_be_schedule=True),
         "tau": Range(0, 1, is_open=True),
@@ -189,6 +181,7 @@ class QCriticPPO(ReplayPPO):
         random_starts: bool = True,
         batch_size: int = 256,
         gradient_steps: int = 2,
+        policy_delay: int = 1,
         n_epochs: int = 1,
         prior_policy: PriorPolicy = "target",
         n_action_samples: int = 8,
@@ -196,6 +189,8 @@ class QCriticPPO(ReplayPPO):
         actor_learning_rate: float | Schedule | None = 1e-3,
         tau: float = 0.01,
         gamma: float = 0.99,
+        imitation_coef: float = 0.0,
+        n_elites: int = 8,
         advantage: Advantage = "q_baseline",
         normalize_advantage: bool = True,
         clip_range: float | Schedule = 0.2,
@@ -237,10 +232,11 @@ class QCriticPPO(ReplayPPO):
         self.batch_size = batch_size
         self.target_steps = target_steps
         self.actor_learning_rate = actor_learning_rate
-        self.gradient_steps = gradient_steps
+        self.gradient_steps, self.policy_delay = gradient_steps, policy_delay
         self.prior_policy = prior_policy
         self.n_action_samples = n_action_samples
         self.tau = tau
+        self.imitation_coef, self.n_elites = imitation_coef, n_elites
         self.advantage = advantage
         self.normalize_advantage = normalize_advantage
         self.target_policy_noise = target_policy_noise
@@ -312,13 +308,17 @@ class QCriticPPO(ReplayPPO):
             return
         self.policy.set_training_mode(True)
         self._update_learning_rates()
+        elites = None
+        if self.imitation_coef > 0.0:
+            elites = best_steps(self.replay_buffer, self.n_elites, self._vec_normalize_env)
         for _ in range(self.gradient_steps):
             batch = self.replay_buffer.sample(self.batch_size, env=self._vec_normalize_env)
             self._update_critic(batch)
-            if self.prior_policy == "target" or self._rollout:
-                self._update_actor(batch.observations)
+            self._n_updates += 1
+            may_act = self.prior_policy == "target" or self._rollout
+            if may_act and self._n_updates % self.policy_delay == 0:
+                self._update_actor(batch.observations, elites)
             self._update_targets()
-        self._n_updates += self.gradient_steps
         self.logger.record("train/std", self.policy.action_std().mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
@@ -330,10 +330,11 @@ class QCriticPPO(ReplayPPO):
 
     def _update_critic(self, batch: ReplayBufferSamples) -> None:
         targets = self._q_targets(batch)
-        q_values = self.policy.q_values(batch.observations, batch.actions)
-        loss = q_loss(q_values, targets)
+        # (B, n_critics), each towards the same targets (B, 1)
+        q_values = self.policy.each_q_value(batch.observations, batch.actions)
+        loss = q_values.shape[1] * q_loss(q_values, targets.expand_as(q_values))
         self._step(self.policy.critic, loss)
-        self.logger.record("train/q_loss", loss.item())
+        self.logger.record("train/q_loss", loss.item() / q_values.shape[1])
         self.logger.record("train/q_mean", q_values.mean().item())
 
     @th.no_grad()
@@ -348,7 +349,7 @@ class QCriticPPO(ReplayPPO):
         assert batch.discounts is not None
         return td_target(batch.rewards, batch.dones, next_q_values, batch.discounts)
 
-    def _update_actor(self, observations: th.Tensor) -> None:
+    def _update_actor(self, observations: th.Tensor, elites: Steps | None = None) -> None:
         assert callable(self.clip_range)  # a schedule since `_setup_model`
         clip_range = max(self.clip_range(self._current_progress_remaining), 0.0)
         prior = self._sample_prior(observations)
@@ -358,7 +359,12 @@ class QCriticPPO(ReplayPPO):
             loss = clipped_surrogate_loss(prior.advantages, log_prob, prior.log_prob, clip_range)
             entropy = distribution.entropy()
             assert entropy is not None
-            self._step(self.policy.actor, loss - self.ent_coef * entropy.mean())
+            whole = loss - self.ent_coef * entropy.mean()
+            if elites is not None:
+                mean = self.policy.actor(elites.observations)
+                shift = imitation_loss(mean, elites.actions, self.policy.actor.half_width)
+                whole = whole + self.imitation_coef * shift
+            self._step(self.policy.actor, whole)
         fraction = clip_fraction(log_prob.detach(), prior.log_prob, clip_range)
         self.logger.record("train/policy_loss", loss.item())
         self.logger.record("train/clip_fraction", fraction)
@@ -381,16 +387,6 @@ class QCriticPPO(ReplayPPO):
         policy = self.policy
         polyak_update(policy.actor.parameters(), policy.actor_target.parameters(), self.tau)
         polyak_update(policy.critic.parameters(), policy.critic_target.parameters(), self.tau)
-
-    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        given = super()._init_callback(callback, progress_bar)
-        self.overestimation.init_callback(self)
-        both = CallbackList([self.overestimation, given])
-        both.model = self  # its `init_callback` would call the given one's a second time
-        return both
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "overestimation", "_rollout"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.actor.optimizer", "policy.critic.optimizer"], []

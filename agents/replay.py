@@ -9,15 +9,18 @@ from typing import Any, Self, cast
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import NStepReplayBuffer, RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.save_util import load_from_pkl, save_to_pkl
 from stable_baselines3.common.type_aliases import MaybeCallback, TensorDict
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.arguments import in_a_line
 from agents.common.checked_algorithm import CheckedAlgorithm
+from agents.common.episodes import estimated_returns, steps_of, stored_episodes
+from agents.overestimation import OverestimationCallback
 from agents.policies import QCriticPolicy
 from agents.prior import Collected
 
@@ -29,6 +32,7 @@ class ReplayPPO(CheckedAlgorithm, PPO):
 
     policy: QCriticPolicy
     replay_buffer: NStepReplayBuffer | None = None
+    overestimation: OverestimationCallback
     learning_starts: int
     """Steps before the first update, over all environments."""
     random_starts: bool
@@ -168,6 +172,39 @@ class ReplayPPO(CheckedAlgorithm, PPO):
         return super().learn(
             total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
         )
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        given = super()._init_callback(callback, progress_bar)
+        self.overestimation.init_callback(self)
+        both = CallbackList([self.overestimation, given])
+        both.model = self  # its `init_callback` would call the given one's a second time
+        return both
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "overestimation", "_rollout"]
+
+    @th.no_grad()
+    def episode_values(self) -> NDArray[np.float64]:
+        """Return the critic's estimate of the return of each whole episode in the replay buffer.
+
+        It averages over what alike decisions have come to, whereas an episode's own return is one
+        draw: see `agents.common.episodes.estimated_returns`.
+
+        Returns:
+            (n,), in the order of ending, then by environment.
+        """
+        assert self.replay_buffer is not None
+        episodes = stored_episodes(self.replay_buffer)
+        if not episodes:
+            return np.empty(0)
+        steps = steps_of(self.replay_buffer, episodes, self._vec_normalize_env)
+        # (n, 1) -> (n,)
+        q_values, values = (
+            found.double().cpu().numpy().squeeze(1)
+            for found in (self.policy.q_values(*steps), self.policy.predict_values(steps[0]))
+        )
+        lengths = [len(each.rows) for each in episodes]
+        return estimated_returns(q_values, values, lengths, self.gamma)
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """Save the replay buffer, which `save` leaves out, as a pickle file at ``path``."""

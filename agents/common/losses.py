@@ -18,6 +18,7 @@ __all__ = [
     "cim_penalty",
     "clip_fraction",
     "clipped_surrogate_loss",
+    "imitation_loss",
     "parameter_shift",
     "q_loss",
     "regularized_action",
@@ -282,6 +283,25 @@ def q_loss(q_values: th.Tensor, targets: th.Tensor) -> th.Tensor:
     """
     _check_same_shape(q_values=q_values, targets=targets)
     return F.mse_loss(q_values, targets)
+
+
+def imitation_loss(means: th.Tensor, actions: th.Tensor, half_width: th.Tensor) -> th.Tensor:
+    """Return ``mean(((pi(s) - a) / half width)^2)`` **(ours)**.
+
+    Args:
+        means: pi(s), the policy's means, (B, D).
+        actions: a, what is imitated, (B, D), inside the bounds, so that no density is asked for
+            the clipped ones among them.
+        half_width: of the action space, (D,).
+
+    Returns:
+        A scalar to minimise.
+
+    Raises:
+        ValueError: if the shapes disagree.
+    """
+    _check_same_shape(means=means, actions=actions)
+    return ((means - actions) / half_width).square().mean()
 
 
 def scale_to_unit_rms(advantages: th.Tensor, epsilon: float = 1e-8) -> th.Tensor:

@@ -27,7 +27,7 @@ from experiments.common.cli.say import say
 from experiments.common.stored import parse, read_table
 from experiments.search.names import full_name, short_name
 from experiments.search.playing import play_values
-from experiments.trial.confirmation import ORDERS, budgets_in, confirmed_columns
+from experiments.trial.confirmation import ORDERS, budgets_in, confirmed_columns, final_columns
 from experiments.trial.reruns import Rerun, rerun_actions
 from experiments.trial.trial import Config as Trial
 from experiments.trial.trial import make_task
@@ -115,6 +115,7 @@ def replay_confirmation(
         tolerance: Largest difference allowed.
         done: What has been trained before; it is added to.
     """
+    yield from _replay_policy(env, row, tolerance, done)
     for budget in budgets_in(row):
         text = row.get(f"confirmed_actions_{budget}")
         if not isinstance(text, str) or not text:
@@ -134,11 +135,30 @@ def replay_confirmation(
             stored |= {first: validation, second: test}
             rerun = found.get(order, Rerun(math.nan, math.nan, 0.0))
             now |= {first: rerun.validation, second: rerun.test}
-        yield from (
-            f"{name} is {stored[name]!r}, its replay gives {value!r}"
-            for name, value in now.items()
-            if not agree(stored[name], value, max(tolerance, 1e-12))
-        )
+        yield from _differences(stored, now, tolerance)
+
+
+def _differences(
+    stored: Mapping[Any, Any], now: Mapping[str, float], tolerance: float
+) -> Iterator[str]:
+    return (
+        f"{name} is {stored[name]!r}, its replay gives {value!r}"
+        for name, value in now.items()
+        if not agree(stored[name], value, max(tolerance, 1e-12))
+    )
+
+
+def _replay_policy(
+    env: LayerwiseCompressionEnv, row: Mapping[Hashable, Any], tolerance: float, done: Confirmed
+) -> Iterator[str]:
+    """Train what a trial's final policy does again, where that was confirmed."""
+    if agree(row.get("final_confirmed"), None):
+        return
+    try:
+        now = final_columns([_confirm(env, row["final_actions"], o, done) for o in ORDERS])
+    except ValueError:
+        return  # which `verify` says itself
+    yield from _differences(row, now, tolerance)
 
 
 def _confirm(env: LayerwiseCompressionEnv, text: str, order: int, done: Confirmed) -> Rerun:

@@ -48,7 +48,7 @@ LOCK = ".lock"
 DPI = 150
 MAY_CHANGE = {"data_root", "download", "store", "tensorboard"}
 """Settings that a resumed run may have other values of: its results do not depend on them."""
-ADDED = {"settings": "{}", "n_envs": None}
+ADDED = {"settings": "{}", "n_envs": None, "nominate_by": "accuracy"}
 """Settings that earlier runs were made without, and what they have there."""
 C = TypeVar("C")
 _WRITTEN_HALF = re.compile(r"\.(config|sweep)-[0-9a-f]{32}\.json")
@@ -299,11 +299,13 @@ def _digests(config: Mapping[str, Any]) -> dict[str, str]:
 def _settings_digest(config_class: type[Any], stored: Mapping[str, Any]) -> str:
     """Return a hex sha256 of the settings among what is stored, as JSON has them.
 
-    They count by the names that they are stored by, which may be former ones.
+    They count by the names that they are stored by, which may be former ones; those that did not
+    exist then do not count.
     """
     names = [field.name for field in dataclasses.fields(config_class)]
     then = dict(zip(current_names(stored, names), stored, strict=True))
-    settings = [(then.get(name, name), stored.get(then.get(name, name))) for name in names]
+    known = [name for name in names if name in then or name not in ADDED]
+    settings = [(then.get(name, name), stored.get(then.get(name, name))) for name in known]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 

@@ -45,6 +45,8 @@ __all__ = [
 ]
 
 Settings = Mapping[str, Any]
+OF_POLICY = ("log_std_init", "n_critics")
+"""Settings that an agent's policy takes."""
 
 
 @runtime_checkable
@@ -185,9 +187,8 @@ def _arguments(settings: dict[str, Any], n_steps: int, n_envs: int) -> dict[str,
     if "action_noise" in given:
         std = np.full(1, given["action_noise"])
         given["action_noise"] = NormalActionNoise(np.zeros(1), std)
-    if "log_std_init" in given:
-        given["policy_kwargs"] = {"log_std_init": given.pop("log_std_init")}
-    return given
+    of_policy = {name: given.pop(name) for name in OF_POLICY if name in given}
+    return given | ({"policy_kwargs": of_policy} if of_policy else {})
 
 
 def _rollout(n_steps: int, n_updates: int, highest: int) -> int:

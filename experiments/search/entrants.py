@@ -48,6 +48,7 @@ __all__ = [
     "n_envs_of",
     "rule_of",
     "stages_of",
+    "values_episodes",
     "wrap",
 ]
 
@@ -352,6 +353,12 @@ def n_envs_of(name: str, asked: int | None) -> int:
     if asked > 1 and (entrant.is_single or ":" in name):
         raise ValueError(f"{name} acts in one environment, got n_envs={asked}")
     return asked
+
+
+def values_episodes(name: str) -> bool:
+    """Whether an agent's critic values whole episodes, as `QCriticPPO.episode_values` does."""
+    found = ENTRANTS.get(agent_of(name), Entrant()).learner
+    return isinstance(found, type) and issubclass(found, QCriticPPO)
 
 
 def goes_on(name: str) -> bool:

@@ -27,6 +27,7 @@ from experiments.trial.nomination import (
     spent_by,
 )
 from experiments.trial.reruns import Rerun, Reruns
+from experiments.trial.snapshots import Snapshot
 
 __all__ = [
     "ORDERS",
@@ -36,6 +37,7 @@ __all__ = [
     "conclude",
     "conclude_single",
     "confirmed_columns",
+    "final_columns",
     "is_confirmed_number",
     "most_runs",
 ]
@@ -43,7 +45,9 @@ __all__ = [
 ORDERS = tuple(DRAWN + number for number in range(5))
 """Noise seeds of a confirmation, which no environment draws itself."""
 _BUDGET = re.compile(r"confirmed_(\d+)")
-_NUMBER = re.compile(r"confirmed_(validation_)?\d+|luck|n_fresh|(final_)?noise_seed")
+_NUMBER = re.compile(
+    r"confirmed_(validation_)?\d+|final_confirmed(_validation)?|luck|n_fresh|(final_)?noise_seed"
+)
 
 
 class Search(NamedTuple):
@@ -51,8 +55,8 @@ class Search(NamedTuple):
 
     episodes: Sequence[Episode]
     """All of them."""
-    policies: Mapping[int, Candidate | None]
-    """What its policy did without exploration, by budget; None for an agent that does not learn."""
+    snapshots: Mapping[int, Snapshot]
+    """What its agent had learnt, by budget."""
     evaluations: int
     """Its largest budget."""
     seed: int
@@ -85,6 +89,7 @@ def conclude(search: Search, reruns: Reruns, layers: Sequence[str]) -> Conclusio
     found = {budget: _nominate(search, budget, reruns) for budget in budgets_of(search.evaluations)}
     nominees = {budget: nomination.nominee for budget, nomination in found.items()}
     columns, rows = _confirm(search.episodes, nominees, reruns, layers)
+    columns |= _confirm_policy(search, reruns)
     last = found[search.evaluations].runs
     return Conclusion(
         columns | {"n_fresh": len(last) * search.per_run},
@@ -113,7 +118,9 @@ def most_runs(evaluations: int, *, is_single: bool) -> int:
     """Return how many networks are run at most after a search, those of different budgets too."""
     if is_single:
         return len(ORDERS)
-    return sum(budget // 5 + len(ORDERS) for budget in budgets_of(evaluations))
+    budgets = budgets_of(evaluations)
+    # The final policy is confirmed beside the nominees.
+    return sum(budget // 5 for budget in budgets) + len(ORDERS) * (len(budgets) + 1)
 
 
 def _nominate(search: Search, budget: int, reruns: Reruns) -> Nomination:
@@ -122,7 +129,8 @@ def _nominate(search: Search, budget: int, reruns: Reruns) -> Nomination:
     n_left = min(budget // 5, budget - episodes[-1].n_evaluations)
     n_runs = max(0, n_left) // search.per_run
     n_candidates = max((r.n_candidates for r in schedule(n_runs, n_runs or 1)), default=1)
-    candidates = choose_candidates(episodes, search.policies.get(budget), n_candidates)
+    snapshot = search.snapshots.get(budget, Snapshot(None))
+    candidates = choose_candidates(episodes, snapshot.policy, n_candidates, snapshot.values)
     rounds = schedule(n_runs, len(candidates))
     orders = fresh_orders(search.seed, sum(each.n_orders for each in rounds))
     return nominate(candidates, rounds, orders, lambda c, order: reruns.run(c, order)[::2])
@@ -146,6 +154,23 @@ def _confirm(
         rows += [_row(budget, nominee, order, rerun, layers) for order, rerun in found.items()]
     best = max(episode.accuracy for episode in episodes if episode.accuracy is not None)
     return columns | {"luck": best - columns[f"confirmed_validation_{max(nominees)}"]}, rows
+
+
+def _confirm_policy(search: Search, reruns: Reruns) -> dict[str, float]:
+    """Return the columns of what the final policy does, none for an agent that does not learn."""
+    policy = search.snapshots.get(search.evaluations, Snapshot(None)).policy
+    if policy is None:
+        return {}
+    return final_columns(reruns.run(policy, order, with_test=True) for order in ORDERS)
+
+
+def final_columns(found: Iterable[Rerun]) -> dict[str, float]:
+    """Return the means over the orders that stand in a trial's table for its final policy."""
+    reruns = list(found)
+    return {
+        "final_confirmed": float(np.mean([each.test for each in reruns])),
+        "final_confirmed_validation": float(np.mean([each.validation for each in reruns])),
+    }
 
 
 def confirmed_columns(budget: int, found: Iterable[Rerun]) -> dict[str, float]:

@@ -3,7 +3,8 @@
 On a task that draws the order of the minibatches anew for each episode, the best of many episodes
 is partly the one with a lucky order. So a search has four fifths of each budget, and the rest runs
 its best episodes by validation accuracy, and what its policy does without exploration at that
-moment, again under fresh orders. The best mean over these alone is the nominee.
+moment, again under fresh orders. The best mean over these alone is the nominee. Of an agent that
+has learnt a critic, the episodes may be those that it values most, instead of the luckiest ones.
 """
 
 from __future__ import annotations
@@ -120,7 +121,10 @@ def schedule(n_runs: int, n_candidates: int) -> list[Round]:
 
 
 def choose_candidates(
-    episodes: Sequence[Episode], policy: Candidate | None, n_candidates: int
+    episodes: Sequence[Episode],
+    policy: Candidate | None,
+    n_candidates: int,
+    values: Sequence[float] = (),
 ) -> list[Candidate]:
     """Return what is compared, each allocation once.
 
@@ -128,6 +132,8 @@ def choose_candidates(
         episodes: Of the search so far.
         policy: What its policy does without exploration; None for an agent that does not learn.
         n_candidates: How many there may be, 1 or more. With 2 or more the policy is one of them.
+        values: What the agent's critic gives the first of the episodes, which then counts before
+            all else; episodes that it has not been asked about come last.
 
     Returns:
         Those of the best episodes, by validation accuracy, then reward, lower cost, the first; the
@@ -140,7 +146,17 @@ def choose_candidates(
     if not finished:
         reason = episodes[-1].error if episodes else "none was run"
         raise RuntimeError(f"no episode finished: {reason}")
-    ranked = sorted(finished, key=lambda e: (-(e.accuracy or 0.0), -e.reward, e.cost, e.index))
+    valued = dict(enumerate(values))
+    ranked = sorted(
+        finished,
+        key=lambda e: (
+            -valued.get(e.index, -math.inf),
+            -(e.accuracy or 0.0),
+            -e.reward,
+            e.cost,
+            e.index,
+        ),
+    )
     distinct: dict[tuple[float, ...], Candidate] = {}
     for episode in ranked:
         distinct.setdefault(episode.values, Candidate.of(episode))

@@ -40,6 +40,7 @@ def checked_outcome(outcome: Mapping[str, Any]) -> dict[str, Any]:
         "records": records,
         "noise_seed": outcome.get("noise_seed"),
         "policy": policy_candidate(state) if outcome.get("learns") else None,
+        "episode_values": typed(tuple[float, ...], outcome.get("episode_values", [])),
     }
 
 

@@ -18,7 +18,6 @@ times as long.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import math
@@ -27,17 +26,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import gymnasium as gym
-import numpy as np
 import tyro
 from rich.console import Console
 from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.overestimation import OverestimationCallback
 from compress_env.envs.base import LayerwiseCompressionEnv
@@ -47,15 +44,18 @@ from experiments.common.cli.given import is_given
 from experiments.common.cli.progress import SearchProgress
 from experiments.common.inputs import data_digest, file_digest, network_digest
 from experiments.common.run_folder import RunFolder
+from experiments.search.actors import synchronous_actors
 from experiments.search.algorithms import Learner, make_agent
 from experiments.search.entrants import (
     ACCEPTED,
+    LEARNERS,
     SINGLE,
     check_agent,
     check_stage,
     env_options,
     goes_on,
     n_envs_of,
+    values_episodes,
     wrap,
 )
 from experiments.search.episodes import EpisodeLog, best_episode, is_over, run_policy
@@ -71,15 +71,16 @@ from experiments.trial.confirmation import (
     conclude_single,
     most_runs,
 )
-from experiments.trial.nomination import Candidate, budgets_of, fresh_orders, searched
+from experiments.trial.nomination import budgets_of, fresh_orders, searched
 from experiments.trial.reruns import Reruns
-from experiments.trial.snapshots import PolicySnapshots
+from experiments.trial.snapshots import PolicySnapshots, Snapshot, episode_values
 from experiments.trial.table import checked_outcome, row_of
 
 __all__ = ["Config", "main", "make_task", "run"]
 
 STATE = "search"
 WITH_CRITIC = (OnPolicyAlgorithm, TD3, SAC)
+NominateBy = Literal["accuracy", "critic"]
 REPEATS = 3
 """Episodes allowed for each one that the evaluations suffice for: agents repeat networks."""
 
@@ -106,6 +107,9 @@ class Config:
     """Environments that the agent steps at once, synchronously: one after the other, in this
     process. When not given, 4 for the paper's agent and 1 for others. Evaluations and episodes
     are counted over all."""
+    nominate_by: NominateBy = "accuracy"
+    """Which episodes are nominated where orders are drawn: the most accurate ones, or those that
+    the agent's critic values most (q_critic_ppo)."""
     data_root: Path | None = None
     """Folder of the data set's files."""
     store: Path | None = None
@@ -135,6 +139,11 @@ class Config:
         n_envs_of(self.algo, self.n_envs)
         if self.evaluations is None and self.episodes is None:
             raise ValueError("expected evaluations or episodes, got neither")
+        if self.nominate_by == "critic" and not values_episodes(self.algo):
+            raise ValueError(
+                "nominate_by critic is for agents whose critic values whole episodes "
+                f"({', '.join(filter(values_episodes, LEARNERS))}), got {self.algo}"
+            )
         read_object(self, "env_kwargs")
         check_settings(self.algo, read_object(self, "settings"))
 
@@ -210,7 +219,10 @@ class Trial:
         self._n_steps = int(min(limits)) * n_layers
         self._n_episodes = config.episodes or REPEATS * int(limits[1])
         early = budgets_of(most)[:-1] if is_nominated and most else ()
-        self.snapshots = PolicySnapshots(self.observed, folder, early, config.seed)
+        self.by_critic = is_nominated and config.nominate_by == "critic"
+        self.snapshots = PolicySnapshots(
+            self.observed, folder, early, config.seed, with_values=self.by_critic
+        )
 
     def _hold_to_inputs(self) -> None:
         """Check that a stopped trial goes on with the network, the images and the code it had."""
@@ -257,7 +269,10 @@ class Trial:
             if not goes_on(name) and is_over(log.episodes, *limits):
                 raise _SearchOver
 
-        log = EpisodeLog(self._environments(), advance)
+        n_envs = n_envs_of(name, self.config.n_envs)
+        # Whoever does not seed an environment that draws orders draws the same ones again too.
+        seed = self.config.seed if self.is_stochastic else None
+        log = EpisodeLog(synchronous_actors(self.observed, n_envs, seed), advance)
         search = ResumableSearch(STATE, log, self.folder)
         agent = make_agent(
             name,
@@ -282,16 +297,6 @@ class Trial:
             limit = 1 if self.is_single else self._n_episodes
             search.act(agent, limit, self._evaluations, outcome=outcome)
 
-    def _environments(self) -> DummyVecEnv:
-        """Return the environments of the search, each with orders of its own."""
-        n_envs, seed = n_envs_of(self.config.algo, self.config.n_envs), self.config.seed
-        envs = [self.observed, *(copy.deepcopy(self.observed) for _ in range(n_envs - 1))]
-        if self.is_stochastic:  # whoever does not seed it draws the same orders again too
-            others = np.random.SeedSequence(seed).generate_state(n_envs)[1:].tolist()
-            for env, own in zip(envs, (seed, *others), strict=True):
-                env.reset(seed=own)
-        return DummyVecEnv([partial(_same, env) for env in envs])
-
     def _run_unknown(self, agent: Any, log: EpisodeLog) -> None:
         """Run an agent that nothing is known of but its methods."""
         with suppress(_SearchOver):
@@ -314,16 +319,15 @@ class Trial:
             "learns": isinstance(agent, Learner),
             "noise_seed": episode.noise_seed,
             "records": [] if watch is None else watch.state()["records"],
+            "episode_values": episode_values(agent) if self.by_critic else [],
         }
 
-    def conclude(
-        self, episodes: Sequence[Episode], policy: Candidate | None, console: Console
-    ) -> Conclusion:
+    def conclude(self, episodes: Sequence[Episode], last: Snapshot, console: Console) -> Conclusion:
         """Nominate and confirm, or go on with that, on a task that draws orders.
 
         Args:
             episodes: All of the search.
-            policy: What the agent does without exploration after it, if it learns.
+            last: What the agent has learnt by its end.
             console: Where progress goes.
         """
         config = self.config
@@ -334,18 +338,12 @@ class Trial:
         with reruns.shown(most_runs(most, is_single=self.is_single)):
             if self.is_single:
                 return conclude_single(episodes, most, reruns, layers)
-            policies = {budget: self.snapshots.read(budget) for budget in budgets_of(most)[:-1]}
+            snapshots = {budget: self.snapshots.read(budget) for budget in budgets_of(most)[:-1]}
             # A search that ended sooner is asked at its end.
             reached = episodes[-1].n_evaluations
-            policies |= {b: policy for b in budgets_of(most) if searched(b) > reached}
-            search = Search(
-                episodes, policies | {most: policy}, most, config.seed, self.per_episode
-            )
+            snapshots |= {b: last for b in budgets_of(most) if searched(b) > reached}
+            search = Search(episodes, snapshots | {most: last}, most, config.seed, self.per_episode)
             return conclude(search, reruns, layers)
-
-
-def _same(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    return env
 
 
 class _SearchOver(BaseException):
@@ -377,7 +375,8 @@ def _measure(trial: Trial, console: Console) -> dict[str, Any]:
         trial.folder.write_rows("overestimation.csv", rows)
     row = row_of(trial.env, episodes, outcome)
     if trial.is_stochastic:
-        concluded = trial.conclude(episodes, outcome["policy"], console)
+        last = Snapshot(outcome["policy"], outcome["episode_values"])
+        concluded = trial.conclude(episodes, last, console)
         trial.folder.write_rows("confirmation.csv", concluded.confirmation)
         if concluded.nomination:
             trial.folder.write_rows("nomination.csv", concluded.nomination)

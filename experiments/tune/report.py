@@ -13,7 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from experiments.common.drawing.intervals import format_mean, mean_interval
 from experiments.common.drawing.outputs import format_markdown
 from experiments.search.entrants import ENTRANTS
-from experiments.search.hyperparameters import HYPERPARAMETERS
+from experiments.search.hyperparameters import HYPERPARAMETERS, INFORMED
+from experiments.tune.config import Config
 from experiments.tune.study import Study, Tried
 
 __all__ = [
@@ -21,20 +22,26 @@ __all__ = [
     "draw_progress",
     "format_hyperparameters",
     "format_report",
+    "settings_file",
     "tuning_rows",
 ]
 
 HEADINGS = ("agent", "sets", "present settings", "chosen instead", "present %", "chosen %")
 HEADING = """# Hyper-parameters
 
-Present settings and those chosen, where these are others, with the mean of the best validation
-accuracy while a search goes on (percent, mean over tasks and fresh seeds, 95 % interval over
-seeds). The best of the searched sets are compared with the present one on these seeds, so the
-chosen one's mean is that of the best of a few.
+Present settings and those chosen, where these are others, with the mean of {objective}
+(percent, mean over tasks and fresh seeds, 95 % interval over seeds). The best of the searched sets
+are compared with the present one on these seeds, so the chosen one's mean is that of the best of a
+few.
 """
+OBJECTIVES = {
+    "anytime": "the best validation accuracy while a search goes on",
+    "confirmed": "the validation accuracy of what a search stands by, under orders that it has not "
+    "seen,",
+}
 ENDING = """
-`hyperparameters.json` beside this file holds all chosen settings; copied over
-`experiments/search/hyperparameters.json`, it is used by every experiment.
+`{file}` beside this file holds all chosen settings; copied over
+`experiments/search/{file}`, it is used by every experiment.
 """
 
 
@@ -71,7 +78,12 @@ def chosen_rows(studies: Sequence[Study]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def format_report(studies: Sequence[Study]) -> str:
+def settings_file(config: Config) -> str:
+    """Return the name of the file that holds what is found."""
+    return "informed.json" if config.rule else "hyperparameters.json"
+
+
+def format_report(studies: Sequence[Study], config: Config) -> str:
     """Return the report in Markdown."""
     rows = []
     for study in studies:
@@ -86,7 +98,9 @@ def format_report(studies: Sequence[Study]) -> str:
                 format_mean(100.0 * study.by_seed(chosen.number)),
             )
         )
-    return f"{HEADING}\n{format_markdown(HEADINGS, rows)}\n{ENDING}"
+    heading = HEADING.format(objective=OBJECTIVES[config.objective])
+    ending = ENDING.format(file=settings_file(config))
+    return f"{heading}\n{format_markdown(HEADINGS, rows)}\n{ending}"
 
 
 def _name(agent: str) -> str:
@@ -103,10 +117,11 @@ def _format(tried: Tried) -> str:
     return ", ".join(texts)
 
 
-def format_hyperparameters(studies: Sequence[Study]) -> str:
-    """Return the content of a new hyperparameters.json; agents not searched keep their settings."""
-    found = {study.agent: study.chosen().settings for study in studies}
-    return json.dumps(HYPERPARAMETERS | found, indent=2) + "\n"
+def format_hyperparameters(studies: Sequence[Study], config: Config) -> str:
+    """Return the content of a new `settings_file`; what was not searched stays as it is."""
+    stored = INFORMED if config.rule else HYPERPARAMETERS
+    found = {s.agent: stored.get(s.agent, {}) | s.chosen().settings for s in studies}
+    return json.dumps(stored | found, indent=2) + "\n"
 
 
 def draw_progress(studies: Sequence[Study]) -> Figure:

@@ -1,14 +1,15 @@
 """What `experiments.tune` searches: the range of every hyper-parameter, for each agent.
 
 Names are those of `experiments.search.hyperparameters`; every set of settings that is stored there
-at first is inside.
+at first is inside. An agent around a rule has a space of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-__all__ = ["SPACES", "Choice", "Range", "Space", "contains"]
+__all__ = ["INFORMED_SPACES", "SPACES", "Choice", "Range", "Space", "contains", "space_of"]
 
 
 class Range(NamedTuple):
@@ -94,11 +95,34 @@ SPACES: dict[str, Space] = {
     },
 }
 """Spaces by agent."""
+INFORMED_SPACES: dict[str, Space] = {
+    "q_critic_ppo": {
+        # Around a good rule a policy has less to find and more to lose.
+        "actor_learning_rate": Range(1e-4, 3e-3, log=True),
+        "log_std_init": Range(-2.5, -0.5),
+        "learning_starts_fraction": Range(0.05, 0.3),
+        # Rounds for each step, of which the actor learns in one of so many.
+        "gradient_steps": Choice((1, 2, 4)),
+        "policy_delay": Choice((1, 2, 4)),
+        "n_critics": Choice((1, 2, 5)),
+        "imitation_coef": Choice((0.0, 1.0, 3.0, 10.0)),
+        "n_elites": Choice((4, 8, 16)),
+    },
+    "cma_es": {"sigma0": Range(0.05, 0.6, log=True)},
+    "tpe": {"spread": Range(0.05, 0.6, log=True)},
+    "random": {"spread": Range(0.05, 0.6, log=True)},
+}
+"""Spaces by agent, around a rule; settings that are not in one stay as they are stored."""
 
 
-def contains(space: Space, settings: dict[str, Any]) -> bool:
-    """Whether settings have exactly the names of a space, and values inside it."""
-    return settings.keys() == space.keys() and all(
+def space_of(agent: str, *, is_informed: bool) -> Space:
+    """Return what is searched for an agent, one of `SPACES` or of `INFORMED_SPACES`."""
+    return (INFORMED_SPACES if is_informed else SPACES)[agent]
+
+
+def contains(space: Space, settings: Mapping[str, Any]) -> bool:
+    """Whether settings have all names of a space, and values inside it."""
+    return settings.keys() >= space.keys() and all(
         settings[name] in part.values
         if isinstance(part, Choice)
         else part.low <= settings[name] <= part.high

@@ -1,6 +1,6 @@
 """The search for the hyper-parameters of one agent: an Optuna study that can be stopped.
 
-A set of settings is as good as the searches that it leads to: see `anytime_accuracy`.
+A set of settings is as good as the searches that it leads to: see `score`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from rich.console import Console
 
 from experiments.common.cli.renamed import current_names
 from experiments.common.cli.say import say
-from experiments.search.hyperparameters import stored_settings
 from experiments.search.names import short_name
 from experiments.trial import trial
+from experiments.trial.confirmation import budgets_in
 from experiments.tune.config import Config, import_optuna
-from experiments.tune.spaces import SPACES, Choice, Space
+from experiments.tune.spaces import Choice, Space
 
 __all__ = [
     "Job",
@@ -56,10 +56,20 @@ class Job(NamedTuple):
     """What is searched for."""
 
     algo: str
-    """One of `SPACES`."""
+    """One of `SPACES`, or of `INFORMED_SPACES` where there are rules."""
     folder: Path
     """Where the study is kept."""
     config: Config
+
+    @property
+    def space(self) -> Space:
+        """What is searched."""
+        return self.config.space(self.algo)
+
+    @property
+    def present(self) -> dict[str, Any]:
+        """All settings that are stored, those among them that are not searched."""
+        return self.config.present(self.algo)
 
 
 class Tried(NamedTuple):
@@ -68,6 +78,7 @@ class Tried(NamedTuple):
     number: int
     """From 0, which is the present set."""
     settings: dict[str, Any]
+    """Those of its space."""
     by_task: dict[str, float]
     """Means over seeds; tasks that it was not played on are missing."""
     state: str
@@ -130,7 +141,7 @@ def anytime_accuracy(
 
 
 def score(job: Job, settings: Mapping[str, Any], task: str, seed: int) -> float:
-    """Run a trial with some settings; return its `anytime_accuracy`.
+    """Run a trial with some settings; return its `anytime_accuracy`, or what was confirmed.
 
     Raises:
         ValueError: If a setting is wrong, or the agent's weights are no numbers any more.
@@ -139,7 +150,7 @@ def score(job: Job, settings: Mapping[str, Any], task: str, seed: int) -> float:
     limit = job.config.evaluations
     with TemporaryDirectory() as folder:
         config = trial.Config(
-            job.algo,
+            job.config.name_on(job.algo, task),
             task,
             seed,
             evaluations=limit,
@@ -147,7 +158,9 @@ def score(job: Job, settings: Mapping[str, Any], task: str, seed: int) -> float:
             settings=json.dumps(dict(settings)),
             out=Path(folder) / "run",
         )
-        trial.run(config, Console(file=StringIO()))
+        row = trial.run(config, Console(file=StringIO()))
+        if job.config.objective == "confirmed":
+            return float(np.mean([row[f"confirmed_validation_{n}"] for n in budgets_in(row)]))
         episodes = pd.read_csv(Path(folder) / "run" / "episodes.csv")
     accuracies, rewards = episodes["accuracy"], episodes["reward"]
     return anytime_accuracy(accuracies, rewards, episodes["n_evaluations"], limit)
@@ -226,7 +239,7 @@ def _search(study: Any, job: Job, console: Console) -> None:
     waiting = [optuna.trial.TrialState.WAITING]
     while (number := len(_tried(study))) < job.config.n_trials:
         if number == 0 and not study.get_trials(states=waiting):
-            study.enqueue_trial(stored_settings(job.algo))
+            study.enqueue_trial({name: job.present[name] for name in job.space})
         if number > 0:
             seed = int(np.random.SeedSequence([job.config.seed, number]).generate_state(1)[0])
             study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True)
@@ -248,12 +261,13 @@ def _distributions(space: Space) -> dict[str, Any]:
 
 def _try(study: Any, job: Job, number: int, console: Console) -> None:
     """Play a set of settings; a failure is the worst that can be, but the present ones may not."""
-    asked = study.ask(_distributions(SPACES[job.algo]))
+    asked = study.ask(_distributions(job.space))
     by_task: dict[str, float] = {}
     label = f"{job.algo}: set {number + 1} of {job.config.n_trials}"
     try:
         for task in job.config.task:
-            scores = _play(job, asked.params, task, job.config.seeds, label, console)
+            settings = job.present | asked.params
+            scores = _play(job, settings, task, job.config.seeds, label, console)
             by_task[task] = float(np.mean(scores))
             asked.report(_mean(by_task), len(by_task) - 1)
             if len(by_task) < len(job.config.task) and asked.should_prune():
@@ -316,7 +330,7 @@ def _replay(study: Any, job: Job, console: Console) -> None:
     found = _read(job.algo, study)
     for number in _to_replay(found.tried):
         if number not in found.replays:
-            settings = found.tried[number].settings
+            settings = job.present | found.tried[number].settings
             label = f"{job.algo}: set {number + 1} with fresh seeds"
             scores = {
                 task: [_replayed(job, settings, task, seed) for seed in job.config.replay_seeds]

@@ -3,13 +3,16 @@
 `python -m experiments.tune --algo ppo --n-trials 12 --out runs/tune` tries sets of settings,
 beginning with those that `hyperparameters.json` holds, each by searches of compression tasks
 (`experiments.trial`), and prefers those whose best network is better on average while a search goes
-on. The best sets and the present one are then played again with fresh seeds, and the present one
+on, or with `--objective confirmed` those whose networks hold under orders that no search has seen.
+`--rule kl_curve relative_error` searches for agents around a rule, on each task the first of its
+stage. The best sets and the present one are then played again with fresh seeds, and the present one
 is given up only if another is better there too. The same command goes on where it was stopped;
 with more sets, or other agents, it adds to the folder.
 
 It leaves `tuning.csv` (all sets), `chosen.csv` (those played again), `tune.md`, `tune.png` and
-`hyperparameters.json`, which takes the place of the package's only when somebody copies it there.
-The black-box searches keep their published defaults.
+`hyperparameters.json` (`informed.json` for agents around a rule), which takes the place of the
+package's only when somebody copies it there. Blind black-box searches keep their published
+defaults.
 """
 
 from __future__ import annotations
@@ -37,9 +40,10 @@ from experiments.tune.report import (
     draw_progress,
     format_hyperparameters,
     format_report,
+    settings_file,
     tuning_rows,
 )
-from experiments.tune.spaces import SPACES
+from experiments.tune.spaces import INFORMED_SPACES, SPACES
 from experiments.tune.study import Job, Study, read_study, study_path
 
 __all__ = ["Config", "main", "run"]
@@ -71,7 +75,8 @@ def run(config: Config, console: Console) -> list[Study]:
     except (Interrupted, KeyboardInterrupt) as stop:
         stop.__notes__ = [f"go on with the same command and --out {out}"]  # not those of a trial
         raise
-    there = [algo for algo in SPACES if study_path(out, algo).exists()]
+    known = INFORMED_SPACES if config.rule else SPACES
+    there = [algo for algo in known if study_path(out, algo).exists()]
     studies = [study for algo in there if (study := read_study(out, algo)).is_finished]
     _write(out, config, studies, console)
     return studies
@@ -105,7 +110,7 @@ def _work_in_child(job: Job) -> None:
 def _write(out: Path, config: Config, studies: list[Study], console: Console) -> None:
     settings = dataclasses.asdict(config) | describe_run()
     texts = {
-        "hyperparameters.json": format_hyperparameters(studies),
+        settings_file(config): format_hyperparameters(studies, config),
         "config.json": json.dumps(settings, indent=2, default=str) + "\n",
     }
     for name, text in texts.items():
@@ -114,7 +119,7 @@ def _write(out: Path, config: Config, studies: list[Study], console: Console) ->
     write_outputs(
         out,
         "tune",
-        format_report(studies),
+        format_report(studies, config),
         console,
         tables={"tuning.csv": tuning_rows(studies), "chosen.csv": chosen_rows(studies)},
         figures={"tune.png": draw_progress(studies)},

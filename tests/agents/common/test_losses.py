@@ -57,6 +57,14 @@ def test_q_loss_is_the_mean_square() -> None:
     assert loss.item() == pytest.approx((1.0 + 4.0) / 2)
 
 
+def test_imitation_loss_is_relative_to_half_the_box() -> None:
+    means, actions = th.tensor([[1.0, 0.0], [0.0, 10.0]]), th.tensor([[0.0, 0.0], [0.0, 0.0]])
+    found = losses.imitation_loss(means, actions, th.tensor([1.0, 5.0]))
+    assert found.item() == pytest.approx((1.0 + 0.0 + 0.0 + 4.0) / 4)
+    with pytest.raises(ValueError, match="shapes must be the same"):
+        losses.imitation_loss(means, actions[:1], th.ones(2))
+
+
 def test_scaling_keeps_signs_and_proportions() -> None:
     scaled = losses.scale_to_unit_rms(th.tensor([3.0, 4.0, -5.0, 0.0]))
     rms = math.sqrt((9 + 16 + 25) / 4)

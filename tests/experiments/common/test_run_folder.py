@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from experiments.common.inputs import data_digest, network_digest
-from experiments.common.run_folder import RunFolder, resume_run
+from experiments.common.run_folder import RunFolder, read_config, resume_run
 from tests.fakes import PlainNet, make_data, seeded
 
 
@@ -25,6 +25,13 @@ class Settings:
 
     name: str = "x"
     resume: Path | None = None
+
+
+@dataclass(frozen=True)
+class LaterSettings(Settings):
+    """Of the same experiment, after a setting was added."""
+
+    nominate_by: str = "critic"
 
 
 N_PROCESSES, N_TURNS = 4, 50
@@ -81,6 +88,16 @@ def test_folder_that_nothing_was_begun_in_is_begun(names: tuple[str, ...], tmp_p
     settings, folder = resume_run(Settings(), tmp_path)
     folder.close()
     assert settings == Settings(resume=tmp_path)
+
+
+def test_a_run_from_before_a_setting_was_added_goes_on(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", Settings("y")).close()
+    found = read_config(LaterSettings, tmp_path / "run")
+    assert found == LaterSettings("y", nominate_by="accuracy")
+    config = tmp_path / "run" / "config.json"
+    config.write_text(config.read_text().replace('"name": "y"', '"name": "z"'))
+    with pytest.raises(ValueError, match="has been changed"):
+        read_config(LaterSettings, tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["state/x.pt", "config.json", "mine.txt", ".hidden"])

@@ -9,6 +9,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from agents import QCriticPPO
 from experiments.search.algorithms import make_learner
 from experiments.search.entrants import CONTRIB, ENTRANTS, IMPROVEMENTS, LEARNERS
 from experiments.search.episodes import EpisodeLog, run_learner
@@ -18,7 +19,7 @@ from experiments.search.hyperparameters import (
     check_settings,
     stored_settings,
 )
-from experiments.tune.spaces import SPACES, Choice, Range, Space, contains
+from experiments.tune.spaces import INFORMED_SPACES, SPACES, Choice, Range, Space, contains
 from tests.experiments.common.test_parts import make_env, make_log
 from tests.fakes import slow
 
@@ -30,6 +31,14 @@ def build(name: str, log: EpisodeLog, length: int, settings: dict[str, Any]) -> 
     if name in CONTRIB:
         pytest.importorskip("sb3_contrib")
     return make_learner(name, log, n_steps=length, seed=0, settings=settings)
+
+
+def test_settings_of_the_policy_reach_it() -> None:
+    settings = {"n_critics": 3, "log_std_init": -2.0, "policy_delay": 4}
+    agent = make_learner("q_critic_ppo+l1", make_log(), n_steps=8, seed=0, settings=settings)
+    assert isinstance(agent, QCriticPPO)
+    assert agent.policy.n_critics == 3 and agent.policy_delay == 4
+    assert agent.policy.actor.log_std.item() == pytest.approx(-2.0)
 
 
 def corner(family: str, end: int) -> dict[str, Any]:
@@ -44,6 +53,9 @@ def test_file_and_spaces_name_the_same_and_what_is_stored_is_inside() -> None:
     assert list(HYPERPARAMETERS) == list(SPACES)
     for agent, space in SPACES.items():
         assert contains(space, HYPERPARAMETERS[agent]), agent
+        assert space.keys() == HYPERPARAMETERS[agent].keys()
+    for agent, space in INFORMED_SPACES.items():
+        assert contains(space, stored_settings(f"{agent}+uniform")), agent
 
 
 def test_every_learner_has_settings_but_those_with_published_defaults() -> None:

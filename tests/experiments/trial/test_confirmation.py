@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from agents import QCriticPPO
 from experiments.search.playing import play_actions
 from experiments.trial import reruns, snapshots
 from experiments.trial.confirmation import ORDERS, most_runs
@@ -64,6 +66,13 @@ class TestTrial:
             validation = row[f"confirmed_validation_{budget}"]
             assert validation == pytest.approx(mine["validation"].mean())
         assert row["luck"] == row["validation_accuracy"] - row["confirmed_validation_40"]
+
+    def test_confirms_what_the_final_policy_does(self, folder: Path) -> None:
+        (row,) = read(folder, "table.csv").to_dict("records")
+        env, actions = make_task(noisy(folder)), actions_of(row["final_actions"])
+        found = [play_actions(env, actions, order).accuracy or 0.0 for order in ORDERS]
+        assert row["final_confirmed_validation"] == pytest.approx(np.mean(found))
+        assert 0.0 <= row["final_confirmed"] <= 1.0
 
     def test_can_be_replayed_to_the_last_digit(self, folder: Path) -> None:
         env = make_task(noisy(folder))
@@ -126,6 +135,30 @@ class TestTrial:
         for name in FILES:
             first, second = (read(tmp_path / each, name) for each in ("one", "two"))
             pd.testing.assert_frame_equal(first, second)
+
+
+def test_a_critic_nominates_what_it_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A made-up critic values late episodes most; the search is the same as without one."""
+    by = {}
+    monkeypatch.setattr(QCriticPPO, "episode_values", lambda self: np.arange(99.0)[: seen(self)])
+    for name in ("accuracy", "critic"):
+        config = noisy(tmp_path / name, algo="q_critic_ppo", evaluations=40)
+        run(replace(config, nominate_by=name), quiet())
+        by[name] = tmp_path / name
+    assert read(by["critic"], "episodes.csv").equals(read(by["accuracy"], "episodes.csv"))
+    runs = read(by["critic"], "nomination.csv")
+    sources = runs[(runs["round"] == 0) & (runs["source"] != "policy")].groupby("budget")["source"]
+    found = {budget: list(dict.fromkeys(each))[:3] for budget, each in sources}
+    # At 30 the critic has not seen the 24th episode, the last, when it is asked.
+    assert found[30] == ["episode 22", "episode 21", "episode 20"]
+    assert found[40] == ["episode 31", "episode 30", "episode 29"]
+    assert not runs.equals(read(by["accuracy"], "nomination.csv"))
+
+
+def seen(agent: QCriticPPO) -> int:
+    """Return how many episodes an agent of one environment has stored to their end."""
+    assert agent.replay_buffer is not None
+    return int(agent.replay_buffer.dones[: agent.replay_buffer.size()].sum())
 
 
 @pytest.mark.parametrize("algo", ["ppo", "cma_es", *slow("sac", "q_critic_ppo", "tpe", "ppo+l1")])

@@ -116,6 +116,14 @@ class TestCandidates:
         found = choose_candidates(episodes, policy, 4)
         assert [each.source for each in found] == ["episode 3", "episode 2"]
 
+    def test_are_those_that_a_critic_values_most(self) -> None:
+        episodes = [episode(i, accuracy) for i, accuracy in enumerate([0.9, 0.2, None, 0.5, 0.95])]
+        found = choose_candidates(episodes, None, 3, values=[-0.5, -0.3, 0.0, -0.3])
+        # of equal values the more accurate; the last, which has no value, after all others
+        assert [each.source for each in found] == ["episode 3", "episode 1", "episode 0"]
+        whole = choose_candidates(episodes, candidate("p"), 9, values=[-0.5, -0.3, 0.0, -0.3])
+        assert [each.source for each in whole][3:] == ["episode 4", "p"]
+
     def test_need_an_episode_that_finished(self) -> None:
         with pytest.raises(RuntimeError, match="no episode finished: FloatingPointError"):
             choose_candidates([episode(0, None, error="FloatingPointError")], None, 4)

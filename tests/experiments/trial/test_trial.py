@@ -113,6 +113,10 @@ def test_help_names_every_agent(capsys: pytest.CaptureFixture[str]) -> None:
             "predict must take deterministic=..., got .observation",
         ),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
+        (
+            {"algo": "td3+l1", "nominate_by": "critic"},
+            r"whose critic values whole episodes \(q_critic_ppo, q_critic_ppo_q\), got td3\+l1",
+        ),
         ({"evaluations": 0}, "evaluations must be 1 or more, got 0"),
         ({"evaluations": None}, "expected evaluations or episodes, got neither"),
         ({"env_kwargs": "[1]"}, r"env_kwargs must be a JSON object, got '\[1\]'"),

@@ -1,0 +1,47 @@
+"""The table of informed agents in `docs/agents.md` is that of the stored trials."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from experiments.common.drawing.intervals import format_mean
+from experiments.search.names import short_name
+from tests.pages import PAGES, ROOT
+
+COLUMNS = ("confirmed_30", "confirmed_100", "by_critic_100", "final_confirmed")
+PATH = ROOT / "results" / "informed" / "trials.csv"
+
+
+def informed_rows(trials: pd.DataFrame) -> list[str]:
+    """Return a row for each variant on each task: means over seeds, in percent."""
+    rows = []
+    for (task, variant), mine in trials.groupby(["task", "variant"], sort=False):
+        gap = mine["confirmed_validation_100"] - mine["final_confirmed_validation"]
+        numbers = [mine[name] for name in COLUMNS] + [gap]
+        cells = ["-" if each.isna().any() else format_mean(100.0 * each) for each in numbers]
+        rows.append(f"| {short_name(task)} | {variant} | {len(mine)} | {' | '.join(cells)} |")
+    for task, mine in trials.groupby("task", sort=False):
+        alone = format_mean([100.0 * mine["rule_confirmed"].iloc[0]])
+        rows.append(f"| {short_name(task)} | the rule alone | | | {alone} | | | |")
+    return rows
+
+
+def test_measurements_of_informed_agents_are_those_of_the_stored_trials() -> None:
+    trials = pd.read_csv(PATH)
+    rows = informed_rows(trials)
+    assert len(rows) > 4
+    for row in rows:
+        assert row in PAGES["agents.md"], row
+    alone = trials.groupby("task")["rule_confirmed"].nunique()
+    assert (alone == 1).all()  # the rule has no seed
+
+
+def test_what_is_told_of_wide_exploration_is_as_it_was_measured() -> None:
+    trials = pd.read_csv(PATH)
+    mine = trials[trials["task"] == "compress_env/PruneVGG8Digits-v1"]
+    told = PAGES["agents.md"].replace("\n", " ")
+    for variant, text in (("as before", "right on {} % of"), ("std 0.1", "they are at {} %,")):
+        mean = mine.loc[mine["variant"] == variant, "mean_validation"].mean()
+        assert text.format(round(100.0 * mean)) in told
+    rule = round(100.0 * mine["rule_confirmed_validation"].iloc[0])
+    assert f"the rule alone on {rule} %" in told.replace("  ", " ")
