@@ -189,8 +189,8 @@ class OverestimationCallback(BaseCallback):
             n = sum(gamma**n_rewards <= self.max_tail for n_rewards in range(1, n + 1))
         if n == 0:
             return
-        means = [float(np.mean(numbers[:n])) for numbers in (values, returns, targets)]
-        record = OverestimationRecord(self.num_timesteps, n, *means, self._loss)
+        value, earned, target = (float(np.mean(x[:n])) for x in (values, returns, targets))
+        record = OverestimationRecord(self.num_timesteps, n, value, earned, target, self._loss)
         self.records.append(record)
         self.logger.record_mean("train/q_overestimation", record.overestimation)
 

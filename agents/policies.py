@@ -237,11 +237,18 @@ class QCriticPolicy(ActorCriticPolicy):
     def predict_q_values(
         self, observation: np.ndarray, actions: np.ndarray, of_target: bool = False
     ) -> th.Tensor:
-        """Return Q(s, a), or Q'(s, a), (n, 1), of n executed actions (n, *shape), no gradient."""
+        """Return Q(s, a) or Q'(s, a), the mean of the ensemble, (n, 1), without a gradient.
+
+        Args:
+            observation: (n, *shape).
+            actions: (n, *shape), as executed.
+            of_target: Whether the target critic is asked.
+        """
         obs, _ = self.obs_to_tensor(observation)
         critic = self.critic_target if of_target else self.critic
         # (n, *shape) -> (n, D)
-        return self._q(critic, obs, th.as_tensor(actions, device=self.device).float().flatten(1))
+        executed = th.as_tensor(actions, device=self.device).float().flatten(1)
+        return self._q(critic, obs, executed).mean(dim=1, keepdim=True)
 
     def target_q_values(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """Return Q'(s, clip(a)), (B, 1), for actions (B, D): the lower one of two networks."""

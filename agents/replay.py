@@ -104,7 +104,8 @@ class ReplayPPO(CheckedAlgorithm, PPO):
         space = cast(spaces.Box, self.action_space)
         # (N, D) -> (N, *action shape)
         shaped = actions.cpu().numpy().reshape((-1, *space.shape))
-        return np.clip(shaped, space.low, space.high)
+        clipped: np.ndarray = np.clip(shaped, space.low, space.high)
+        return clipped
 
     def _store_transition(
         self,

@@ -19,10 +19,10 @@ def informed_rows(trials: pd.DataFrame) -> list[str]:
         gap = mine["confirmed_validation_100"] - mine["final_confirmed_validation"]
         numbers = [mine[name] for name in COLUMNS] + [gap]
         cells = ["-" if each.isna().any() else format_mean(100.0 * each) for each in numbers]
-        rows.append(f"| {short_name(task)} | {variant} | {len(mine)} | {' | '.join(cells)} |")
+        rows.append(f"| {short_name(str(task))} | {variant} | {len(mine)} | {' | '.join(cells)} |")
     for task, mine in trials.groupby("task", sort=False):
         alone = format_mean([100.0 * mine["rule_confirmed"].iloc[0]])
-        rows.append(f"| {short_name(task)} | the rule alone | | | {alone} | | | |")
+        rows.append(f"| {short_name(str(task))} | the rule alone | | | {alone} | | | |")
     return rows
 
 

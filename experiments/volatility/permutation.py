@@ -59,11 +59,11 @@ def compare_across(first: ArrayLike, second: ArrayLike) -> Comparison:
     mine, other = (np.asarray(curves, np.float64) for curves in (first, second))
     fewest = min(len(mine), len(other))
     # A running mean of differences is the difference of running means: no need to repeat it.
-    centred = [smooth(curves - np.median(curves, axis=0)) for curves in (mine, other)]
+    left, right = (smooth(curves - np.median(curves, axis=0)) for curves in (mine, other))
     why_not = _the_same(mine, other)
     if not why_not and fewest < MIN_SEEDS:
         why_not = f"{fewest} seeds, fewer than {MIN_SEEDS}"
-    return _compare(partial(dispersion_across, window=1), *centred, why_not)
+    return _compare(partial(dispersion_across, window=1), left, right, why_not)
 
 
 def compare_means(first: ArrayLike, second: ArrayLike) -> Comparison:

@@ -147,7 +147,7 @@ class TestBestKnown:
         known, found = read_best_known(path), read_runs([out])
         for task in NOISY:
             mine = found[found["task"] == task]
-            chosen = mine.loc[mine["confirmed_validation_10"].idxmax()]
+            chosen = mine.iloc[int(mine["confirmed_validation_10"].to_numpy().argmax())]
             assert known[task].validation == chosen["confirmed_validation_10"]
             assert known[task].best == max(chosen["confirmed_10"], known[task].uniform)
             assert (
