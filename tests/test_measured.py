@@ -21,7 +21,8 @@ from experiments.benchmark.table import (
     read_best_known,
     update_best_known,
 )
-from experiments.common.drawing.intervals import format_mean, paired_interval
+from experiments.common.drawing.intervals import format_interval, format_mean
+from experiments.common.intervals import paired_interval
 from experiments.common.stored import find_stored
 from experiments.compress.report import (
     FILE_HEADINGS,
@@ -211,11 +212,11 @@ def test_wins_of_learners_are_counted_as_the_trials_have_them() -> None:
         learners = sorted(set(rows["agent"]) - NOT_LEARNING)
         assert len(learners) == 13
         for agent, opponent in product(learners, OPPONENTS):
-            mean, half = beats(rows, agent, opponent)
+            side = beats(rows, agent, opponent).side
             n_compared += 1
-            if mean > half:
+            if side == "above":
                 wins.append((str(task), agent, opponent))
-            if -mean > half:
+            if side == "below":
                 losses.append(opponent)
     assert "Of 312 comparisons, " in page and n_compared == 312
     assert "fifteen are in a learner's favour, one of them against CMA-ES" in page
@@ -242,10 +243,9 @@ def test_further_seeds_of_ars_are_reported_as_they_were_measured() -> None:
     assert "`ars` beats both" in verdict and verdict in page
     on_test = trials.assign(validation_accuracy=trials["test_accuracy"])
     for opponent in OPPONENTS:
-        assert "{:.2f} ± {:.2f}".format(*beats(on_test, "ars", opponent)) in page
-    seen = "CMA-ES by {:.1f} ± {:.1f} points of validation".format(*beats(trials, "ars", "cma_es"))
-    unseen = "on test images {:.1f} ± {:.1f}".format(*beats(on_test, "ars", "cma_es"))
-    assert seen in told and unseen in told
+        assert format_interval(beats(on_test, "ars", opponent)) in page
+    seen, unseen = (format_interval(beats(rows, "ars", "cma_es"), 1) for rows in (trials, on_test))
+    assert f"CMA-ES by {seen} points of validation" in told and f"on test images {unseen}" in told
 
 
 def test_what_the_actors_learning_rate_does_is_as_it_was_measured() -> None:

@@ -13,14 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from experiments.common.drawing.intervals import (
-    Interval,
-    format_interval,
-    format_mean,
-    paired_interval,
-    student_interval,
-)
+from experiments.common.drawing.intervals import format_ends, format_mean
 from experiments.common.drawing.outputs import format_markdown
+from experiments.common.intervals import Interval, mean_interval, paired_interval
 from experiments.volatility.measures import (
     dispersion_across,
     episodes_to_reach,
@@ -70,8 +65,8 @@ def compare_volatility(
 ) -> dict[str, Interval]:
     """Compare two agents in the three measures; negative means that the first is steadier.
 
-    Across seeds the interval is a bootstrap of the seeds, within runs and in drawdown Student's of
-    the differences seed by seed.
+    Across seeds the interval is a bootstrap of the seeds, within runs and in drawdown that of the
+    mean difference seed by seed.
     """
     mine, other = (_of(rows, search, agent) for agent in (first, second))
     across = unpaired_interval(dispersion_across, curves[search, first], curves[search, second])
@@ -154,7 +149,7 @@ def _overestimates(rows: pd.DataFrame, curves: Curves) -> list[str]:
     for search, agent in curves:
         values = _of(rows, search, agent)["q_overestimation"].dropna().to_numpy()
         if len(values):
-            found[search, agent] = student_interval(values)
+            found[search, agent] = mean_interval(values)
     lines = [
         f"  - {search}: "
         + ", ".join(f"`{a}` {_format(found[s, a])}" for s, a in found if s == search)
@@ -210,4 +205,4 @@ def _judge(outcomes: Sequence[str], wanted: str, opposite: str) -> str:
 
 
 def _format(difference: Interval) -> str:
-    return format_interval(difference, 3, "+")
+    return format_ends(difference, 3, "+")
