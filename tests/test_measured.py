@@ -323,7 +323,10 @@ def test_volatility_is_summed_up_as_it_was_measured() -> None:
     assert (len(own), len(lower), len(higher)) == (18, 11, 0)
     assert [lower.count(m) for m in ("drawdown", "within runs", "across seeds")] == [5, 5, 1]
     assert "11 of 18 comparisons on two data sets say so, none the opposite" in page
-    assert "in five of six searches, dispersion within runs in five. From seed to seed it is in" in page
+    assert (
+        "in five of six searches, dispersion within runs in five. From seed to seed it is in"
+        in page
+    )
     for page_of_results in (README, PAGES["results.md"]):
         assert "PPO's is, in 11 of 18 comparisons, the opposite in none" in page_of_results
 

@@ -6,16 +6,18 @@ experiments; which method does so depends on how many values there are, and of w
 | statistic | values | interval |
 | --- | --- | --- |
 | mean, mean of paired differences | 2 to 9 | Student's t |
-| the same | 10 and more | Student's t of a transform without skewness (Hall 1992) |
+| the same | 10 and more | Student's t of a transform with half the skewness (Hall 1992) |
 | interquartile mean, other statistics | any | percentile bootstrap, expanded for few values |
 | ratio of deviations | any | Student's t of the jackknife of its logarithm |
 | probability of doing better | any | score interval (Wilson's, with Hanley and McNeil's variance) |
 
-Measured coverage in percent, `tests/experiments/common/test_intervals.py`: normal values are
-covered in 94 to 96 of 100 at 3, 5, 10 and 20. Of exponential and log-normal (sigma 0.5) ones the
-mean is in 91 to 95 from 10 values on; with fewer no method reaches it: 87 to 89 (exponential) and
-91 to 92 at 3 to 5, and 80 to 92 of a log-normal with sigma 1 at 3 to 20. Scipy's percentile and BCa
-bootstrap cover a normal mean in 75 of 100 at 3 values, 83 at 5, 88 to 91 at 10, 93 at 20.
+Measured, and held to it by `tests/experiments/common/test_intervals.py`: the mean of normal values
+is covered in 95 of 100 at 3, 5, 10 and 20. From 10 values on it is in 92 to 96 for exponential,
+log-normal (sigma 0.5), Laplace's, Student's (3 degrees) and uniform ones, too. With fewer no method
+reaches that for skewed values without being far too wide for others: exponential ones are covered
+in 87 to 89 at 3 to 5, log-normal ones in 91 to 92; and a log-normal with sigma 1 in 80 to 89 at 3
+to 20. Scipy's percentile and BCa bootstrap cover a normal mean in 75 of 100 at 3 values, 83 at 5,
+88 to 91 at 10, 93 at 20.
 """
 
 from __future__ import annotations
@@ -78,11 +80,12 @@ NOTHING = Interval(math.nan, math.nan, math.nan)
 def mean_interval(values: ArrayLike) -> Interval:
     """Return the mean over seeds and its interval.
 
-    Student's t below `ENOUGH` values. From there on the values' skewness g is taken out first: with
-    a = g / sqrt(n), Student's quantiles q become 3 / a * ((1 + a * (q - a / 6))^(1/3) - 1), so
-    that the longer side is where the longer tail is. Source: Hall 1992, "On the removal of
-    skewness by transformation", J. R. Statist. Soc. B 54, pages 221 to 228; his quantiles are
-    those of a bootstrap.
+    Student's t below `ENOUGH` values. From there on half the values' skewness g is taken out first:
+    with a = g / (2 sqrt(n)), Student's quantiles q become 3 / a * ((1 + a * (q - a / 6))^(1/3) - 1),
+    so that the longer side is where the longer tail is. Source: Hall 1992, "On the removal of
+    skewness by transformation", J. R. Statist. Soc. B 54, pages 221 to 228; his quantiles are those
+    of a bootstrap, and his g is whole. Half **(ours)** covers skewed values within 3 points, and
+    costs even ones with long tails, whose sample skewness is chance, less than 1.
 
     Args:
         values: (n,) one number per seed. The ends are NaN for a single one, all three for none.
@@ -94,7 +97,7 @@ def mean_interval(values: ArrayLike) -> Interval:
     quantile = _student(len(x) - 1)
     if len(x) < ENOUGH or error <= 0.0:
         return Interval(mean, mean - quantile * error, mean + quantile * error)
-    a = float(stats.skew(x, bias=False)) / math.sqrt(len(x))
+    a = _skewness(x) / (2.0 * math.sqrt(len(x)))
     return Interval(mean, mean - _skewed(quantile, a) * error, mean - _skewed(-quantile, a) * error)
 
 
@@ -117,8 +120,7 @@ def iqm_interval(*samples: ArrayLike) -> Interval:
     """Return the interquartile mean of all values and its interval.
 
     Source: Agarwal et al. 2021 (arXiv 2108.13264). Of five values the lowest and the highest are
-    left out, of three or fewer none: that is their mean. Covers in 95 to 97 of 100, with three
-    seeds of each of several tasks in 92 to 95.
+    left out, of three or fewer none: that is their mean. Covers in 93 to 98 of 100.
 
     Args:
         samples: (n,) each, one number per seed; of several samples, one for each task, each is
@@ -181,7 +183,8 @@ def bootstrap_interval(
 
     A percentile bootstrap, both sides stretched by how much it is too narrow for the mean of as
     many normal values: Student's quantile by the normal one, and sqrt(n / (n - 1)) as a resample
-    varies about its own mean. Source of the two corrections: Hesterberg 2015, "What teachers should
+    varies about its own mean. Student's degrees of freedom are half of those of all samples, but
+    one sample's at least, as not all of them count alike. Source of the two corrections: Hesterberg 2015, "What teachers should
     know about the bootstrap" (arXiv 1411.5279), section 5.3, who applies them to the level, which
     so few resamples as there are of 3 values do not reach.
 
@@ -204,7 +207,8 @@ def bootstrap_interval(
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    stretch = _student(sum(map(len, samples)) - len(samples)) / float(special.ndtri(TAIL))
+    degrees = max(fewest - 1, (sum(map(len, samples)) - len(samples)) // 2)
+    stretch = _student(degrees) / float(special.ndtri(TAIL))
     stretch *= math.sqrt(fewest / (fewest - 1))
     # Sums of equal numbers in another order may differ in their last digit.
     below, above = max(center - float(low), 0.0), max(float(high) - center, 0.0)
@@ -244,8 +248,15 @@ def _student(degrees: int) -> float:
     return float(special.stdtrit(degrees, TAIL))
 
 
+def _skewness(x: NDArray[np.float64]) -> float:
+    """Return the skewness, corrected for bias; x of shape (n,), not all equal, n at least 3."""
+    centered = x - x.mean()
+    biased = np.mean(centered**3) / np.mean(centered**2) ** 1.5
+    return float(biased) * math.sqrt(len(x) * (len(x) - 1)) / (len(x) - 2)
+
+
 def _skewed(quantile: float, a: float) -> float:
-    """Return what a quantile is before the skewness was taken out; `a` is skewness / sqrt(n)."""
+    """Return what a quantile is before skewness was taken out, that by sqrt(n) being `a`."""
     if abs(a) < 1e-9:
         return quantile
     return 3.0 / a * (math.cbrt(1.0 + a * (quantile - a / 6.0)) - 1.0)

@@ -29,6 +29,7 @@ DRAWS: dict[str, tuple[Draw, float]] = {
     "normal": (lambda rng, shape: rng.normal(size=shape), 0.0),
     "exponential": (lambda rng, shape: rng.exponential(size=shape), 1.0),
     "lognormal": (lambda rng, shape: rng.lognormal(0.0, 0.5, shape), math.exp(0.125)),
+    "student": (lambda rng, shape: rng.standard_t(3, shape), 0.0),
     "lognormal1": (lambda rng, shape: rng.lognormal(0.0, 1.0, shape), math.exp(0.5)),
 }
 """Ways to draw values, and their mean."""
@@ -66,7 +67,7 @@ def test_a_single_seed_has_no_interval() -> None:
 def test_the_longer_side_is_that_of_the_longer_tail() -> None:
     values = np.arange(10.0) ** 2
     found, mirrored = mean_interval(values), mean_interval(-values)
-    assert found.reach[1] > 1.2 * found.reach[0]
+    assert found.reach[1] > 1.1 * found.reach[0]
     assert mirrored == pytest.approx((-found.value, -found.high, -found.low))
     even = mean_interval(np.arange(10.0))  # no skewness: Student's
     expected = stats.t.interval(0.95, 9, 4.5, stats.sem(np.arange(10.0)))
@@ -104,19 +105,19 @@ def test_a_ratio_without_bounds_is_known_to_be_positive_only() -> None:
     ("draw", "n", "lowest"),
     [
         *(("normal", n, 92.0) for n in (3, 5, 10, 20)),
-        *((draw, n, 92.0) for draw in ("exponential", "lognormal") for n in (10, 20)),
+        *((draw, n, 92.0) for draw in ("exponential", "lognormal", "student") for n in (10, 20)),
         ("exponential", 3, 86.0),
         ("exponential", 5, 86.0),
         ("lognormal", 3, 89.0),
         ("lognormal", 5, 89.0),
         ("lognormal1", 3, 80.0),
         ("lognormal1", 5, 79.0),
-        ("lognormal1", 10, 87.0),
-        ("lognormal1", 20, 88.0),
+        ("lognormal1", 10, 85.0),
+        ("lognormal1", 20, 86.0),
     ],
 )
 def test_means_are_covered(draw: str, n: int, lowest: float) -> None:
-    values, truth = DRAWS[draw][0](np.random.default_rng(n), (2000, n)), DRAWS[draw][1]
+    values, truth = DRAWS[draw][0](np.random.default_rng(n), (1000, n)), DRAWS[draw][1]
     assert lowest <= coverage(map(mean_interval, values), truth) <= 98.0
 
 
@@ -143,8 +144,8 @@ def test_interquartile_means_over_tasks_are_covered(n_seeds: int) -> None:
     rng = np.random.default_rng(n_seeds)
     levels, scales = np.linspace(0.0, 1.0, 4)[:, None], np.array([[0.1], [0.3], [0.2], [0.1]])
     truth = float(stats.trim_mean(levels + scales * rng.normal(size=(4, 10**5)), 0.25, None))
-    drawn = levels + scales * rng.normal(size=(200, 4, n_seeds))
-    assert 91.0 <= coverage((iqm_interval(*each) for each in drawn), truth) <= 99.0
+    drawn = levels + scales * rng.normal(size=(500, 4, n_seeds))
+    assert 92.0 <= coverage((iqm_interval(*each) for each in drawn), truth) <= 99.0
 
 
 @pytest.mark.parametrize("n_tasks", [1, 12])
@@ -156,7 +157,7 @@ def test_probabilities_of_improvement_are_covered(n_tasks: int, shift: float) ->
     found = list(map(improvement_interval, first + shift, second))
     assert 92.0 <= coverage(found, truth)
     assert all(0.0 <= low <= value <= high <= 1.0 for value, low, high in found)
-    assert any(high > low for value, low, high in found if value == 1.0) or shift < 2.0 < n_tasks
+    assert all(high > low for _, low, high in found)  # even where all pairs agree
 
 
 @pytest.mark.parametrize("spread", ["normal", "uniform"])
