@@ -81,8 +81,8 @@ def mean_interval(values: ArrayLike) -> Interval:
     """Return the mean over seeds and its interval.
 
     Student's t below `ENOUGH` values. From there on half the values' skewness g is taken out first:
-    with a = g / (2 sqrt(n)), Student's quantiles q become 3 / a * ((1 + a * (q - a / 6))^(1/3) - 1),
-    so that the longer side is where the longer tail is. Source: Hall 1992, "On the removal of
+    with a = g / (2 sqrt(n)), its quantiles q become 3 / a * ((1 + a * (q - a / 6))^(1/3) - 1), so
+    that the longer side is where the longer tail is. Source: Hall 1992, "On the removal of
     skewness by transformation", J. R. Statist. Soc. B 54, pages 221 to 228; his quantiles are those
     of a bootstrap, and his g is whole. Half **(ours)** covers skewed values within 3 points, and
     costs even ones with long tails, whose sample skewness is chance, less than 1.
@@ -120,7 +120,8 @@ def iqm_interval(*samples: ArrayLike) -> Interval:
     """Return the interquartile mean of all values and its interval.
 
     Source: Agarwal et al. 2021 (arXiv 2108.13264). Of five values the lowest and the highest are
-    left out, of three or fewer none: that is their mean. Covers in 93 to 98 of 100.
+    left out, of three or fewer none: that is their mean. Covers in 93 to 98 of 100, in 91 with three
+    seeds of each of a few tasks that are far apart.
 
     Args:
         samples: (n,) each, one number per seed; of several samples, one for each task, each is
@@ -184,9 +185,9 @@ def bootstrap_interval(
     A percentile bootstrap, both sides stretched by how much it is too narrow for the mean of as
     many normal values: Student's quantile by the normal one, and sqrt(n / (n - 1)) as a resample
     varies about its own mean. Student's degrees of freedom are half of those of all samples, but
-    one sample's at least, as not all of them count alike. Source of the two corrections: Hesterberg 2015, "What teachers should
-    know about the bootstrap" (arXiv 1411.5279), section 5.3, who applies them to the level, which
-    so few resamples as there are of 3 values do not reach.
+    one sample's at least **(ours)**, as not all of them count alike. Source of the two corrections:
+    Hesterberg 2015, "What teachers should know about the bootstrap" (arXiv 1411.5279), section 5.3,
+    who applies them to the level, which so few resamples as there are of 3 values do not reach.
 
     Args:
         samples: (n,) each, resampled by itself; NaN for the ends where one has a single number.

@@ -144,8 +144,8 @@ def test_interquartile_means_over_tasks_are_covered(n_seeds: int) -> None:
     rng = np.random.default_rng(n_seeds)
     levels, scales = np.linspace(0.0, 1.0, 4)[:, None], np.array([[0.1], [0.3], [0.2], [0.1]])
     truth = float(stats.trim_mean(levels + scales * rng.normal(size=(4, 10**5)), 0.25, None))
-    drawn = levels + scales * rng.normal(size=(500, 4, n_seeds))
-    assert 92.0 <= coverage((iqm_interval(*each) for each in drawn), truth) <= 99.0
+    drawn = levels + scales * rng.normal(size=(300, 4, n_seeds))
+    assert 90.0 <= coverage((iqm_interval(*each) for each in drawn), truth) <= 99.0
 
 
 @pytest.mark.parametrize("n_tasks", [1, 12])
