@@ -120,8 +120,8 @@ def iqm_interval(*samples: ArrayLike) -> Interval:
     """Return the interquartile mean of all values and its interval.
 
     Source: Agarwal et al. 2021 (arXiv 2108.13264). Of five values the lowest and the highest are
-    left out, of three or fewer none: that is their mean. Covers in 93 to 98 of 100, in 91 with three
-    seeds of each of a few tasks that are far apart.
+    left out, of three or fewer none: that is their mean. Covers in 93 to 98 of 100, and in 91 with
+    three seeds of each of a few tasks that are far apart.
 
     Args:
         samples: (n,) each, one number per seed; of several samples, one for each task, each is
