@@ -99,6 +99,20 @@ def test_importance_is_reported_as_it_was_measured() -> None:
             assert " ".join(lines.split()) in told
 
 
+def test_rules_of_filters_are_reported_as_they_were_measured() -> None:
+    trials = pd.read_csv(ROOT / "results" / "importance-filters" / "trials.csv")
+    tasks = list(dict.fromkeys(trials["task"]))
+    assert len(tasks) == 4 and trials["agent"].nunique() == 6
+    lines = []
+    for agent, mine in trials.groupby("agent", sort=False):
+        by_task = {task: rows for task, rows in mine.groupby("task")}
+        accuracies = (100.0 * by_task[task]["test_accuracy"].to_numpy() for task in tasks)
+        macs = (100.0 * by_task[task]["macs"].mean() for task in tasks)
+        cells = (f"{format_mean(x)} ({y:.0f})" for x, y in zip(accuracies, macs, strict=True))
+        lines.append((f"`{agent}`", *cells))
+    assert format_markdown(("rule", *tasks), lines) in PAGES["importance.md"]
+
+
 def stored(folder: Path, name: str) -> pd.DataFrame:
     """Read a table of a results folder, compressed or not."""
     path = find_stored(folder / name)
