@@ -21,7 +21,8 @@ from experiments.benchmark.table import (
     read_best_known,
     update_best_known,
 )
-from experiments.common.drawing.intervals import format_mean, paired_interval
+from experiments.common.drawing.intervals import format_interval, format_mean
+from experiments.common.intervals import paired_interval
 from experiments.common.stored import find_stored
 from experiments.compress.report import (
     FILE_HEADINGS,
@@ -96,6 +97,20 @@ def test_importance_is_reported_as_it_was_measured() -> None:
         assert len(errors) == (2 if "benefit" in path.name else 0)
         for lines in (*verdicts, *errors):
             assert " ".join(lines.split()) in told
+
+
+def test_rules_of_filters_are_reported_as_they_were_measured() -> None:
+    trials = pd.read_csv(ROOT / "results" / "importance-filters" / "trials.csv")
+    tasks = list(dict.fromkeys(trials["task"]))
+    assert len(tasks) == 4 and trials["agent"].nunique() == 6
+    lines = []
+    for agent, mine in trials.groupby("agent", sort=False):
+        by_task = {task: rows for task, rows in mine.groupby("task")}
+        accuracies = (100.0 * by_task[task]["test_accuracy"].to_numpy() for task in tasks)
+        macs = (100.0 * by_task[task]["macs"].mean() for task in tasks)
+        cells = (f"{format_mean(x)} ({y:.0f})" for x, y in zip(accuracies, macs, strict=True))
+        lines.append((f"`{agent}`", *cells))
+    assert format_markdown(("rule", *tasks), lines) in PAGES["importance.md"]
 
 
 def stored(folder: Path, name: str) -> pd.DataFrame:
@@ -211,11 +226,11 @@ def test_wins_of_learners_are_counted_as_the_trials_have_them() -> None:
         learners = sorted(set(rows["agent"]) - NOT_LEARNING)
         assert len(learners) == 13
         for agent, opponent in product(learners, OPPONENTS):
-            mean, half = beats(rows, agent, opponent)
+            side = beats(rows, agent, opponent).side
             n_compared += 1
-            if mean > half:
+            if side == "above":
                 wins.append((str(task), agent, opponent))
-            if -mean > half:
+            if side == "below":
                 losses.append(opponent)
     assert "Of 312 comparisons, " in page and n_compared == 312
     assert "fifteen are in a learner's favour, one of them against CMA-ES" in page
@@ -242,10 +257,9 @@ def test_further_seeds_of_ars_are_reported_as_they_were_measured() -> None:
     assert "`ars` beats both" in verdict and verdict in page
     on_test = trials.assign(validation_accuracy=trials["test_accuracy"])
     for opponent in OPPONENTS:
-        assert "{:.2f} ± {:.2f}".format(*beats(on_test, "ars", opponent)) in page
-    seen = "CMA-ES by {:.1f} ± {:.1f} points of validation".format(*beats(trials, "ars", "cma_es"))
-    unseen = "on test images {:.1f} ± {:.1f}".format(*beats(on_test, "ars", "cma_es"))
-    assert seen in told and unseen in told
+        assert format_interval(beats(on_test, "ars", opponent)) in page
+    seen, unseen = (format_interval(beats(rows, "ars", "cma_es"), 1) for rows in (trials, on_test))
+    assert f"CMA-ES by {seen} points of validation" in told and f"on test images {unseen}" in told
 
 
 def test_what_the_actors_learning_rate_does_is_as_it_was_measured() -> None:

@@ -2,7 +2,7 @@
 
 The score of a trial at a budget is its confirmed test accuracy there (`experiments.trial`), 0 for
 that of `uniform` and 1 for the best known. A seed's score is the interquartile mean over tasks;
-shown is the mean over seeds with Student's 95 % interval. An agent that always chooses the same is
+shown is the mean over seeds with its 95 % interval. An agent that always chooses the same is
 run from one seed, has no interval, and counts at the budgets that it keeps to.
 """
 
@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from experiments.benchmark.table import Reference, normalize
-from experiments.common.drawing.intervals import NOTHING, Interval, student_interval
+from experiments.common.intervals import Interval, mean_interval
 from experiments.search.names import short_name
 from experiments.trial.confirmation import budgets_in
 
@@ -81,7 +81,7 @@ def agent_scores(trials: pd.DataFrame, budget: int) -> Interval:
     """
     rows = trials.dropna(subset=[f"score_{budget}"])
     by_seed = [stats.trim_mean(mine[f"score_{budget}"], 0.25) for _, mine in rows.groupby("seed")]
-    return student_interval(by_seed) if by_seed else NOTHING
+    return mean_interval(by_seed)
 
 
 def confirmed_interval(trials: pd.DataFrame, budget: int) -> Interval:
@@ -93,7 +93,7 @@ def confirmed_interval(trials: pd.DataFrame, budget: int) -> Interval:
     """
     rows = trials.dropna(subset=[f"confirmed_{budget}"])
     by_seed = rows.groupby("seed")[f"confirmed_{budget}"].mean()
-    return student_interval(by_seed) if len(by_seed) else NOTHING
+    return mean_interval(by_seed)
 
 
 def _row(agent: str, trials: pd.DataFrame) -> dict[str, Any]:

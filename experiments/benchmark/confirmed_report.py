@@ -20,6 +20,7 @@ from experiments.benchmark.report import (
     verdicts,
 )
 from experiments.benchmark.table import Reference, make_leaderboard
+from experiments.common.intervals import iqm_name
 from experiments.compress.report import format_markdown
 from experiments.search.entrants import SINGLE
 from experiments.search.names import short_name
@@ -83,6 +84,7 @@ def format_confirmed(
     """
     budgets, agents = budgets_in(trials), table["agent"].tolist()
     seeds = ", ".join(str(seed) for seed in sorted(trials["seed"].unique()))
+    center = iqm_name(trials["task"].nunique())
     parts = [
         "# Leaderboard",
         f"{_listed(budgets)} network evaluations, of which four fifths are the search's; the last "
@@ -90,8 +92,8 @@ def format_confirmed(
         f"and nominates one allocation. This is trained under {len(ORDERS)} further orders, which "
         "no search has seen, and measured on test images: the confirmed accuracy, percent. Seeds "
         f"{seeds}; agents that always choose the same have one, and no interval. Score: confirmed "
-        "accuracy, 0 for `uniform` and 1 for the best known, interquartile mean over tasks, then "
-        "mean over seeds. In brackets 95 % intervals (Student). Validation: that of the best "
+        f"accuracy, 0 for `uniform` and 1 for the best known, {center} over "
+        "tasks, then mean over seeds. In brackets 95 % intervals. Validation: that of the best "
         "episode; luck: by how many points it exceeds the nominee's, under the further orders.",
         _format_scores(table, budgets),
         *_remarks(table, trials, known),
@@ -101,7 +103,7 @@ def format_confirmed(
         _format_best(trials, budgets),
         "## Does learning win?",
         f"Confirmed accuracy after {budgets[-1]} evaluations, points, paired by seed, with 95 % "
-        "intervals (Student), which are not widened for the number of comparisons.",
+        "intervals, which are not widened for the number of comparisons.",
         "\n".join(verdicts(trials, f"confirmed_{budgets[-1]}")),
         "## Tasks",
     ]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments.benchmark.confirmed import agent_scores, confirmed_interval, scored
 from experiments.benchmark.table import Reference
-from experiments.common.drawing.intervals import Interval
+from experiments.common.intervals import Interval, iqm_name
 from experiments.search.entrants import SINGLE
 from experiments.search.names import short_name
 from experiments.trial.confirmation import budgets_in
@@ -74,8 +74,9 @@ def draw_anytime_scores(trials: pd.DataFrame, known: Mapping[str, Reference]) ->
         known: The best known accuracies.
     """
     points = anytime_points(scored(trials, known), "score")
-    title = f"{trials['task'].nunique()} tasks; 0 uniform, 1 best known"
-    return _draw(points, "score, interquartile mean over tasks", title)
+    n_tasks = trials["task"].nunique()
+    title = f"{n_tasks} tasks; 0 uniform, 1 best known"
+    return _draw(points, f"score, {iqm_name(n_tasks)} over tasks", title)
 
 
 def _draw(points: Mapping[str, list[Point]], label: str, title: str, scale: float = 1.0) -> Figure:

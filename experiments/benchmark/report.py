@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from experiments.benchmark.table import OPPONENTS, Reference
-from experiments.common.drawing.intervals import Interval, format_mean
+from experiments.common.drawing.intervals import format_mean, format_points
+from experiments.common.intervals import Interval, iqm_name, mean_interval
 from experiments.compress.report import format_markdown
 from experiments.search.entrants import SINGLE
 from experiments.search.names import short_name
-from experiments.tables.tables import mean_interval
 from experiments.trial.trials import TOLERANCE
 
 __all__ = [
@@ -36,7 +36,7 @@ LOWEST = -1.0
 
 def beats(
     trials: pd.DataFrame, agent: str, opponent: str, column: str = "validation_accuracy"
-) -> tuple[float, float]:
+) -> Interval:
     """Compare accuracies of two agents on one task, seed by seed.
 
     Args:
@@ -47,11 +47,11 @@ def beats(
 
     Returns:
         Mean of the differences in points (percentage points), above 0 in favour of the first, and
-        half-width of its 95 % interval (Student); NaN for a single seed, both NaN for none.
+        its 95 % interval.
     """
     accuracies = trials.pivot(index="seed", columns="agent", values=column)
     differences = 100.0 * (accuracies[agent] - accuracies[opponent]).dropna().to_numpy()
-    return mean_interval(differences) if len(differences) else (np.nan, np.nan)
+    return mean_interval(differences)
 
 
 def verdicts(trials: pd.DataFrame, column: str = "validation_accuracy") -> list[str]:
@@ -97,16 +97,14 @@ def _verdict(trials: pd.DataFrame, column: str) -> str:
         for agent in learners
     }
     better = {
-        opponent: [
-            agent for agent in learners if found[agent][opponent][0] > found[agent][opponent][1]
-        ]
+        opponent: [agent for agent in learners if found[agent][opponent].side == "above"]
         for opponent in OPPONENTS
     }
     winners = [agent for agent in learners if all(agent in names for names in better.values())]
     if winners:
         texts = (f"`{agent}` beats both: {_format_differences(found[agent])}" for agent in winners)
         return "; ".join(texts) + "." + _fewer_evaluations(trials)
-    top = max(learners, key=lambda agent: np.nan_to_num(found[agent]["cma_es"][0], nan=-np.inf))
+    top = max(learners, key=lambda agent: np.nan_to_num(found[agent]["cma_es"].value, nan=-np.inf))
     beaten = (
         f"{OPPONENTS[name]} is beaten by {_format_names(mine)}" for name, mine in better.items()
     )
@@ -120,10 +118,10 @@ def _format_names(agents: Sequence[str]) -> str:
     return ", ".join(f"`{agent}`" for agent in agents) or "none"
 
 
-def _format_differences(differences: Mapping[str, tuple[float, float]]) -> str:
+def _format_differences(differences: Mapping[str, Interval]) -> str:
     return ", ".join(
-        f"{mean:+.2f}{'' if np.isnan(half) else f' ± {half:.2f}'} over {OPPONENTS[opponent]}"
-        for opponent, (mean, half) in differences.items()
+        f"{format_points(difference)} over {OPPONENTS[opponent]}"
+        for opponent, difference in differences.items()
     )
 
 
@@ -144,8 +142,8 @@ def format_leaderboard(
         f"{limit:.0f} network evaluations a trial, the last episode played to its end; seeds "
         f"{', '.join(str(seed) for seed in sorted(trials['seed'].unique()))}. Score: validation "
         "accuracy of the best network found, by reward, 0 for `uniform` and 1 for the best known, "
-        "interquartile mean over tasks and seeds; in brackets 95 % intervals, bootstraps of the "
-        "seeds within tasks. Better than: probability that it finds a better network than that "
+        f"{iqm_name(table['trials'].max())} over tasks and seeds; in brackets 95 % intervals, over "
+        "the seeds within tasks. Better than: probability that it finds a better network than that "
         "search does, mean over tasks (Agarwal et al. 2021, arXiv 2108.13264), above 0.5 in its "
         "favour. Test accuracy, in percent, is that of the same networks, which no search has "
         "seen. Cost: what they come to, percent of the unpruned network's multiply-accumulates or "
@@ -153,10 +151,10 @@ def format_leaderboard(
         _format_scores(table, trials),
         *_remarks(table, trials, known),
         "## Does learning win?",
-        "Validation accuracy of the best networks, points, paired by seed, with 95 % intervals "
-        "(Student). A learner wins where both differences are above 0 by more than their "
-        "interval. These are not widened for the number of comparisons; ± 0.00 is the same "
-        "difference from each of few seeds, often a single image, and no certainty.",
+        "Validation accuracy of the best networks, points, paired by seed, with 95 % intervals. A "
+        "learner wins where both differences are above 0 by more than their interval. These are "
+        "not widened for the number of comparisons; ± 0.00 is the same difference from each of few "
+        "seeds, often a single image, and no certainty.",
         "\n".join(verdicts(trials)),
         "## Tasks",
         "Validation accuracy of the best networks, percent, mean over seeds and 95 % interval:",
@@ -335,6 +333,7 @@ def draw_scores(table: pd.DataFrame) -> Figure:
             va="bottom",
             fontsize=9,
         )
-    axes.set_xlabel("score: interquartile mean over tasks and seeds, 95 % interval")
+    center = iqm_name(int(table["trials"].max()))
+    axes.set_xlabel(f"score: {center} over tasks and seeds, 95 % interval")
     axes.grid(axis="x", alpha=0.3)
     return figure

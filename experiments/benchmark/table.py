@@ -5,8 +5,8 @@ orders are drawn, of the confirmed test accuracy of what it stands by
 (`experiments.benchmark.confirmed`): 0 for that of the same rate or number of bits everywhere
 (`uniform`), 1 for the best known. Both stand in a stored table, `best_known.csv`, which nothing
 changes but `python -m experiments.benchmark best`; a trial that finds a better network has a score
-above 1. What is shown of an agent is the interquartile mean over tasks and seeds, with a bootstrap
-interval that resamples the seeds of each task (Agarwal et al. 2021, arXiv 2108.13264).
+above 1. What is shown of an agent is the interquartile mean over tasks and seeds, with an interval
+that resamples the seeds of each task (Agarwal et al. 2021, arXiv 2108.13264).
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ from numpy.typing import ArrayLike, NDArray
 from compress_env.files import replacing
 from compress_env.names import check_name
 from compress_env.suite import SUITE, SUITE_CIFAR, SUITE_V0
-from experiments.common.drawing.intervals import Interval, improvement_interval, iqm_interval
+from experiments.common.intervals import (
+    NOTHING,
+    Interval,
+    improvement_interval,
+    iqm_interval,
+)
 from experiments.common.stored import parse, read_table
 from experiments.search.names import short_name
 from experiments.trial.confirmation import budgets_in
@@ -296,7 +301,7 @@ def improvement(trials: pd.DataFrame, others: pd.DataFrame) -> Interval:
 def _improvements(agent: str, by_agent: Mapping[str, pd.DataFrame]) -> dict[str, float]:
     row: dict[str, float] = {}
     for opponent in OPPONENTS:
-        found = Interval(np.nan, np.nan, np.nan)
+        found = NOTHING
         if opponent != agent and opponent in by_agent:
             found = improvement(by_agent[agent], by_agent[opponent])
         name = f"over_{opponent}"

@@ -2,7 +2,7 @@
 
 Rows: one for each seed, start (epochs of training), target and method, and one for each seed and
 start of the method `none`, the unpruned network. Errors are on the test images, fractions; tables
-show percent and points (percentage points). Intervals are Student's 95 % ones over seeds.
+show percent and points (percentage points). Intervals are 95 % ones over seeds.
 """
 
 from __future__ import annotations
@@ -12,14 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common.drawing.figures import beside, draw_means, make_panels, name_lines
-from experiments.common.drawing.intervals import (
-    Interval,
-    count_outcomes,
-    format_mean,
-    format_points,
-    student_interval,
-)
+from experiments.common.drawing.intervals import count_outcomes, format_mean, format_points
 from experiments.common.drawing.outputs import format_markdown
+from experiments.common.intervals import Interval, mean_interval
 
 __all__ = ["compare_with_uniform", "draw_errors", "format_report"]
 
@@ -49,7 +44,7 @@ def compare_with_uniform(rows: pd.DataFrame, method: str) -> dict[object, Interv
         for name in (method, BASELINE)
     )
     groups = (mine - base).groupby(["epochs", "target"])
-    return {cell: student_interval(values) for cell, values in groups}
+    return {cell: mean_interval(values) for cell, values in groups}
 
 
 def format_report(

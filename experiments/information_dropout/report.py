@@ -6,14 +6,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from experiments.common.drawing.intervals import (
-    Interval,
-    format_interval,
-    format_mean,
-    paired_interval,
-    student_interval,
-)
+from experiments.common.drawing.intervals import format_ends, format_mean
 from experiments.common.drawing.outputs import format_markdown
+from experiments.common.intervals import Interval, mean_interval, paired_interval
 
 __all__ = ["format_report"]
 
@@ -72,7 +67,7 @@ def _format_verdict(rows: pd.DataFrame, kinds: Sequence[str]) -> str:
     own, differences = _against_controls(rows, kinds, rows["ratio"])
     if len(own) < 2:
         return f"**{claim}: one seed, no interval.**"
-    side = student_interval(own - 1.0).side
+    side = mean_interval(own - 1.0).side
     sides = {kind: difference.side for kind, difference in differences.items()}
     if side == "above" and all(each == "above" for each in sides.values()):
         verdict = "holds, and more than for either control"
@@ -104,7 +99,7 @@ def _against_controls(
 
 def _listed(differences: dict[str, Interval]) -> str:
     return " and of ".join(
-        f"{kind.replace('_', ' ')} by {format_interval(difference, 3, '+')}"
+        f"{kind.replace('_', ' ')} by {format_ends(difference, 3, '+')}"
         for kind, difference in differences.items()
     )
 

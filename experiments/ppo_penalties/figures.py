@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from experiments.common.drawing.figures import beside, draw_means, make_panels, name_lines
-from experiments.common.drawing.intervals import iqm_interval
+from experiments.common.intervals import iqm_interval, iqm_name
 from experiments.control.agents import PENALTIES, TASKS
 from experiments.ppo_penalties.report import FEWEST_UPDATES, with_asymmetry
 
@@ -24,8 +24,8 @@ COLUMNS = 3
 def draw_curves(curves: pd.DataFrame) -> Figure:
     """Draw the return against the steps: a panel per task, a line per agent.
 
-    Lines are interquartile means over seeds, bands their 95 % bootstrap intervals; the dotted line
-    is the return from which on a task counts as learned.
+    Lines are interquartile means over seeds, bands their 95 % intervals; the dotted line is the
+    return from which on a task counts as learned.
     """
     figure, panels = _panels(curves)
     for axes, (task, mine) in zip(panels, curves.groupby("task", sort=False), strict=True):
@@ -40,7 +40,8 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
             axes.axhline(threshold, color="grey", linestyle=":")
         axes.set(title=task, xlabel="environment steps", ylabel="mean return")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    name_lines(figure, "Return of the deterministic policy, IQM over seeds", ncols=4)
+    center = iqm_name(curves["seed"].nunique())
+    name_lines(figure, f"Return of the deterministic policy, {center} over seeds", ncols=4)
     return figure
 
 

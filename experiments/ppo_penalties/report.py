@@ -1,7 +1,6 @@
 """What the runs of a comparison of agents say: final returns, the claims, and the asymmetry.
 
-Runs: one row for each task, agent and seed. Interquartile means over seeds have bootstrap
-intervals; differences and correlations have Student's 95 % intervals of their means over seeds.
+Runs: one row for each task, agent and seed. Intervals over seeds are 95 % ones.
 """
 
 from __future__ import annotations
@@ -14,13 +13,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from experiments.common.drawing.intervals import (
-    format_interval,
-    format_mean,
-    iqm_interval,
-    student_interval,
-)
+from experiments.common.drawing.intervals import format_ends, format_mean
 from experiments.common.drawing.outputs import format_markdown
+from experiments.common.intervals import iqm_interval, iqm_name, mean_interval
 from experiments.control.agents import PENALTIES, TASKS
 
 __all__ = ["ASYMMETRIES", "Results", "correlations", "differences", "format_report"]
@@ -91,9 +86,10 @@ def format_report(results: Results) -> str:
         f"# Agents on Gymnasium's tasks: {', '.join(dict.fromkeys(runs['agent']))}",
         f"{n_seeds} seed(s); on a task every agent has the same steps. Returns are those of the "
         "deterministic policy, 10 episodes. Final: after the last step. Whole curve: mean of all "
-        "evaluations after the first. Interquartile mean over seeds and its 95 % bootstrap "
-        "interval. Threshold: the mean return from which on a task counts as learned; steps to it: "
-        "median and most over the seeds that reach it.",
+        "evaluations after the first. "
+        f"{iqm_name(n_seeds).capitalize()} over seeds and its 95 % interval. Threshold: the "
+        "mean return from which on a task counts as learned; steps to it: median and most over the "
+        "seeds that reach it.",
         _format_returns(runs),
         "![learning curves](curves.png)",
     ]
@@ -120,8 +116,8 @@ def _format_returns(runs: pd.DataFrame) -> str:
             (
                 f"{task}, `{agent}`",
                 f"{mine['timesteps'].mean():,.0f}",
-                format_interval(iqm_interval(mine["final_return"]), 1),
-                format_interval(iqm_interval(mine["mean_return"]), 1),
+                format_ends(iqm_interval(mine["final_return"]), 1),
+                format_ends(iqm_interval(mine["mean_return"]), 1),
                 "-" if threshold is None else f"{threshold:.0f}",
                 steps,
                 f"{len(reached)} of {len(mine)}" if threshold is not None else "-",
@@ -138,7 +134,7 @@ def _format_claims(runs: pd.DataFrame, claims: list[tuple[str, str]]) -> str:
     verdicts, lines = [], []
     for first, second in claims:
         found = differences(runs, first, second)
-        outcomes = [student_interval(values).side for values in found.values()]
+        outcomes = [mean_interval(values).side for values in found.values()]
         name = f"{PENALTIES[first]} minus {PENALTIES[second]}"
         verdicts.append(
             f"- {PENALTIES[first]} beats {PENALTIES[second]}: on {outcomes.count('above')} of "
@@ -147,7 +143,7 @@ def _format_claims(runs: pd.DataFrame, claims: list[tuple[str, str]]) -> str:
         )
         lines.append((name, *(format_mean(values, 1) for values in found.values())))
     text = (
-        "Final returns minus each other, seed by seed: mean and Student's 95 % interval. A claim "
+        "Final returns minus each other, seed by seed: mean and 95 % interval. A claim "
         "holds on a task if the interval is above 0. All settings but the penalty are published "
         "ones for the clip."
     )
@@ -162,7 +158,7 @@ def _format_asymmetry(updates: pd.DataFrame) -> str:
         for (asymmetry, improvement), found in zip(PAIRS, outcomes, strict=True):
             values = correlations(mine, asymmetry, improvement)
             cells.append(format_mean(values) if len(values) else "-")
-            found.append(student_interval(values).side if len(values) else "undecided")
+            found.append(mean_interval(values).side if len(values) else "undecided")
         means = mine[["kl_old_new", "kl_new_old"]].mean()
         kls = (f"{value:.4f}" for value in means)
         lines.append((f"{task}, `{agent}`", *kls, f"{mine['share'].median():.3f}", *cells))
@@ -173,7 +169,7 @@ def _format_asymmetry(updates: pd.DataFrame) -> str:
         "mean return of the training episodes that end in the next rollout minus that of the "
         "rollout before, updates without such episodes left out; and the surrogate, mean((rho - 1) "
         "A) over the rollout before. Spearman's correlation over the updates of a run; mean over "
-        "seeds and Student's 95 % interval. A penalty that loses improvement through the asymmetry "
+        "seeds and 95 % interval. A penalty that loses improvement through the asymmetry "
         "would have correlations below 0."
     )
     headings = [f"{ASYMMETRIES[gap]} and {IMPROVEMENTS[change]}" for gap, change in PAIRS]

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.common.drawing.intervals import format_mean, mean_interval
+from experiments.common.drawing.intervals import format_mean
 from experiments.common.drawing.outputs import format_markdown
+from experiments.common.intervals import mean_interval
 from experiments.common.stored import parse, read_table
 from experiments.rival.rival import UNPRUNED
 
@@ -152,8 +153,9 @@ def _draw(rows: pd.DataFrame, share: str, unit: str) -> Figure:
 
 def _point(group: pd.DataFrame, share: str) -> tuple[float, float, float]:
     """Return where a row is drawn, in percent: its cost, its error, half its interval."""
-    error, half = mean_interval(100 * group["test_error"])
-    return 100 * float(group[share].mean()), error, 0.0 if np.isnan(half) else half
+    error = mean_interval(100 * group["test_error"])
+    half = (error.high - error.low) / 2
+    return 100 * float(group[share].mean()), error.value, 0.0 if np.isnan(half) else half
 
 
 def _compressed(rows: pd.DataFrame) -> pd.DataFrame:

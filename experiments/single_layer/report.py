@@ -2,7 +2,7 @@
 
 Rows: one for each seed, method, layer and rate, and one for each seed of the method `none`, the
 unpruned network. Errors and costs are fractions; tables show percent and points (percentage
-points). An interval is Student's 95 % interval of the mean over seeds.
+points). An interval is the 95 % interval of the mean over seeds.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import numpy as np
 import pandas as pd
 
 from experiments.common.drawing.intervals import (
-    Interval,
     count_outcomes,
     format_mean,
     format_points,
     outcome,
-    student_interval,
 )
 from experiments.common.drawing.outputs import format_markdown
+from experiments.common.intervals import Interval, mean_interval
 
 __all__ = [
     "WHEN",
@@ -108,7 +107,7 @@ def compare_at_equal_dense_macs(
 
 def _by_column(table: pd.DataFrame) -> dict[object, Interval]:
     """Return the mean and interval of each column, over the rows."""
-    return {name: student_interval(table[name]) for name in table.columns}
+    return {name: mean_interval(table[name]) for name in table.columns}
 
 
 def format_report(

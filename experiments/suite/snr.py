@@ -18,13 +18,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from compress_env.envs.base import LayerwiseCompressionEnv
+from experiments.common.intervals import jackknife_interval
 
 __all__ = ["SNR", "better_half", "measure_allocations", "read_or_measure", "snr_of", "snr_row"]
 
 ACTION_STD = 0.3
 """Standard deviation of the random policy's actions around 0, the prior."""
-N_RESAMPLES = 1000
-LEVEL = 0.95
 COLUMNS = ("task", "SNR", "SNR of the better half", "signal", "noise", "best", "used", "s")
 
 
@@ -38,7 +37,7 @@ class SNR(NamedTuple):
     ratio: float
     """The one by the other."""
     low: float
-    """Lower end of the ratio's 95 % bootstrap interval."""
+    """Lower end of the ratio's 95 % interval."""
     high: float
     """Upper end of it."""
 
@@ -136,30 +135,23 @@ def snr_row(episodes: pd.DataFrame) -> tuple[str, ...]:
     )
 
 
-def snr_of(accuracy: NDArray[np.float64], seed: int = 0) -> SNR:
+def snr_of(accuracy: NDArray[np.float64]) -> SNR:
     """Return the SNR of allocations.
 
     The noise is the variance over orders (K - 1 degrees of freedom), the mean over allocations.
     The mean of K orders still varies by the noise's variance divided by K, as each allocation has
     its own orders: as much is subtracted from the variance of the means over allocations (A - 1
-    degrees of freedom), down to 0. The interval is between percentiles of the ratio over resamples
-    of allocations, each with all its orders.
+    degrees of freedom), down to 0. The interval leaves out allocations, each with all its orders.
 
     Args:
         accuracy: (A, K), A and K at least 2.
-        seed: Seed of the resamples.
 
     Returns:
         The SNR; the ratio is infinite where there is a signal and no noise, and 0 without a signal.
     """
     signal, noise = _deviations(accuracy)
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(accuracy), size=(N_RESAMPLES, len(accuracy)))
-    ratios = [_ratio(*_deviations(accuracy[chosen])) for chosen in drawn]
-    ends = [50 * (1 - LEVEL), 50 * (1 + LEVEL)]
-    # Not interpolated: there may be infinite ones.
-    low, high = np.percentile(ratios, ends, method="nearest")
-    return SNR(signal, noise, _ratio(signal, noise), float(low), float(high))
+    found = jackknife_interval(accuracy, lambda chosen: _ratio(*_deviations(chosen)))
+    return SNR(signal, noise, *found)
 
 
 def better_half(accuracy: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -17,12 +17,13 @@ from rich.console import Console
 
 from compress_env.files import replacing
 from experiments.common.cli.command import run_command
-from experiments.common.drawing.intervals import mean_interval
+from experiments.common.drawing.intervals import format_interval
 from experiments.common.drawing.outputs import format_markdown
+from experiments.common.intervals import mean_interval
 from experiments.common.stored import parse, read_object, read_table
 from experiments.compress.report import Row
 
-__all__ = ["Config", "main", "mean_interval", "read_runs", "summarize"]
+__all__ = ["Config", "main", "read_runs", "summarize"]
 
 COLUMNS = {
     "test_error": "test error %",
@@ -165,9 +166,9 @@ def _known(rows: pd.DataFrame, columns: dict[str, str]) -> list[str]:
 
 
 def _format(values: ArrayLike) -> str:
-    mean, half = mean_interval(values)
-    shown = half >= 0.005  # neither NaN nor nothing
-    return f"{mean:.2f} ± {half:.2f}" if shown else f"{mean:.2f}"
+    found = mean_interval(values)
+    shown = max(found.reach) >= 0.005  # neither NaN nor nothing
+    return format_interval(found) if shown else f"{found.value:.2f}"
 
 
 def run(config: Config, console: Console) -> str:

@@ -10,8 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.common.drawing.intervals import format_mean, mean_interval
+from experiments.common.drawing.intervals import format_mean
 from experiments.common.drawing.outputs import format_markdown
+from experiments.common.intervals import mean_interval
 from experiments.search.entrants import ENTRANTS
 from experiments.search.hyperparameters import HYPERPARAMETERS, INFORMED
 from experiments.tune.config import Config
@@ -66,12 +67,12 @@ def chosen_rows(studies: Sequence[Study]) -> pd.DataFrame:
     rows = []
     for study in studies:
         for number, by_task in sorted(study.replays.items()):
-            mean, half = mean_interval(study.by_seed(number))
+            found = mean_interval(study.by_seed(number))
             settings = study.tried[number].settings
             rows.append(
                 {"agent": study.agent, "number": number, "present": number == 0}
-                | {"chosen": number == study.chosen().number, "mean": mean}
-                | {"low": mean - half, "high": mean + half}
+                | {"chosen": number == study.chosen().number}
+                | {"mean": found.value, "low": found.low, "high": found.high}
                 | {f"mean:{task}": np.mean(values) for task, values in by_task.items()}
                 | {"settings": json.dumps(settings)}
             )

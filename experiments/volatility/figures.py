@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common.drawing.figures import make_panels
-from experiments.common.drawing.intervals import mean_interval
+from experiments.common.intervals import mean_interval
 from experiments.volatility.measures import SMOOTHING, smooth
 from experiments.volatility.report import Curves
 
@@ -92,6 +92,7 @@ def _draw_seeds(axes: Axes, rows: pd.DataFrame, column: str, agents: Sequence[st
         if not len(values):
             continue
         axes.plot(values, np.full(len(values), number), ".", color="C0", alpha=0.5)
-        mean, half = mean_interval(values)
-        axes.errorbar(mean, number, xerr=None if np.isnan(half) else half, fmt="ks", capsize=3)
+        found = mean_interval(values)
+        reach = None if np.isnan(found.low) else np.reshape(found.reach, (2, 1))
+        axes.errorbar(found.value, number, xerr=reach, fmt="ks", capsize=3)
     axes.set_yticks(range(len(agents)), agents)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from experiments.common.drawing.intervals import Interval, format_interval, paired_interval
+from experiments.common.drawing.intervals import format_interval
 from experiments.common.drawing.outputs import format_markdown
+from experiments.common.intervals import Interval, paired_interval
 from experiments.search.entrants import IMPROVEMENTS
 
 __all__ = ["WHOLE", "compare_improvements", "format_improvements"]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from experiments.common.drawing.intervals import Interval, bootstrap_interval
+from experiments.common.intervals import Interval, bootstrap_interval
 
 __all__ = [
     "SMOOTHING",

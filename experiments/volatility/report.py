@@ -13,14 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from experiments.common.drawing.intervals import (
-    Interval,
-    format_interval,
-    format_mean,
-    paired_interval,
-    student_interval,
-)
+from experiments.common.drawing.intervals import format_ends, format_mean
 from experiments.common.drawing.outputs import format_markdown
+from experiments.common.intervals import Interval, mean_interval, paired_interval
 from experiments.volatility.improvements import format_improvements
 from experiments.volatility.measures import (
     dispersion_across,
@@ -73,8 +68,8 @@ def compare_volatility(
 ) -> dict[str, Interval]:
     """Compare two agents in the three measures; negative means that the first is steadier.
 
-    Across seeds the interval is a bootstrap of the seeds, within runs and in drawdown Student's of
-    the differences seed by seed. What counts is `judge_dispersions`.
+    Across seeds the interval is a bootstrap of the seeds, within runs and in drawdown that of the
+    mean difference seed by seed. What counts is `judge_dispersions`.
     """
     mine, other = (_of(rows, search, agent) for agent in (first, second))
     across = unpaired_interval(dispersion_across, curves[search, first], curves[search, second])
@@ -190,7 +185,7 @@ def _overestimates(rows: pd.DataFrame, curves: Curves) -> list[str]:
             values = mine["q_settled"].dropna().to_numpy()
             texts.append(f"`{agent}` {_format_settled(values, len(mine))}")
             if agent == "ddpg" and len(values) > 1:
-                outcomes.append(student_interval(values).side)
+                outcomes.append(mean_interval(values).side)
         if texts:
             lines.append(f"  - {search}: {', '.join(texts)}.")
     if not outcomes:
@@ -202,7 +197,7 @@ def _format_settled(values: NDArray[np.float64], n_seeds: int) -> str:
     """Format the error of those critics that have settled, and how many have."""
     if not len(values):
         return "not measurable"
-    return f"{_format(student_interval(values))} ({len(values)} of {n_seeds} settled)"
+    return f"{_format(mean_interval(values))} ({len(values)} of {n_seeds} settled)"
 
 
 def _critics(rows: pd.DataFrame, curves: Curves) -> list[str]:
@@ -263,4 +258,4 @@ def _format_test(comparison: Comparison) -> str:
 
 
 def _format(difference: Interval) -> str:
-    return format_interval(difference, 3, "+")
+    return format_ends(difference, 3, "+")

@@ -12,11 +12,14 @@ import pytest
 import torch
 from stable_baselines3.common.evaluation import evaluate_policy
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from agents import AFIE, SBPF
 from agents.importance import GivenRates
 from compress_env.allocation import afie, allocate, sensitivity
+from compress_env.data.bundle import make_data_bundle
 from compress_env.envs.pruning import PruningEnv
+from compress_env.networks.models import MODELS
 from tests.fakes import BranchedNet, PlainNet, make_data, seeded
 
 
@@ -55,6 +58,20 @@ def test_rates_are_executed_as_allocated_and_meet_the_budget(
     _, info = play(env, agent)
     assert env._executed == tuple(whole)
     assert info["reward_terms"]["cost"] <= 0.6 * env.unpruned.cost_high
+
+
+@pytest.mark.slow
+def test_sbpf_allocates_filters_of_resnet18_with_a_hundred_classes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(200, 3, 8, 8, generator=generator), torch.arange(200) % 100
+    made = TensorDataset(images + labels[:, None, None, None] / 100, labels)
+    network = seeded(lambda: MODELS["resnet18_cifar"](100, (3, 8, 8)))
+    bundle = make_data_bundle(made, made, n_calibration=32)
+    env = PruningEnv(network, bundle, device="cpu", finetune_steps=0, filters_budget=0.5)
+    agent = SBPF(env, n_trials=1)
+    assert len(agent.scores) == 20 and agent.n_evaluations == 21
+    assert env.plan.meets(agent.rates.tolist(), env.budgets)
+    assert (agent.rates <= 0.99).all() and agent.rates.max() > 0.5
 
 
 def test_afie_looks_at_no_image_and_sbpf_counts_what_it_looks_at() -> None:

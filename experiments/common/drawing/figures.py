@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
-from experiments.common.drawing.intervals import mean_interval
+from experiments.common.intervals import mean_interval
 from experiments.search.episodes import Episode
 
 __all__ = [
@@ -69,9 +69,10 @@ def draw_means(axes: Axes, places: ArrayLike, samples: Iterable[ArrayLike], **st
         samples: One number per seed for each place.
         style: As in `Axes.errorbar`.
     """
-    intervals = np.array([mean_interval(sample) for sample in samples], np.float64)
-    means, halves = intervals.reshape(-1, 2).T
-    axes.errorbar(places, means, halves, marker=".", capsize=2, **style)
+    found = [mean_interval(sample) for sample in samples]
+    reach = np.array([each.reach for each in found], np.float64).reshape(-1, 2)  # (n, 2)
+    means = [each.value for each in found]
+    axes.errorbar(places, means, reach.T, marker=".", capsize=2, **style)
 
 
 def beside(number: int, n: int, step: float) -> float:

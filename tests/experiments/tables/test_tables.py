@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.common.drawing.intervals import mean_interval
 from experiments.tables import tables
 from experiments.tables.tables import read_runs, summarize
 
@@ -49,14 +47,6 @@ def write_run(folder: Path, seed: int, errors: tuple[float, ...], **changes: obj
     ]
     pd.DataFrame(rows).to_csv(folder / "table.csv", index=False)
     return folder
-
-
-def test_interval_by_hand() -> None:
-    # n = 3, s = 1, t = 4.303
-    mean, half = mean_interval([1.0, 2.0, 3.0])
-    assert mean == 2.0
-    assert half == pytest.approx(4.3027 / np.sqrt(3), rel=1e-4)
-    assert np.isnan(mean_interval([1.0])[1])
 
 
 def test_summary_compares_the_agent_seed_by_seed(tmp_path: Path) -> None:

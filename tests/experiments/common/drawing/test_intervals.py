@@ -1,38 +1,20 @@
-"""Intervals over seeds: what they say, and how they are written."""
+"""Intervals over seeds: how they and what they say are written."""
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 
 from experiments.common.drawing.intervals import (
-    Interval,
     count_outcomes,
+    format_ends,
     format_interval,
+    format_mean,
     format_points,
     outcome,
-    paired_interval,
-    student_interval,
 )
-
-
-def test_paired_difference_by_hand() -> None:
-    # Differences 1, 2 and 3: mean 2, deviation 1, t = 4.3027 with two degrees of freedom.
-    found = paired_interval([2, 4, 6], [1, 2, 3])
-    half = 4.302653 / np.sqrt(3)
-    assert found == pytest.approx((2.0, 2.0 - half, 2.0 + half), rel=1e-6)
-    assert found.side == "undecided"
-    assert paired_interval([1, 2, 3.1], [2, 3, 4]).side == "below"
-    assert paired_interval([2, 3, 4], [1, 2, 3.1]).side == "above"
-    assert paired_interval([2], [1]).side == "undecided"
-
-
-def test_a_single_seed_has_no_interval() -> None:
-    found = student_interval([2.0])
-    assert found.value == 2.0 and np.isnan([found.low, found.high]).all()
-    assert found.side == "undecided"
+from experiments.common.intervals import Interval
 
 
 @pytest.mark.parametrize(
@@ -59,8 +41,22 @@ def test_outcomes_are_counted_best_first() -> None:
 
 
 def test_intervals_are_written_with_their_ends_or_their_half_width() -> None:
-    known, single = Interval(1.0, 0.5, 1.5), Interval(1.0, math.nan, math.nan)
-    assert format_interval(known) == "1.00 [0.50, 1.50]"
-    assert format_interval(known, 1, "+") == "+1.0 [+0.5, +1.5]"
-    assert format_interval(single, 3) == "1.000"
-    assert (format_points(known), format_points(single)) == ("+1.00 ± 0.50", "+1.00")
+    even, single = Interval(1.0, 0.5, 1.5), Interval(1.0, math.nan, math.nan)
+    longer = Interval(1.0, 0.5, 2.0)
+    assert format_ends(even) == "1.00 [0.50, 1.50]"
+    assert format_ends(even, 1, "+") == "+1.0 [+0.5, +1.5]"
+    assert format_ends(single, 3) == format_interval(single, 3) == "1.000"
+    assert format_interval(even) == "1.00 ± 0.50"
+    assert format_interval(longer, 1) == "1.0 [0.5, 2.0]"
+    assert [format_points(each) for each in (even, longer, single)] == [
+        "+1.00 ± 0.50",
+        "+1.00 [+0.50, +2.00]",
+        "+1.00",
+    ]
+    assert format_interval(Interval(0.0, 0.0, 0.0)) == "0.00 ± 0.00"
+
+
+def test_means_of_few_and_of_many_seeds_are_written() -> None:
+    assert format_mean([1.0, 2.0, 3.0], 1) == "2.0 ± 2.5"
+    assert format_mean([2.0], 1) == "2.0"
+    assert format_mean([0.0] * 9 + [10.0], 0).startswith("1 [")
