@@ -198,7 +198,8 @@ def _check_files(folder: Path, env: LayerwiseCompressionEnv, row: Row) -> list[s
 def _read(path: Path) -> list[Row]:
     """Read rows; what are numbers in a trial's table or episodes become such."""
     table = read_table(path)
-    names = [*NUMBERS, "index", "accuracy", *filter(is_confirmed_number, map(str, table))]
+    confirmed = filter(is_confirmed_number, map(str, table))
+    names = [*NUMBERS, "q_settled", "index", "accuracy", *confirmed]
     return parse(path, table, dict.fromkeys(names, float | None)).to_dict("records")
 
 
