@@ -25,7 +25,11 @@ def test_value_is_the_mean_of_the_ensemble() -> None:
     states, actions = observations(), th.linspace(-1.0, 1.0, 5).unsqueeze(1)
     each = policy.each_q_value(states, actions)
     assert each.shape == (5, 5) and each.std(dim=1).min() > 0.0
-    assert th.allclose(policy.q_values(states, actions), each.mean(dim=1, keepdim=True))
+    mean = each.mean(dim=1, keepdim=True)
+    assert th.allclose(policy.q_values(states, actions), mean)
+    for of_target in (False, True):  # which begin as copies
+        found = policy.predict_q_values(states.numpy(), actions.numpy(), of_target)
+        assert found.shape == (5, 1) and th.allclose(found, mean)
 
 
 def test_a_target_is_the_lower_of_two_that_are_drawn() -> None:

@@ -115,7 +115,7 @@ def test_help_names_every_agent(capsys: pytest.CaptureFixture[str]) -> None:
         ({"seed": -1}, "seed must be 0 or more, got -1"),
         (
             {"algo": "td3+l1", "nominate_by": "critic"},
-            r"whose critic values whole episodes \(q_critic_ppo, q_critic_ppo_q\), got td3\+l1",
+            r"whose critic values whole episodes \(q_critic_ppo, q_critic_ppo_q, .*\), got td3\+l1",
         ),
         ({"evaluations": 0}, "evaluations must be 1 or more, got 0"),
         ({"evaluations": None}, "expected evaluations or episodes, got neither"),
