@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,9 @@ from experiments.trial.confirmation import budgets_in
 __all__ = ["Point", "anytime_points", "draw_anytime", "draw_anytime_scores"]
 
 MARKERS = "os^vD<>PX*hp"
+TICKS = (1, 3, 10, 30, 100, 300, 1000, 3000)
+LOWEST_SCORE = -0.5
+"""Who stays below is named instead of drawn: others could not be told apart."""
 
 
 class Point(NamedTuple):
@@ -76,17 +80,30 @@ def draw_anytime_scores(trials: pd.DataFrame, known: Mapping[str, Reference]) ->
     points = anytime_points(scored(trials, known), "score")
     n_tasks = trials["task"].nunique()
     title = f"{n_tasks} tasks; 0 uniform, 1 best known"
-    return _draw(points, f"score, {iqm_name(n_tasks)} over tasks", title)
+    label = f"score, {iqm_name(n_tasks)} over tasks"
+    return _draw(points, label, title, lowest=LOWEST_SCORE)
 
 
-def _draw(points: Mapping[str, list[Point]], label: str, title: str, scale: float = 1.0) -> Figure:
+def _draw(
+    points: Mapping[str, list[Point]],
+    label: str,
+    title: str,
+    scale: float = 1.0,
+    lowest: float = -math.inf,
+) -> Figure:
+    """Draw agents; who stays below `lowest` is named in the title."""
+    below = [a for a, found in points.items() if max(each.found.value for each in found) < lowest]
+    if 0 < len(below) < len(points):
+        title += f"; lower: {', '.join(below)}"
+        points = {agent: found for agent, found in points.items() if agent not in below}
     figure = Figure(figsize=(8.0, 4.8), layout="constrained")
     axes = figure.subplots()
     for number, (agent, found) in enumerate(points.items()):
         _draw_agent(axes, agent, found, number, scale)
     axes.set(xscale="log", xlabel="network evaluations", ylabel=label, title=title)
-    ticks = sorted({point.evaluations for found in points.values() for point in found if point})
-    axes.set_xticks(_spread(ticks), [f"{tick:g}" for tick in _spread(ticks)])
+    most = max((point.evaluations for found in points.values() for point in found), default=1.0)
+    ticks = [tick for tick in TICKS if tick <= most]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     if points:
@@ -110,12 +127,3 @@ def _draw_agent(axes: Axes, agent: str, found: list[Point], number: int, scale: 
         capsize=2,
         label=agent,
     )
-
-
-def _spread(ticks: Iterable[float]) -> list[float]:
-    """Return ticks that are far enough apart for their labels on a logarithmic axis."""
-    kept: list[float] = []
-    for tick in ticks:
-        if not kept or tick >= 1.25 * kept[-1]:
-            kept.append(tick)
-    return kept
