@@ -30,6 +30,7 @@ def data() -> Any:
 
 def make(build: type[nn.Module] = PlainNet, **options: Any) -> PruningEnv:
     settings: dict[str, Any] = {"finetune_steps": 0, "device": "cpu", "reward_at": "episode"}
+    settings["variational"] = {"n_steps": 0}
     return PruningEnv(seeded(build), data(), **(settings | options))
 
 

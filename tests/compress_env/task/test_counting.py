@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,7 +230,8 @@ def test_operations_that_nobody_counts_are_named(caplog: pytest.LogCaptureFixtur
 def test_a_budget_holds_for_the_network_that_stands_there(
     build: Callable[[], nn.Module], method: str
 ) -> None:
-    options = {"finetune_steps": 0, "macs": "dense", "reward_at": "episode", "device": "cpu"}
+    options: dict[str, Any] = {"finetune_steps": 0, "macs": "dense", "reward_at": "episode"}
+    options |= {"device": "cpu", "variational": {"n_steps": 0}}
     data = make_data(N_CLASSES, SIDE)
     free = PruningEnv(seeded(build), data, method=method, **options)  # type: ignore[arg-type]
     assert free.unpruned.macs == free.unpruned.cost_high == count_on_meta(free.task.model)

@@ -18,7 +18,10 @@ from experiments.common.drawing.figures import non_dominated
 from experiments.compress.compress import Config, run
 from tests.experiments.compress import jobs
 
-pytestmark = pytest.mark.usefixtures("blank_figures")
+pytestmark = [
+    pytest.mark.usefixtures("blank_figures"),
+    pytest.mark.filterwarnings("ignore:information dropout has not told"),
+]
 
 SMALL: dict[str, Any] = jobs.SMALL | {
     "method": "channel+variational",
