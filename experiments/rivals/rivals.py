@@ -46,6 +46,7 @@ ROWS = (
     *PRUNING_RULES,
     *BIT_RULES,
     *(f"{agent}{rule}" for agent in ("random", "cma_es", "tpe") for rule in ("", "+kl_curve")),
+    "q_critic_ppo_paper",
     "q_critic_ppo",
     "q_critic_ppo+kl_curve",
     "fastnas",
