@@ -227,11 +227,14 @@ def jackknife_interval(
     a percentile bootstrap in 82 to 90 of normal ones.
 
     Args:
-        sample: (n, ...), n values or rows that are left out in turn, 2 at least.
-        statistic: Maps (n, ...) to 0 or more; all from 0 to infinity is possible where it is one of
-            the two, or is with a value left out.
+        sample: (n, ...), n values or rows that are left out in turn. Of two and fewer nothing is
+            known but that the statistic is between 0 and infinity.
+        statistic: Maps (n, ...) to 0 or more; nothing else is known either where it is 0 or
+            infinite, or is with a value left out.
     """
     center = statistic(sample)
+    if len(sample) < 3:
+        return Interval(center, 0.0, math.inf)
     logs = [_log(statistic(np.delete(sample, place, 0))) for place in range(len(sample))]
     if not np.isfinite([_log(center), *logs]).all():
         return Interval(center, 0.0, math.inf)

@@ -68,7 +68,16 @@ def test_sbpf_allocates_filters_of_resnet18_with_a_hundred_classes() -> None:
     made = TensorDataset(images + labels[:, None, None, None] / 100, labels)
     network = seeded(lambda: MODELS["resnet18_cifar"](100, (3, 8, 8)))
     bundle = make_data_bundle(made, made, n_calibration=32)
-    env = PruningEnv(network, bundle, device="cpu", finetune_steps=0, filters_budget=0.5)
+    seen = made.tensors[0]
+    told = network.eval()(seen).argmax(1)
+
+    def agreement(model: nn.Module) -> float:
+        """How often a damaged network says what the undamaged one does, which knows nothing."""
+        with torch.no_grad():
+            return float((model.eval()(seen).argmax(1) == told).double().mean())
+
+    settings: dict[str, Any] = {"device": "cpu", "finetune_steps": 0, "scorer": agreement}
+    env = PruningEnv(network, bundle, filters_budget=0.5, **settings)
     agent = SBPF(env, n_trials=1)
     assert len(agent.scores) == 20 and agent.n_evaluations == 21
     assert env.plan.meets(agent.rates.tolist(), env.budgets)

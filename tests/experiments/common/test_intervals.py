@@ -97,6 +97,7 @@ def test_a_ratio_without_bounds_is_known_to_be_positive_only() -> None:
     ends = 7 / 3 * np.exp(4.302653 * error * np.array([-1.0, 1.0]))
     assert found == pytest.approx((7 / 3, *ends), rel=1e-6)
     for value in (0.0, math.inf):
+        assert jackknife_interval(sample[:2], np.std)[1:] == (0.0, math.inf)
         ends = jackknife_interval(sample, lambda x, value=value: value)[1:]  # type: ignore[misc]
         assert ends == (0.0, math.inf)
 
