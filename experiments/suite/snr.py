@@ -8,7 +8,6 @@ Shapes: A allocations, K orders of each.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from time import process_time
 from typing import Any, NamedTuple
@@ -25,8 +24,6 @@ __all__ = ["SNR", "better_half", "measure_allocations", "read_or_measure", "snr_
 
 ACTION_STD = 0.3
 """Standard deviation of the random policy's actions around 0, the prior."""
-LEFT_OUT = 3
-"""Allocations from which on leaving out one leaves a spread."""
 COLUMNS = ("task", "SNR", "SNR of the better half", "signal", "noise", "best", "used", "s")
 
 
@@ -144,8 +141,7 @@ def snr_of(accuracy: NDArray[np.float64]) -> SNR:
     The noise is the variance over orders (K - 1 degrees of freedom), the mean over allocations.
     The mean of K orders still varies by the noise's variance divided by K, as each allocation has
     its own orders: as much is subtracted from the variance of the means over allocations (A - 1
-    degrees of freedom), down to 0. The interval leaves out allocations, each with all its orders;
-    of two it is everything.
+    degrees of freedom), down to 0. The interval leaves out allocations, each with all its orders.
 
     Args:
         accuracy: (A, K), A and K at least 2.
@@ -154,8 +150,6 @@ def snr_of(accuracy: NDArray[np.float64]) -> SNR:
         The SNR; the ratio is infinite where there is a signal and no noise, and 0 without a signal.
     """
     signal, noise = _deviations(accuracy)
-    if len(accuracy) < LEFT_OUT:
-        return SNR(signal, noise, _ratio(signal, noise), 0.0, math.inf)
     found = jackknife_interval(accuracy, lambda chosen: _ratio(*_deviations(chosen)))
     return SNR(signal, noise, *found)
 
