@@ -1,8 +1,8 @@
-"""The second leaderboard's page says what its trials have measured."""
+"""The second leaderboard, and what README says of it, are as they were measured."""
 
 from experiments.benchmark.confirmed_report import leaderboard_of
 from experiments.benchmark.table import read_best_known, read_runs
-from tests.pages import PAGES, ROOT
+from tests.pages import PAGES, README, ROOT
 
 
 def test_second_leaderboard_is_summed_up_as_it_was_measured() -> None:
@@ -29,3 +29,9 @@ def test_second_leaderboard_is_summed_up_as_it_was_measured() -> None:
             f"`{other}` {shown(stage, other, 300)}",
         ]
         assert f"| {' | '.join(cells)} |" in PAGES["leaderboard.md"]
+        assert (label, *(round(float(cells[2].split()[1]) - float(x)) for x in searched)) in (
+            ("pruning", 9, 3, -3),
+            ("bits", 4, 2, 1),
+        )
+    assert "by 9 points of test accuracy for pruning and by 4 for bits" in README
+    assert "with 300 CMA-ES is ahead by 3 for pruning, and level for bits" in README

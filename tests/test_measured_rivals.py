@@ -11,4 +11,5 @@ def test_rows_are_told_as_they_were_measured() -> None:
     shares = [f"{100 * rows['bytes_share'][agent]:.1f}" for agent in ("uniform", "tp_l2")]
     page = " ".join(PAGES["rivals.md"].split())
     assert f"{errors[0]} `uniform` and {errors[1]} `tp_l2`" in page
+    assert f"itself is wrong about {100 * rows['baseline_test_error']['uniform']:.2f} %" in page
     assert f"at {shares[0]} and {shares[1]} % of the bytes" in page

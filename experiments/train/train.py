@@ -195,11 +195,16 @@ class Run:
         return row
 
     def accuracy(self, name: str) -> float:
-        """Return the fraction of a set's images that the network gets right."""
+        """Return the fraction of a set's images that the network gets right.
+
+        In float32, as its weights are stored, whatever it is trained in.
+        """
         source = getattr(self.data, name)
         batches = torch.split(torch.arange(len(source)), EVALUATION_BATCH)
         self.model.eval()
-        return evaluate(self.model, source.batches(batches), **self.layout._asdict())
+        return evaluate(
+            self.model, source.batches(batches), channels_last=self.layout.channels_last
+        )
 
 
 def run(config: Config, console: Console) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from compress_env.networks.checkpoints import read_safetensors
 from compress_env.networks.training import Training
+from compress_env.task.finetune import evaluate
 from experiments.train import train
 from experiments.train.train import Config, draw, run
 
@@ -36,6 +37,28 @@ def test_a_training_leaves_weights_and_tables(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "training.png").stat().st_size > 0
     weights = read_safetensors(tmp_path / "run" / "model.safetensors")
     assert all(torch.isfinite(weight).all() for weight in weights.values())
+
+
+def test_accuracies_are_of_the_weights_that_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+
+    def watched(model: torch.nn.Module, batches: Any, **options: Any) -> float:
+        hook = model.register_forward_hook(lambda _, __, ___: seen.append(autocast_type()))
+        found = evaluate(model, batches, **options)
+        hook.remove()
+        return found
+
+    monkeypatch.setattr(train, "evaluate", watched)
+    run(Config(out=tmp_path / "run", **SETTINGS | {"bf16": True, "epochs": 1}), QUIET)
+    assert seen and set(seen) == {torch.float32}
+
+
+def autocast_type() -> torch.dtype:
+    """Return what convolutions compute in at this moment, on the CPU."""
+    is_reduced = torch.is_autocast_enabled("cpu")
+    return torch.get_autocast_dtype("cpu") if is_reduced else torch.float32
 
 
 def test_a_stopped_training_goes_on_as_if_nothing_had_been(
