@@ -81,7 +81,7 @@ class GivenRates:
 class AFIE(GivenRates):
     """Rates by the entropy of each layer's weights (Lu et al., arXiv 2208.06660).
 
-    No image is looked at. See `compress_env.allocation.afie` and `allocate`.
+    No image is looked at. See `compress_env.allocation.scores.afie` and `allocate`.
 
     Args:
         env: a pruning environment; its unpruned network is scored.
@@ -121,7 +121,7 @@ class SBPF(GivenRates):
     Scores are those of the environment's task: validation accuracy, or what its scorer says. With
     several rounds the pruned and fine-tuned networks that later rounds measure come from episodes
     of ``env``, each from the unpruned network at the rates so far **(ours)**; reset it afterwards.
-    See `compress_env.allocation.sensitivity` and `allocate_in_rounds`.
+    See `compress_env.allocation.scores.sensitivity` and `allocate_in_rounds`.
 
     Args:
         env: a pruning environment.

@@ -11,18 +11,18 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compress_env.allocation.afie import afie
 from compress_env.allocation.allocation import allocate
 from compress_env.allocation.bits import FitScale, choose_least, relative_errors, weight_changes
-from compress_env.allocation.curvature import fisher_losses, hessian_traces
-from compress_env.allocation.curves import Probes, kl_curves, losses_at, rungs_to_measure
 from compress_env.allocation.descent import least_loss
-from compress_env.allocation.gates import fisher_scores, gate_gradients, taylor_scores
 from compress_env.allocation.ladder import ladder_of
 from compress_env.allocation.per_cost import rank_per_cost
 from compress_env.allocation.ranking import rank_channels
-from compress_env.allocation.saliency import Norm, by_mean, channel_norms
-from compress_env.allocation.sensitivity import sensitivity
+from compress_env.allocation.scores.afie import afie
+from compress_env.allocation.scores.curvature import fisher_losses, hessian_traces
+from compress_env.allocation.scores.curves import Probes, kl_curves, losses_at, rungs_to_measure
+from compress_env.allocation.scores.gates import fisher_scores, gate_gradients, taylor_scores
+from compress_env.allocation.scores.saliency import Norm, by_mean, channel_norms
+from compress_env.allocation.scores.sensitivity import sensitivity
 from compress_env.pruning.budgets import Budgets
 from compress_env.pruning.graph.surgery import Decision
 from compress_env.pruning.plan import PruningPlan

@@ -195,7 +195,7 @@ def share_lost(scores: NDArray[np.float64], rates: Sequence[float] = RATES) -> l
 
 
 def _saliency_lost(env: PruningEnv) -> list[list[float]]:
-    from compress_env.allocation.saliency import channel_norms  # which takes time to import
+    from compress_env.allocation.scores.saliency import channel_norms  # which takes time to import
 
     norms = channel_norms(env.task.model, env.plan.decisions, "l1")
     pairs = zip(_fisher(env), norms, strict=True)
@@ -204,7 +204,7 @@ def _saliency_lost(env: PruningEnv) -> list[list[float]]:
 
 def _fisher(env: PruningEnv) -> list[NDArray[np.float64]]:
     """Return the Fisher information of all channels of each decision; alike without gradients."""
-    from compress_env.allocation.gates import fisher_scores, gate_gradients
+    from compress_env.allocation.scores.gates import fisher_scores, gate_gradients
 
     n_batches = -(-N_IMAGES // env.task.config.batch_size)
     batches = env.task.train_batches(n_batches, derive_generator(env.task_seed, *_GRADIENTS))

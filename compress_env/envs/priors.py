@@ -94,8 +94,8 @@ class PriorActions(EpisodePlace):
 
     def _source(self) -> Source:
         """Return what rules look at."""
-        from compress_env.allocation.curves import Probes  # which takes time to import
         from compress_env.allocation.rules import N_IMAGES, Source
+        from compress_env.allocation.scores.curves import Probes  # which takes time to import
 
         task, seed = self.task, self.task_seed
         n_batches = -(-N_IMAGES // min(task.config.batch_size, len(task.data.train)))

@@ -20,7 +20,6 @@ from compress_env.allocation import (
     relative_errors,
 )
 from compress_env.allocation.bits import weight_changes
-from compress_env.allocation.curves import Probes
 from compress_env.allocation.rules import (
     BIT_RULES,
     PRUNING_RULES,
@@ -28,7 +27,8 @@ from compress_env.allocation.rules import (
     PruningTask,
     Source,
 )
-from compress_env.allocation.saliency import Norm
+from compress_env.allocation.scores.curves import Probes
+from compress_env.allocation.scores.saliency import Norm
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
 from compress_env.quantization.scales import fit_scale, rounded_scale

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compress_env.allocation import afie
-from compress_env.allocation.afie import entropy_of
+from compress_env.allocation.scores.afie import entropy_of
 from tests.fakes import BranchedNet, PlainNet, seeded
 
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
-from compress_env.allocation.gates import by_image, derivatives, hooked
-from compress_env.allocation.images import first_images
+from compress_env.allocation.scores.gates import by_image, derivatives, hooked
+from compress_env.allocation.scores.images import first_images
 from compress_env.quantization.fake_quant import bake
 from compress_env.seeding import derive_generator
 from compress_env.task.layers import layer_at

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress_env.allocation.curves import (
+from compress_env.allocation.ladder import Ladder, ladder_of
+from compress_env.allocation.scores.curves import (
     Probes,
     kl_curves,
     kl_divergence,
     losses_at,
     rungs_to_measure,
 )
-from compress_env.allocation.ladder import Ladder, ladder_of
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
 from tests.compress_env.allocation.networks import SHAPES, plan_of

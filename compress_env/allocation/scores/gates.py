@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.hooks import RemovableHandle
 
-from compress_env.allocation.images import first_images
+from compress_env.allocation.scores.images import first_images
 from compress_env.pruning.graph.surgery import Decision
 from compress_env.task.layers import layer_at
 

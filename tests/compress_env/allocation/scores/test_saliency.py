@@ -10,7 +10,7 @@ import torch
 import torch_pruning as tp
 
 from compress_env.allocation import channel_norms
-from compress_env.allocation.saliency import by_mean, lamp_scores
+from compress_env.allocation.scores.saliency import by_mean, lamp_scores
 from compress_env.pruning.graph.surgery import find_walk
 from tests.compress_env.allocation.networks import SHAPES, network, plan_of
 from tests.fakes import BranchedNet, PlainNet, seeded

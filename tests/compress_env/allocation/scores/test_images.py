@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compress_env.allocation import fisher_losses, gate_gradients, hessian_traces
-from compress_env.allocation.images import first_images
+from compress_env.allocation.scores.images import first_images
 from compress_env.pruning.graph.surgery import find_walk
 from tests.fakes import PlainNet, seeded
 

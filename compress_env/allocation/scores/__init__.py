@@ -1,0 +1,1 @@
+"""What is a channel, a layer or a bit worth? Told by weights, by gradients and by answers."""
