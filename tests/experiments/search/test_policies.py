@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from compress_env.pruning.elements import PRESETS, VariationalConfig
 from experiments.common.drawing.figures import non_dominated
 from experiments.compress.compress import Config, run
 from tests.experiments.compress import jobs
@@ -29,6 +31,14 @@ SMALL: dict[str, Any] = jobs.SMALL | {
     "finetune_steps": 1,
     "final_finetune_steps": 4,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_steps() -> Iterator[None]:
+    """Of information dropout, which is not what is tested here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "default", VariationalConfig(n_steps=10))
+        yield
 
 
 @pytest.fixture(scope="module")
