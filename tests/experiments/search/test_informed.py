@@ -135,8 +135,8 @@ def test_searches_begin_with_the_rule_itself(name: str) -> None:
 
 def test_random_search_is_drawn_around_the_rule() -> None:
     log, agent = searched("random+relative_error", 12, TINY[1])
-    assert agent.spread == 0.3
-    assert 0.2 < np.std([episode.actions for episode in log.episodes]) < 0.4
+    assert agent.spread == 0.1
+    assert 0.05 < np.std([episode.actions for episode in log.episodes]) < 0.15
 
 
 def test_agents_that_look_at_the_nine_work_as_before() -> None:
