@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 from gymnasium import register
 
 from compress_env.data.bundle import DataBundle, load_data, make_data_bundle
-from compress_env.envs import LayerContext, LayerState, PruningEnv, QuantizationEnv
+from compress_env.envs import (
+    LayerContext,
+    LayerState,
+    PotentialReward,
+    PruningEnv,
+    QuantizationEnv,
+    SeveralBudgets,
+)
 from compress_env.envs.workers import make_actors
 from compress_env.quantization.export import export_onnx
 from compress_env.quantization.fake_quant import bake
@@ -22,9 +29,11 @@ __all__ = [
     "DataBundle",
     "LayerContext",
     "LayerState",
+    "PotentialReward",
     "PruningEnv",
     "QuantizationEnv",
     "RewardInput",
+    "SeveralBudgets",
     "TransitionStore",
     "bake",
     "compress",

@@ -4,5 +4,14 @@ from compress_env.envs.base import LayerState
 from compress_env.envs.context import LayerContext
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
+from compress_env.envs.several import SeveralBudgets
+from compress_env.envs.shaping import PotentialReward
 
-__all__ = ["LayerContext", "LayerState", "PruningEnv", "QuantizationEnv"]
+__all__ = [
+    "LayerContext",
+    "LayerState",
+    "PotentialReward",
+    "PruningEnv",
+    "QuantizationEnv",
+    "SeveralBudgets",
+]

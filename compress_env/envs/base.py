@@ -174,7 +174,7 @@ class LayerwiseCompressionEnv(PriorActions):
         )
         self.skipped_layers: dict[str, str] = {}
         self.step_seconds = {}
-        self._evaluated = set()
+        self._evaluated, self._allocations = set(), {}
         self._noise_seed = self.task_seed
         self.observation_space = spaces.Box(0.0, 1.0, (len(LayerState._fields),), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)

@@ -18,7 +18,16 @@ from compress_env.envs.stage import Action, Observation
 from compress_env.seeding import derive_generator
 from compress_env.task.layers import layer_at
 
-__all__ = ["LayerContext", "PruningContext", "QuantizationContext", "share_lost"]
+__all__ = [
+    "BITS",
+    "RATES",
+    "LayerContext",
+    "PruningContext",
+    "QuantizationContext",
+    "curves_of",
+    "share_lost",
+    "stage_of",
+]
 
 RATES = (0.25, 0.5, 0.75)
 """Fractions of a layer's channels that curves of saliency are read at."""
@@ -124,7 +133,7 @@ class LayerContext(gym.ObservationWrapper[Observation, Action, Observation]):
             ValueError: If a wrapper has changed the observation.
         """
         super().__init__(env)
-        self.stage = _stage_of(env)
+        self.stage = stage_of(env)
         n_own = len(LayerState._fields)
         if env.observation_space != self.stage.observation_space:
             raise ValueError(
@@ -224,7 +233,12 @@ def _errors(env: LayerwiseCompressionEnv) -> NDArray[np.float64]:
     return errors
 
 
-def _stage_of(env: gym.Env[Any, Any]) -> LayerwiseCompressionEnv:
+def stage_of(env: gym.Env[Any, Any]) -> LayerwiseCompressionEnv:
+    """Return the environment inside of wrappers.
+
+    Raises:
+        TypeError: If it is of neither stage.
+    """
     stage = env.unwrapped
     if not isinstance(stage, tuple(CONTEXTS)):
         raise TypeError(f"expected a PruningEnv or a QuantizationEnv, got a {type(stage).__name__}")

@@ -46,6 +46,8 @@ class EpisodePlace(StoredTransitions, EzPickle):
     """The name of the prior, or its values."""
     _allocation: tuple[float, ...] | None
     """The prior's value of every decision; None for the middle of each interval."""
+    _allocations: dict[float, tuple[float, ...] | None]
+    """The same by budget, of those that `take_budget` has been asked for."""
     _planned: tuple[float, ...] | None
     """The same from the next decision on."""
     _actions: tuple[float, ...]
@@ -65,10 +67,13 @@ class EpisodePlace(StoredTransitions, EzPickle):
         on_cpu = self.task.device.type == "cpu"
         model = self.task.model if on_cpu else self.task.copy_model().cpu()
         self._ezpickle_args = (model, data)
-        own: dict[str, Any] = {"checkpoint": None, "finetune_config": self.task.config}
+        self._own({"checkpoint": None, "finetune_config": self.task.config})
+
+    def _own(self, arguments: dict[str, Any]) -> None:
+        """Make copies with these keyword arguments, and with the present allocation."""
         if self.prior not in ("middle", "uniform"):  # a rule need not be applied again
-            own["prior"] = self._allocation
-        self._ezpickle_kwargs = {**self._ezpickle_kwargs, **own}
+            arguments = arguments | {"prior": self._allocation}
+        self._ezpickle_kwargs = {**self._ezpickle_kwargs, **arguments}
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the arguments, and the place in the episode."""
@@ -81,6 +86,8 @@ class EpisodePlace(StoredTransitions, EzPickle):
             "network": copy.deepcopy(self._networks.last) if self._lent else None,
             "evaluated": set(self._evaluated) if is_under_way else set(),
             "is_closed": self.store is None,
+            "prior": self.prior,
+            "allocations": dict(self._allocations),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -91,6 +98,7 @@ class EpisodePlace(StoredTransitions, EzPickle):
         self._go_to(state["place"])
         self._networks.last = state["network"]
         self._evaluated = state["evaluated"]
+        self.prior, self._allocations = state["prior"], state["allocations"]
         if state["is_closed"]:
             self.close()
 

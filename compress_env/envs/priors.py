@@ -70,6 +70,29 @@ class PriorActions(EpisodePlace):
             raise ValueError("the value must be a number, got nan")
         return value_to_action(value, self._interval, self._clipped_prior())
 
+    def take_budget(self, budget: float) -> None:
+        """End the episode; those from the next `reset` on have this budget in place of the present.
+
+        The prior is allocated for it: a rule is applied again, at the first time for each budget,
+        and values are rescaled if they exceed it. Transitions do not depend on budgets.
+
+        Args:
+            budget: A fraction of what the uncompressed network costs; of several budgets it takes
+                the place of the first (`PruningEnv.budget_unit`).
+
+        Raises:
+            ValueError: If there is no budget, or it cannot be met.
+            FloatingPointError: As `allocate`.
+        """
+        if not self._has_budget:
+            raise ValueError("expected an environment with a budget, got none")
+        changed = self._set_budget(budget)
+        self._ended = True
+        if budget not in self._allocations:
+            self._allocations[budget] = self._allocate_prior()
+        self._allocation = self._allocations[budget]
+        self._own(changed)
+
     def rules(self) -> tuple[str, ...]:
         """Return the names of the rules that `allocate` knows, `compress_env.allocation.rules`."""
         return tuple(self._rules())

@@ -18,7 +18,7 @@ from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.options import config_of
 from compress_env.envs.priors import rescale_rates
 from compress_env.envs.state import share_of_room
-from compress_env.pruning.budgets import budgets_of
+from compress_env.pruning.budgets import budgets_of, keyword_of
 from compress_env.pruning.channels.calibration import Calibration
 from compress_env.pruning.channels.reconstruction import reconstruct
 from compress_env.pruning.channels.selection import columns_of
@@ -233,12 +233,7 @@ class PruningEnv(LayerwiseCompressionEnv):
         check_costs(self.task.model, self.task.example_image(), self.plan)
         warn_of_little(self.plan, len(self.skipped_layers))
         self._full_macs, self._min_macs = self.plan.full("macs"), self.plan.highest((), "macs")
-        fractions = {
-            "flops_budget": flops_budget,
-            "params_budget": params_budget,
-            "filters_budget": filters_budget,
-        }
-        self.budgets = budgets_of(self.plan, fractions)
+        self.budgets = budgets_of(self.plan, self._ezpickle_kwargs)
         walk = [decision.layer for decision in self._decisions]
         self.runs_network = method not in ("magnitude", "random")
         self._calibration = self._calibrate(walk)
@@ -258,6 +253,11 @@ class PruningEnv(LayerwiseCompressionEnv):
         """Return the lowest pruning rate that, used for every layer, meets the budgets."""
         plan, n_layers = self.plan, len(self._decisions)
         return plan.smallest_rate(None, lambda rate: plan.meets([rate] * n_layers, self.budgets))
+
+    def _set_budget(self, budget: float) -> dict[str, float]:
+        changed = {keyword_of(self.budget_unit): budget}
+        self.budgets = budgets_of(self.plan, self._ezpickle_kwargs | changed)
+        return changed
 
     def budget_left(self, n_done: int) -> float:
         """Return the share of the budgets' room that the first `n_done` decisions leave."""

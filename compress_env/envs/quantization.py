@@ -227,6 +227,10 @@ class QuantizationEnv(LayerwiseCompressionEnv):
             )
         return max(size_budget * self._full_bytes, self._min_bytes)
 
+    def _set_budget(self, budget: float) -> dict[str, float]:
+        self.budget_bytes = self._budget(budget)
+        return {"size_budget": budget}
+
     def uniform_value(self) -> float:
         """Return the most bits that, used for every layer, meet the budget."""
 

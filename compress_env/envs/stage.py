@@ -88,6 +88,17 @@ class CompressionStage(gym.Env[Observation, Action]):
         """Whether there is any."""
 
     @abstractmethod
+    def _set_budget(self, budget: float) -> dict[str, float]:
+        """Put another budget in place of the present one.
+
+        Returns:
+            The keyword argument that it is.
+
+        Raises:
+            ValueError: If it cannot be met; all is as it was then.
+        """
+
+    @abstractmethod
     def budget_left(self, n_done: int) -> float:
         """Return the share of the budget's room that the first `n_done` decisions leave.
 

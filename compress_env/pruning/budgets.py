@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from compress_env.pruning.cost import Unit
 from compress_env.pruning.plan import PruningPlan
 from compress_env.task.layers import format_minimum
 
-__all__ = ["Budgets", "budgets_of"]
+__all__ = ["Budgets", "budgets_of", "keyword_of"]
 
 Budgets: TypeAlias = dict[Unit, float]
 """The most that is allowed, by unit; a network meets all of them."""
@@ -21,7 +21,7 @@ _UNITS: dict[str, Unit] = {
 }
 
 
-def budgets_of(plan: PruningPlan, fractions: Mapping[str, float | None]) -> Budgets:
+def budgets_of(plan: PruningPlan, fractions: Mapping[str, Any]) -> Budgets:
     """Return budgets in their units.
 
     Whether several can be met at once needs no check: each of them is met at the highest rates.
@@ -29,7 +29,7 @@ def budgets_of(plan: PruningPlan, fractions: Mapping[str, float | None]) -> Budg
     Args:
         plan: Of the network.
         fractions: `flops_budget`, `params_budget` and `filters_budget`, each a fraction of what
-            the unpruned network has, or None.
+            the unpruned network has, or None; others do not count.
 
     Raises:
         ValueError: If a fraction is above 1, or below what can be reached.
@@ -39,6 +39,11 @@ def budgets_of(plan: PruningPlan, fractions: Mapping[str, float | None]) -> Budg
         for name, unit in _UNITS.items()
         if (given := fractions[name]) is not None
     }
+
+
+def keyword_of(unit: Unit) -> str:
+    """Return the argument that a budget in this unit is given by."""
+    return next(name for name, each in _UNITS.items() if each == unit)
 
 
 def _limit(plan: PruningPlan, name: str, unit: Unit, given: float) -> float:

@@ -1,0 +1,119 @@
+"""One policy for several budgets: a wrapper that draws the budget of each episode and shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from compress_env.envs.context import stage_of
+from compress_env.envs.stage import Action, Observation
+
+__all__ = ["SeveralBudgets"]
+
+
+class SeveralBudgets(gym.Wrapper[Observation, Action, Observation, Action]):
+    """Gives each episode one of several budgets, which is part of what is observed **(ours)**.
+
+    `reset` draws the budget: all of them come once, in random order, before any comes again.
+    `reset(options={"budget": b})` takes b, one of them or any other that can be met. It is the
+    `flops_budget` or `size_budget`, or whichever the environment has; of several budgets the first
+    changes, and the others hold too. The prior is that of the budget: a rule is applied for each
+    of them when the wrapper is made, and once for any other. `info["budget"]` tells the budget.
+
+    ## Added to the observation
+
+    After all that the environment, or a `LayerContext` within, shows:
+
+    | Num | Name | Min | Max | Meaning |
+    | --- | --- | --- | --- | --- |
+    | last | `budget` | 0 | 1 | what the episode may cost, a fraction of the uncompressed network |
+
+    What a step does to the network does not depend on budgets, so all share one transition store.
+    Rewards of different budgets are not comparable: an agent that keeps its best episodes of all
+    keeps those of the loosest budget.
+    """
+
+    def __init__(self, env: gym.Env[Observation, Action], budgets: Sequence[float]) -> None:
+        """Allocate the prior for each budget; `reset` comes next.
+
+        Args:
+            env: A pruning or quantization environment with a budget, with or without wrappers.
+            budgets: Fractions of what the uncompressed network costs, at least one, all different.
+
+        Raises:
+            TypeError: If it is of neither stage, or its observations are no vectors.
+            ValueError: If it has no budget, or the budgets are not different or cannot be met.
+            FloatingPointError: If a rule meets gradients that are not finite.
+        """
+        super().__init__(env)
+        self.stage = stage_of(env)
+        self.budgets = tuple(float(budget) for budget in budgets)
+        if not self.budgets or len(set(self.budgets)) < len(self.budgets):
+            raise ValueError(f"expected budgets that differ, at least one, got {self.budgets}")
+        inner = env.observation_space
+        if not isinstance(inner, spaces.Box) or len(inner.shape) != 1:
+            raise TypeError(f"expected observations that are vectors, got {inner}")
+        ends = ((inner.low, np.float32(0.0)), (inner.high, np.float32(1.0)))
+        low, high = (np.append(bound, end) for bound, end in ends)
+        self.observation_space = spaces.Box(low, high, dtype=np.float32)
+        self._left: list[float] = []
+        """Those that are to come before any comes again, the next one last."""
+        for budget in self.budgets:
+            self._begin(budget)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode with a budget that is drawn, or given.
+
+        Args:
+            seed: As of the environment; the order of the budgets follows from it too.
+            options: Those of the environment, and `{"budget": b}`.
+
+        Raises:
+            ValueError: If the budget cannot be met, or there is no such option.
+        """
+        given = dict(options or {})
+        budget = given.pop("budget", None)
+        if seed is not None:
+            self.env.reset(seed=seed)
+            self._left = []
+        self._begin(self._draw() if budget is None else budget)
+        observation, info = self.env.reset(options=given)
+        return self._with_budget(observation), info | {"budget": self.budget}
+
+    def step(self, action: Action) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Take a step of the environment."""
+        observation, *result, info = self.env.step(action)
+        reward, terminated, truncated = result
+        seen = self._with_budget(observation)
+        return seen, reward, terminated, truncated, info | {"budget": self.budget}
+
+    def episode_state(self) -> dict[str, Any]:
+        """Return what `restore_episode` needs to go on from here, in plain Python values."""
+        state: dict[str, Any] = self.env.get_wrapper_attr("episode_state")()
+        generator = self.np_random.bit_generator.state
+        return state | {"budget": self.budget, "left": list(self._left), "np_random": generator}
+
+    def restore_episode(self, state: dict[str, Any]) -> Observation:
+        """Take the actions of an episode again, and return the observation that followed them."""
+        self._begin(state["budget"])
+        self._left = list(state["left"])
+        restore = self.env.get_wrapper_attr("restore_episode")
+        return self._with_budget(restore(state))
+
+    def _begin(self, budget: float) -> None:
+        self.stage.take_budget(budget)
+        self.budget = budget
+
+    def _draw(self) -> float:
+        if not self._left:
+            self._left = self.np_random.permutation(self.budgets).tolist()
+        return self._left.pop()
+
+    def _with_budget(self, observation: Observation) -> Observation:
+        return np.append(observation, np.float32(self.budget))
