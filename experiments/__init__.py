@@ -7,8 +7,9 @@ By what they are about:
   together, and `smallest` those over several budgets; `throughput` tells what its steps cost.
 - The job beside other ways to do it, here and in other libraries: `rivals` compares what `rival`
   runs, one at a time.
-- Agents that compress: `trial` runs one, `benchmark` compares them, `suite` does without learning,
-  `tune` finds their hyper-parameters, `volatility` looks at their rewards.
+- Agents that compress: `trial` runs one, `benchmark` compares them, `budgets` asks whether one
+  policy serves several budgets, `suite` does without learning, `tune` finds their hyper-parameters,
+  `volatility` looks at their rewards.
 - Agents on Gymnasium's tasks: `control` runs one, `ppo_penalties` compares them.
 - What papers say of layers: `importance_stability`, `importance_benefit`, `single_layer` and
   `information_dropout`.

@@ -17,7 +17,7 @@ __all__ = ["GROUPS", "commands", "main"]
 GROUPS = {
     "the job": ("compress", "train", "tables", "smallest", "throughput"),
     "the job, beside other ways to do it": ("rivals", "rival"),
-    "agents that compress": ("trial", "benchmark", "suite", "tune", "volatility"),
+    "agents that compress": ("trial", "benchmark", "budgets", "suite", "tune", "volatility"),
     "agents on Gymnasium's tasks": ("control", "ppo_penalties"),
     "what papers say of layers": (
         "importance_stability",

@@ -53,6 +53,7 @@ from experiments.common.cli.say import say
 from experiments.common.drawing.outputs import write_outputs
 from experiments.search.entrants import ACCEPTED, SINGLE, can_act, check_stage
 from experiments.search.names import full_name, short_name
+from experiments.search.observing import check_shaping, sees_context
 from experiments.sweep.cells import Cell, make_cell
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.pools import Outcome
@@ -87,6 +88,9 @@ class Config:
     n_envs: int | None = None
     """Environments that each search steps at once, synchronously, see `experiments.trial`; agents
     that always choose the same have one."""
+    shaping: float = 0.0
+    """Weight of the saliency that decisions lose in the reward of learners around a rule, see
+    `experiments.trial`; others have none."""
     jobs: int | None = None
     """Trials at a time; one for each core when not given."""
     out: Path | None = None
@@ -108,6 +112,8 @@ class Config:
         check_choices(self, "algo", "seeds")
         check_lowest(self, 1, "evaluations", "n_envs", "jobs")
         root = None if self.data_root is None else self.data_root.absolute()
+        if self.shaping and not any(map(sees_context, self.algo)):
+            check_shaping(self.algo[0], self.shaping)
         tasks = self.task or tuple(task.id for task in SUITE)
         trials = [
             Trial(
@@ -116,6 +122,7 @@ class Config:
                 seed,
                 evaluations=self.evaluations,
                 n_envs=None if algo in SINGLE else self.n_envs,
+                shaping=self.shaping if sees_context(algo) else 0.0,
                 data_root=root,
             ).complete()
             for task in tasks
@@ -204,10 +211,19 @@ def _check_alike(config: Config, cells: Sequence[Cell]) -> None:
     """Check that a folder holds nothing that a leaderboard could not take.
 
     Raises:
-        ValueError: If trials have other evaluations, episodes or keywords of the task.
+        ValueError: If trials have other evaluations, episodes, keywords of the task or shaping, or
+            are for several budgets.
     """
-    expected = {"evaluations": config.evaluations, "episodes": None, "env_kwargs": "{}"}
+    expected = {
+        "evaluations": config.evaluations,
+        "episodes": None,
+        "env_kwargs": "{}",
+        "shaping": config.shaping,
+        "budgets": (),
+    }
     for cell, (name, value) in product(cells, expected.items()):
+        if name == "shaping" and not sees_context(cell.config.algo):
+            continue
         found = getattr(cell.config, name)
         if found != value:
             raise ValueError(

@@ -173,7 +173,8 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
 
     Raises:
         ValueError: If a folder holds no trials, a trial is there twice, trials were allowed
-            different numbers of evaluations or had no limit, a task is not as registered, starts
+            different numbers of evaluations or had no limit, an agent had other shaping in some, a
+            task is not as registered, starts
             from different networks, or is confirmed where another is not.
     """
     if not folders:
@@ -187,6 +188,11 @@ def read_runs(folders: Sequence[Path]) -> pd.DataFrame:
         raise ValueError("expected trials of a number of evaluations, got one without")
     if len(limits) > 1:
         raise ValueError(f"trials must be allowed the same evaluations, got {sorted(limits)}")
+    for agent, weights in trials.groupby("agent")["shaping"].unique().items():
+        if len(weights) > 1:
+            raise ValueError(
+                f"trials of {agent} must have the same shaping, got {sorted(weights.tolist())}"
+            )
     repeated = trials[trials.duplicated(["agent", "task", "seed"])]
     if not repeated.empty:
         agent, task, seed = repeated.iloc[0][["agent", "task", "seed"]]

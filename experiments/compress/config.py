@@ -23,6 +23,7 @@ from experiments.common.cli.given import HANDED_OVER
 from experiments.common.cli.progress import check_tensorboard
 from experiments.common.cli.user_code import names_code
 from experiments.search.algorithms import check_algorithm
+from experiments.search.observing import check_shaping
 from experiments.search.policies import read_policy
 
 __all__ = ["COMPARED", "DEFAULT_TASK", "Config", "Effort", "own_names"]
@@ -104,6 +105,9 @@ class Config:
     """Reward: err, flops, amc_flops or amc_params."""
     reward_at: RewardAt = "episode"
     """Score, and reward, after every layer or once at the end: one evaluation an episode."""
+    shaping: float = 0.0
+    """Weight of the saliency that decisions lose in the reward of a learner around a rule, as
+    credit before the end of an episode; tables tell the reward without it."""
     finetune_steps: int = 20
     """Minibatches of fine-tuning in an episode, or after each layer of it."""
     finetune_at: FinetuneAt = "episode"
@@ -229,6 +233,7 @@ class Config:
         _ = self.title  # which says if it cannot be written
         self._check_data()
         self._check_numbers()
+        check_shaping(self.searcher, self.shaping)
         check_name("reward", self.reward, REWARDS)
         check_name("effort", self.effort, EVALUATIONS)
         check_name("schedule", self.schedule, get_args(Schedule))

@@ -36,9 +36,10 @@ from experiments.compress.config import Config, own_names
 from experiments.compress.inputs import Given, load_images, load_network
 from experiments.compress.plan import Timing, timed
 from experiments.search.actors import open_actors
-from experiments.search.entrants import SINGLE, agent_of, env_options, wrap
+from experiments.search.entrants import SINGLE, agent_of, env_options
 from experiments.search.episodes import Episode, EpisodeLog, best_episode
 from experiments.search.hyperparameters import stored_settings
+from experiments.search.observing import wrap
 from experiments.search.playing import play_actions
 from experiments.search.policies import Script, StagePolicy, read_policy
 from experiments.search.resuming import ResumableSearch, read_finished
@@ -331,8 +332,8 @@ class Job:
 
     def timed(self) -> Timing:
         """Time an episode of the first stage, and a few minibatches of final fine-tuning."""
-        is_own = self._given.finetune is not None
-        return timed(self.first_env, None if is_own else self.config.distill)
+        distill = self.config.distill if self._given.finetune is None else None
+        return timed(self.first_env, distill)
 
     def _search(
         self, key: tuple[str, str], env: LayerwiseCompressionEnv, algorithm: str
@@ -346,6 +347,7 @@ class Job:
         given = self._policy.get(key[1])
         is_single = algorithm in SINGLE or given is not None
         config, limit = self.config, self.config.n_evaluations
+        observed = wrap(algorithm, env, shaping=config.shaping)
         progress = SearchProgress(
             label,
             1 if is_single else limit,
@@ -354,10 +356,7 @@ class Job:
             unit="episodes" if is_single else "evaluations",
             tensorboard=config.tensorboard,
         )
-        with (
-            open_actors(wrap(algorithm, env), 1 if is_single else config.n_envs) as actors,
-            progress.shown(),
-        ):
+        with open_actors(observed, 1 if is_single else config.n_envs) as actors, progress.shown():
             log = EpisodeLog(actors, progress.advance)
             self.searches[key] = log.episodes
             search = ResumableSearch(name, log, self.folder)

@@ -1,7 +1,8 @@
 """Every agent by name: how it is made, whose hyper-parameters it has, and what it can do.
 
 `AGENT+RULE` is an informed agent: action 0 stands for what the rule gives (the environment's
-`prior`), and an agent that looks at observations is shown a `LayerContext`.
+`prior`), and an agent that looks at observations is shown a `LayerContext`
+(`experiments.search.observing`).
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ import gymnasium as gym
 from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from agents import CIMPPO, CMAES, KLPPO, TPE, EpisodeSearch, QCriticPPO
+from agents import CIMPPO, CMAES, KLPPO, TPE, QCriticPPO
 from agents.q_critic_ppo import PAPER, PAPER_ENVS
 from agents.rules import BIT_RULES, PRUNING_RULES
-from compress_env.envs.context import LayerContext
 from compress_env.names import check_name
 from experiments.search.foreign import find
 
@@ -49,7 +49,6 @@ __all__ = [
     "rule_of",
     "stages_of",
     "values_episodes",
-    "wrap",
 ]
 
 
@@ -244,16 +243,6 @@ def env_options(name: str, stage: str | None = None) -> dict[str, Any]:
     if rule is None:
         return {}
     return {"prior": rule if stage is None or rule in PRIORS[stage] else OTHERWISE[stage]}
-
-
-def wrap(name: str, env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """Return the environment as an agent observes it: with context if it is informed and looks."""
-    entrant = ENTRANTS.get(agent_of(name))
-    found = None if entrant is None else entrant.learner
-    is_blind = entrant is not None and (
-        found is None or (isinstance(found, type) and issubclass(found, EpisodeSearch))
-    )
-    return env if is_blind or rule_of(name) is None else LayerContext(env)
 
 
 def check_algorithm(name: str, *, takes_rule: bool = True) -> None:

@@ -57,6 +57,8 @@ class Episode:
     information_std: tuple[float | None, ...] = ()
     """Of each decided layer, how far the information of its outputs differs, in nats; None where
     it was not measured. Empty where it never was."""
+    cost_budget: float | None = None
+    """Its budget, a fraction, of a search for several; None where it is the task's own."""
 
     def row(self) -> dict[str, Any]:
         """Flatten into a CSV row, one column per layer."""
@@ -64,6 +66,8 @@ class Episode:
         layers, values, actions = (fields.pop(k) for k in ("layers", "values", "actions"))
         columns = {f"value:{layer}": v for layer, v in zip(layers, values, strict=True)}
         spreads = zip(layers, fields.pop("information_std"), strict=False)
+        if self.cost_budget is None:
+            del fields["cost_budget"]
         columns |= {f"information_std:{layer}": spread for layer, spread in spreads}
         return fields | columns | {"actions": format_actions(actions)}
 
@@ -76,7 +80,7 @@ class Episode:
         """
         cost = state["cost"]
         failed = cost != cost  # NaN: it has none
-        earlier = {"noise_seed": None, "information_std": ()}
+        earlier = {"noise_seed": None, "information_std": (), "cost_budget": None}
         found = restore(Episode, earlier | state | {"cost": 0.0 if failed else cost})
         return replace(found, cost=cost, values=tuple(state["values"]))  # bits stay whole numbers
 
@@ -136,16 +140,23 @@ class UnfinishedEpisode:
             error=info.get("error"),
             noise_seed=info["noise_seed"],
             information_std=tuple(spreads) if set(spreads) != {None} else (),
+            cost_budget=info.get("budget"),
         )
 
 
-def play(env: gym.Env[Any, Any], policy: PolicyPredictor, noise_seed: int | None = None) -> Episode:
+def play(
+    env: gym.Env[Any, Any],
+    policy: PolicyPredictor,
+    noise_seed: int | None = None,
+    budget: float | None = None,
+) -> Episode:
     """Let a policy act for one episode; the environment then holds its network.
 
     Args:
         env: The environment, or a wrapper that adds to its observations.
         policy: Asked for its deterministic actions, on batches of one observation.
         noise_seed: Order of the minibatches; what the environment chooses when None.
+        budget: That of the episode, of a `SeveralBudgets`; what it chooses when None.
     """
 
     def act(observation: Observation) -> Action:
@@ -153,7 +164,7 @@ def play(env: gym.Env[Any, Any], policy: PolicyPredictor, noise_seed: int | None
         action: Action = np.asarray(batch, np.float32)[0]
         return action
 
-    return _play(env, act, noise_seed)
+    return _play(env, act, noise_seed, budget)
 
 
 def play_actions(
@@ -197,13 +208,16 @@ def play_values(
 
 
 def _play(
-    env: gym.Env[Any, Any], act: Callable[[Observation], Action], noise_seed: int | None
+    env: gym.Env[Any, Any],
+    act: Callable[[Observation], Action],
+    noise_seed: int | None,
+    budget: float | None = None,
 ) -> Episode:
     start, now, ended = perf_counter(), UnfinishedEpisode(), False
     value_name = env.get_wrapper_attr("value_name")
-    observation, before = env.reset(
-        options=None if noise_seed is None else {"noise_seed": noise_seed}
-    )
+    given = {"noise_seed": noise_seed, "budget": budget}
+    options = {name: value for name, value in given.items() if value is not None}
+    observation, before = env.reset(options=options or None)
     while not ended:
         action = act(observation)
         observation, _, ended, _, info = env.step(action)

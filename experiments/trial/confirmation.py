@@ -35,11 +35,13 @@ __all__ = [
     "Search",
     "budgets_in",
     "conclude",
+    "conclude_part",
     "conclude_single",
     "confirmed_columns",
     "final_columns",
     "is_confirmed_number",
     "most_runs",
+    "most_runs_of_part",
 ]
 
 ORDERS = tuple(DRAWN + number for number in range(5))
@@ -86,7 +88,28 @@ def conclude(search: Search, reruns: Reruns, layers: Sequence[str]) -> Conclusio
         reruns: Runs allocations under given orders.
         layers: Names of the layers, for the rows.
     """
-    found = {budget: _nominate(search, budget, reruns) for budget in budgets_of(search.evaluations)}
+    budgets = budgets_of(search.evaluations)
+    found = {budget: _nominate(search, budget, reruns) for budget in budgets}
+    return _conclude(search, found, reruns, layers)
+
+
+def conclude_part(search: Search, n_runs: int, reruns: Reruns, layers: Sequence[str]) -> Conclusion:
+    """Nominate and confirm at the end of a search alone, with the episodes of one kind.
+
+    Args:
+        search: What there is of that kind.
+        n_runs: Fresh runs that nomination may have.
+        reruns: Runs allocations under given orders.
+        layers: Names of the layers, for the rows.
+    """
+    last = search.evaluations
+    found = {last: _compare(search, search.episodes, search.snapshots[last], n_runs, reruns)}
+    return _conclude(search, found, reruns, layers)
+
+
+def _conclude(
+    search: Search, found: Mapping[int, Nomination], reruns: Reruns, layers: Sequence[str]
+) -> Conclusion:
     nominees = {budget: nomination.nominee for budget, nomination in found.items()}
     columns, rows = _confirm(search.episodes, nominees, reruns, layers)
     columns |= _confirm_policy(search, reruns)
@@ -123,13 +146,24 @@ def most_runs(evaluations: int, *, is_single: bool) -> int:
     return sum(budget // 5 for budget in budgets) + len(ORDERS) * (len(budgets) + 1)
 
 
+def most_runs_of_part(n_runs: int) -> int:
+    """Return how many networks `conclude_part` runs at most."""
+    return n_runs + 2 * len(ORDERS)
+
+
 def _nominate(search: Search, budget: int, reruns: Reruns) -> Nomination:
     episodes = spent_by(search.episodes, budget)
     # The last episode is played to its end, which may use some of what was left.
     n_left = min(budget // 5, budget - episodes[-1].n_evaluations)
-    n_runs = max(0, n_left) // search.per_run
-    n_candidates = max((r.n_candidates for r in schedule(n_runs, n_runs or 1)), default=1)
     snapshot = search.snapshots.get(budget, Snapshot(None))
+    return _compare(search, episodes, snapshot, max(0, n_left) // search.per_run, reruns)
+
+
+def _compare(
+    search: Search, episodes: Sequence[Episode], snapshot: Snapshot, n_runs: int, reruns: Reruns
+) -> Nomination:
+    """Nominate one of these episodes, or what the policy does, with so many runs at most."""
+    n_candidates = max((r.n_candidates for r in schedule(n_runs, n_runs or 1)), default=1)
     candidates = choose_candidates(episodes, snapshot.policy, n_candidates, snapshot.values)
     rounds = schedule(n_runs, len(candidates))
     orders = fresh_orders(search.seed, sum(each.n_orders for each in rounds))

@@ -41,6 +41,10 @@ def checked_outcome(outcome: Mapping[str, Any]) -> dict[str, Any]:
         "noise_seed": outcome.get("noise_seed"),
         "policy": policy_candidate(state) if outcome.get("learns") else None,
         "episode_values": typed(tuple[float, ...], outcome.get("episode_values", [])),
+        "by_budget": [
+            checked_outcome(dict(outcome) | each | {"by_budget": []})
+            for each in outcome.get("by_budget", [])
+        ],
     }
 
 

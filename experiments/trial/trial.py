@@ -18,18 +18,12 @@ times as long.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import gymnasium as gym
-import tyro
 from rich.console import Console
 from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -37,8 +31,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import PolicyPredictor
 
 from agents.overestimation import OverestimationCallback
-from compress_env.envs.base import LayerwiseCompressionEnv
-from experiments.common.checks import check_lowest, read_object
+from experiments.common.checks import read_object
 from experiments.common.cli.command import run_command, run_measurement
 from experiments.common.cli.given import is_given
 from experiments.common.cli.progress import SearchProgress
@@ -46,32 +39,24 @@ from experiments.common.inputs import data_digest, file_digest, network_digest
 from experiments.common.run_folder import RunFolder
 from experiments.search.actors import synchronous_actors
 from experiments.search.algorithms import Learner, make_agent
-from experiments.search.entrants import (
-    ACCEPTED,
-    LEARNERS,
-    SINGLE,
-    check_agent,
-    check_stage,
-    env_options,
-    goes_on,
-    n_envs_of,
-    values_episodes,
-    wrap,
-)
+from experiments.search.entrants import SINGLE, goes_on, n_envs_of
 from experiments.search.episodes import EpisodeLog, best_episode, is_over, run_policy
 from experiments.search.foreign import blaming, source_of
-from experiments.search.hyperparameters import check_settings, stored_settings
-from experiments.search.names import full_name, task_id
+from experiments.search.observing import wrap
 from experiments.search.playing import Episode, play
 from experiments.search.resuming import ResumableSearch, read_finished
+from experiments.trial.config import Config, make_task
 from experiments.trial.confirmation import (
     Conclusion,
     Search,
     conclude,
+    conclude_part,
     conclude_single,
     most_runs,
+    most_runs_of_part,
 )
 from experiments.trial.nomination import budgets_of, fresh_orders, searched
+from experiments.trial.parts import Part, parts_of
 from experiments.trial.reruns import Reruns
 from experiments.trial.snapshots import PolicySnapshots, Snapshot, episode_values
 from experiments.trial.table import checked_outcome, row_of
@@ -80,109 +65,8 @@ __all__ = ["Config", "main", "make_task", "run"]
 
 STATE = "search"
 WITH_CRITIC = (OnPolicyAlgorithm, TD3, SAC)
-NominateBy = Literal["accuracy", "critic"]
 REPEATS = 3
 """Episodes allowed for each one that the evaluations suffice for: agents repeat networks."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """Settings of a trial."""
-
-    algo: Annotated[str, tyro.conf.arg(help=f"Agent: {ACCEPTED}.")] = "random"
-    task: str = "compress_env/PruneLeNet5Digits-v1"
-    """Task of compress_env, with or without its namespace."""
-    seed: int = 0
-    """Seed of the agent; the task keeps its own."""
-    evaluations: int | None = 300
-    """Distinct networks whose accuracy may be asked for; None for no such limit."""
-    episodes: int | None = None
-    """Most episodes; three times as many as the evaluations would suffice for when not given."""
-    env_kwargs: str = "{}"
-    """Keyword arguments of the environment in place of the task's own, a JSON object."""
-    settings: str = "{}"
-    """Hyper-parameters of the agent in place of those in hyperparameters.json, a JSON object; the
-    run folder holds all of them."""
-    n_envs: int | None = None
-    """Environments that the agent steps at once, synchronously: one after the other, in this
-    process. When not given, 4 for the paper's agent and 1 for others. Evaluations and episodes
-    are counted over all."""
-    nominate_by: NominateBy = "accuracy"
-    """Which episodes are nominated where orders are drawn: the most accurate ones, or those that
-    the agent's critic values most (q_critic_ppo)."""
-    data_root: Path | None = None
-    """Folder of the data set's files."""
-    store: Path | None = None
-    """File that keeps what steps lead to, for all runs that name it; in memory when not given."""
-    out: Path | None = None
-    """Run folder; a new one under runs/ when not given."""
-    resume: Path | None = None
-    """Run folder of a stopped trial to go on with."""
-
-    def __post_init__(self) -> None:
-        """Put the namespace before the task where it is missing."""
-        object.__setattr__(self, "task", full_name(self.task))
-
-    def check(self) -> None:
-        """Check everything but the keyword arguments of the task.
-
-        Raises:
-            ValueError: If a setting is wrong.
-            ImportError: If the agent's module, or a package that it needs, cannot be imported.
-        """
-        check_agent(self.algo)
-        check_stage(self.algo, task_id(self.task, others=True))
-        check_lowest(self, 0, "seed")
-        for name in ("evaluations", "episodes", "n_envs"):
-            if getattr(self, name) is not None:
-                check_lowest(self, 1, name)
-        n_envs_of(self.algo, self.n_envs)
-        if self.evaluations is None and self.episodes is None:
-            raise ValueError("expected evaluations or episodes, got neither")
-        if self.nominate_by == "critic" and not values_episodes(self.algo):
-            raise ValueError(
-                "nominate_by critic is for agents whose critic values whole episodes "
-                f"({', '.join(filter(values_episodes, LEARNERS))}), got {self.algo}"
-            )
-        read_object(self, "env_kwargs")
-        check_settings(self.algo, read_object(self, "settings"))
-
-    def complete(self) -> Config:
-        """Return the same trial with every hyper-parameter in `settings`.
-
-        What is stored in the package may change, a trial that is under way may not.
-
-        Raises:
-            ValueError: If `settings` are no JSON object.
-        """
-        given = stored_settings(self.algo) | read_object(self, "settings")
-        return dataclasses.replace(self, settings=json.dumps(given))
-
-
-def make_task(config: Config, **options: Any) -> LayerwiseCompressionEnv:
-    """Make the environment of a trial.
-
-    Args:
-        config: Names the task.
-        options: Further keyword arguments of the environment.
-
-    Raises:
-        ValueError: If there is no such task, or it does not take the arguments.
-        FileNotFoundError: If data are not there.
-    """
-    given = read_object(config, "env_kwargs") | env_options(config.algo) | options
-    if config.data_root is not None:
-        given["data_root"] = config.data_root
-    try:
-        task = task_id(config.task, others=True)
-        # A registered one is meant as it is named: of its version, too.
-        env = gym.make(gym.registry.get(task, task), disable_env_checker=True, **given).unwrapped
-    except (gym.error.Error, TypeError) as error:
-        reason = error.__context__ or error  # Gymnasium adds all arguments to a TypeError
-        raise ValueError(f"cannot make the task {config.task!r}: {reason}") from None
-    if not isinstance(env, LayerwiseCompressionEnv):
-        raise ValueError(f"task must be one of compress_env's, got {config.task!r}")
-    return env
 
 
 class Trial:
@@ -199,7 +83,7 @@ class Trial:
         self.config = config
         self.folder = folder
         self.env = make_task(config, **({} if config.store is None else {"store": config.store}))
-        self.observed = wrap(config.algo, self.env)
+        self.observed = wrap(config.algo, self.env, shaping=config.shaping, budgets=config.budgets)
         self._hold_to_inputs()
         self.is_stochastic = self.env.transition_noise
         self.is_single = config.algo in SINGLE
@@ -218,7 +102,12 @@ class Trial:
             limits[1] = math.ceil(self._evaluations / self.per_episode)
         self._n_steps = int(min(limits)) * n_layers
         self._n_episodes = config.episodes or REPEATS * int(limits[1])
-        early = budgets_of(most)[:-1] if is_nominated and most else ()
+        n_parts = len(config.budgets)
+        if min(limits) < n_parts:
+            raise ValueError(
+                f"expected an episode for each of {n_parts} budgets, got {min(limits):g} in all"
+            )
+        early = budgets_of(most)[:-1] if is_nominated and most and not n_parts else ()
         self.by_critic = is_nominated and config.nominate_by == "critic"
         self.snapshots = PolicySnapshots(
             self.observed, folder, early, config.seed, with_values=self.by_critic
@@ -271,7 +160,8 @@ class Trial:
 
         n_envs = n_envs_of(name, self.config.n_envs)
         # Whoever does not seed an environment that draws orders draws the same ones again too.
-        seed = self.config.seed if self.is_stochastic else None
+        draws = self.is_stochastic or self.config.budgets
+        seed = self.config.seed if draws else None
         log = EpisodeLog(synchronous_actors(self.observed, n_envs, seed), advance)
         search = ResumableSearch(STATE, log, self.folder)
         agent = make_agent(
@@ -309,39 +199,51 @@ class Trial:
         self, agent: PolicyPredictor, watch: OverestimationCallback | None
     ) -> dict[str, Any]:
         """Return what the agent does without exploration, in plain Python values."""
+        played = [self._play(agent, budget) for budget in self.config.budgets or (None,)]
+        return played[0] | {
+            "by_budget": played if self.config.budgets else [],
+            "learns": isinstance(agent, Learner),
+            "records": [] if watch is None else watch.state()["records"],
+            "episode_values": episode_values(agent) if self.by_critic else [],
+        }
+
+    def _play(self, agent: PolicyPredictor, budget: float | None) -> dict[str, Any]:
         order = fresh_orders(self.config.seed, 1)[0] if self.is_stochastic else None
-        episode = play(self.observed, agent, order)
+        episode = play(self.observed, agent, order, budget)
         return {
             "reward": episode.reward,
             "accuracy": math.nan if episode.accuracy is None else episode.accuracy,
             "actions": episode.actions,
             "values": episode.values,
-            "learns": isinstance(agent, Learner),
             "noise_seed": episode.noise_seed,
-            "records": [] if watch is None else watch.state()["records"],
-            "episode_values": episode_values(agent) if self.by_critic else [],
         }
 
-    def conclude(self, episodes: Sequence[Episode], last: Snapshot, console: Console) -> Conclusion:
+    def conclude(self, part: Part, n_spent: int, console: Console) -> Conclusion:
         """Nominate and confirm, or go on with that, on a task that draws orders.
 
         Args:
-            episodes: All of the search.
-            last: What the agent has learnt by its end.
+            part: All of the search, or what is of one of its budgets; the environment has that.
+            n_spent: Evaluations of all of the search.
             console: Where progress goes.
         """
-        config = self.config
+        config, episodes = self.config, part.episodes
         label = f"{config.algo}: {config.task}, seed {config.seed}, confirmation"
         reruns = Reruns(self.env, self.folder, label, console)
         layers = [layer.name for layer in self.env.walk]
-        most = config.evaluations or episodes[-1].n_evaluations
+        most = config.evaluations or n_spent
+        last = Snapshot(part.outcome["policy"], part.outcome["episode_values"])
+        if part.budget is not None:
+            n_left = max(0, min(most // 5, most - n_spent)) // len(config.budgets)
+            search = Search(episodes, {most: last}, most, config.seed, self.per_episode)
+            n_runs = n_left // self.per_episode
+            with reruns.shown(most_runs_of_part(n_runs)):
+                return conclude_part(search, n_runs, reruns, layers)
         with reruns.shown(most_runs(most, is_single=self.is_single)):
             if self.is_single:
                 return conclude_single(episodes, most, reruns, layers)
             snapshots = {budget: self.snapshots.read(budget) for budget in budgets_of(most)[:-1]}
             # A search that ended sooner is asked at its end.
-            reached = episodes[-1].n_evaluations
-            snapshots |= {b: last for b in budgets_of(most) if searched(b) > reached}
+            snapshots |= {b: last for b in budgets_of(most) if searched(b) > n_spent}
             search = Search(episodes, snapshots | {most: last}, most, config.seed, self.per_episode)
             return conclude(search, reruns, layers)
 
@@ -354,7 +256,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     """Run a trial, or go on with one.
 
     Returns:
-        The row of `table.csv`.
+        The row of `table.csv`; of several budgets, that of the first.
 
     Raises:
         ValueError: If a setting is wrong.
@@ -373,21 +275,39 @@ def _measure(trial: Trial, console: Console) -> dict[str, Any]:
     if records:
         rows = [record._asdict() for record in records]
         trial.folder.write_rows("overestimation.csv", rows)
-    row = row_of(trial.env, episodes, outcome)
-    if trial.is_stochastic:
-        last = Snapshot(outcome["policy"], outcome["episode_values"])
-        concluded = trial.conclude(episodes, last, console)
-        trial.folder.write_rows("confirmation.csv", concluded.confirmation)
-        if concluded.nomination:
-            trial.folder.write_rows("nomination.csv", concluded.nomination)
-        row |= concluded.columns | {
-            "n_evaluations": row["n_evaluations"] + concluded.columns["n_fresh"],
-            "seconds": row["seconds"] + concluded.seconds,
-            "noise_seed": best_episode(episodes).noise_seed,
-            "final_noise_seed": outcome["noise_seed"],
-        }
-    trial.folder.finish([row])
-    return row
+    found = [
+        _measure_part(trial, part, episodes, console)
+        for part in parts_of(episodes, outcome, trial.config.budgets)
+    ]
+    for name in ("confirmation", "nomination"):
+        rows = [row for _, concluded in found if concluded for row in getattr(concluded, name)]
+        if rows:
+            trial.folder.write_rows(f"{name}.csv", rows)
+    table = [row for row, _ in found]
+    trial.folder.finish(table)
+    return table[0]
+
+
+def _measure_part(
+    trial: Trial, part: Part, episodes: Sequence[Episode], console: Console
+) -> tuple[dict[str, Any], Conclusion | None]:
+    """Return a row of the table, and what it is confirmed by on a task that draws orders."""
+    if part.budget is not None:
+        trial.env.take_budget(part.budget)
+    row = part.label | row_of(trial.env, part.episodes, part.outcome)
+    if not trial.is_stochastic:
+        return row, None
+    concluded = trial.conclude(part, episodes[-1].n_evaluations, console)
+    row |= concluded.columns | {
+        "n_evaluations": row["n_evaluations"] + concluded.columns["n_fresh"],
+        "seconds": row["seconds"] + concluded.seconds,
+        "noise_seed": best_episode(part.episodes).noise_seed,
+        "final_noise_seed": part.outcome["noise_seed"],
+    }
+    return row, concluded._replace(
+        confirmation=[part.label | each for each in concluded.confirmation],
+        nomination=[part.label | each for each in concluded.nomination],
+    )
 
 
 def main() -> None:

@@ -157,7 +157,8 @@ def read_trials(path: Path) -> pd.DataFrame:
         (`NUMBERS`, `q_settled` and those that only confirmed trials have, as float64, exactly as
         written; NaN where there is none),
         `limit`, the evaluations that it was allowed,
-        NaN for no limit, and `env_kwargs`, what it has changed in the task, a JSON object.
+        NaN for no limit, `env_kwargs`, what it has changed in the task, a JSON object, and
+        `shaping`, its weight in a learner's reward.
 
     Raises:
         ValueError: If the folder is not of trials, or none is finished.
@@ -177,6 +178,7 @@ def read_trials(path: Path) -> pd.DataFrame:
         seed=table["seed"].astype(int),
         limit=pd.Series([config.evaluations for config in configs], dtype=float),
         env_kwargs=[config.env_kwargs for config in configs],
+        shaping=[config.shaping for config in configs],
     )
 
 

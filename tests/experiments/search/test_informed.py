@@ -26,9 +26,9 @@ from experiments.search.entrants import (
     goes_on,
     rule_of,
     stages_of,
-    wrap,
 )
 from experiments.search.episodes import EpisodeLog, run_learner, run_policy
+from experiments.search.observing import wrap
 from experiments.search.playing import play
 from experiments.search.resuming import ResumableSearch
 from experiments.trial.trial import Config, make_task, run

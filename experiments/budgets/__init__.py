@@ -1,0 +1,1 @@
+"""Does one policy serve several budgets of the same network?"""
