@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["link_modules", "prepare_docstring", "skip_aliases"]
 
-SPECIFICATIONS = {"PruningEnv", "QuantizationEnv", "LayerContext"}
+SPECIFICATIONS = {"PruningEnv", "QuantizationEnv", "LayerContext", "SeveralBudgets"}
 """Classes whose docstrings are pages of their own: the reference shows how they begin."""
 LINK = re.compile(r"\[`?([^\]`]+)`?\]\(\.\./((?:compress_env|agents)/[\w/]+)\.py\)")
 ROOM = re.compile(r"\[(`[\w/]+/`)\]\(\.\./experiments/[\w/]+\.py\)")

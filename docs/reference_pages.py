@@ -55,7 +55,7 @@ def write_pages(docs: Path) -> None:
     environments = importlib.import_module("compress_env")
     pages = {
         f"generated/{name}.md": f"{inspect.getdoc(getattr(environments, name))}\n"
-        for name in ("PruningEnv", "QuantizationEnv", "LayerContext")
+        for name in ("PruningEnv", "QuantizationEnv", "LayerContext", "SeveralBudgets")
     }
     for package in PUBLIC:
         pages[f"reference/{package}.md"] = public_page(package)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from experiments.budgets.budgets import Config, main, run
-from experiments.budgets.report import draw_budgets, format_budgets, read_budgets
+from experiments.budgets.report import KINDS, draw_budgets, format_budgets, read_budgets
 from experiments.sweep.folder import SweepFolder
 from experiments.trial import trials
 from tests.experiments.benchmark.folders import text_of
@@ -62,7 +62,7 @@ def test_settings_are_the_learners() -> None:
 def test_all_are_confirmed_and_compared(ran: Path) -> None:
     rows = read_budgets(SweepFolder(ran))
     found = rows.groupby("kind")["budget"].apply(sorted).to_dict()
-    assert found == dict.fromkeys(("one", "each", "rule"), [0.4, 0.7])
+    assert found == {kind: [0.4, 0.7] for kind in KINDS}
     assert rows["test"].between(0.0, 1.0).all()
     assert rows.loc[rows["kind"] == "rule", "final"].isna().all()
     assert rows.loc[rows["kind"] != "rule", "final"].between(0.0, 1.0).all()
