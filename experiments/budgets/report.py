@@ -79,12 +79,15 @@ def format_budgets(rows: pd.DataFrame) -> str:
     """Format a Markdown table: a line for each budget, and one for their mean.
 
     Means over seeds, with the half-width of Student's 95 % interval where there are several.
-    Differences are in points, and of seeds that have both.
+    Differences are in points, and of seeds that have both; the mean is of seeds with all budgets.
     """
     lines = [
         _line(f"{100 * float(str(budget)):g}", mine) for budget, mine in rows.groupby("budget")
     ]
-    of_all = rows.groupby(["kind", "seed", "evaluations"], as_index=False)[["test", "final"]].mean()
+    n_budgets = rows["budget"].nunique()
+    by_search = rows.groupby(["kind", "seed"])
+    whole = by_search.filter(lambda mine: len(mine) == n_budgets)
+    of_all = whole.groupby(["kind", "seed"], as_index=False)[["test", "final"]].mean()
     n_evaluations = {kind: mine["evaluations"].iloc[0] for kind, mine in rows.groupby("kind")}
     parts = [
         f"{KINDS[kind]} has {n_evaluations[kind]} evaluations{what}"

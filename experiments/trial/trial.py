@@ -8,7 +8,8 @@ that lead to it, its test accuracy, and what the final policy does without explo
 Where the task draws the order of the minibatches anew for each episode, the search has four fifths
 of 30, 100 and 300 evaluations, the last fifth nominates what it stands by (`nomination.csv`,
 `experiments.trial.nomination`), and the nominees are confirmed under five further orders, on test
-images too (`confirmation.csv`; `confirmed_30` and so on in `table.csv`). An agent is
+images too (`confirmation.csv`; `confirmed_30` and so on in `table.csv`). With `--budgets` one
+policy searches several budgets at once, and each has a row of `table.csv`. An agent is
 a name, one of sb3-contrib, or `my_module:MyAgent`, looked for in the current directory too: a class
 built as `MyAgent("MlpPolicy", env, seed=SEED)`, where env is a Stable-Baselines3 `VecEnv` of one
 environment, or an object. With a method `learn` it learns; with `predict` alone it acts. Where

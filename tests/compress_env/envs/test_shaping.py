@@ -51,7 +51,7 @@ def play(env: gym.Env[Any, Any], actions: list[float]) -> list[tuple[float, dict
     return steps
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(
     stage=st.sampled_from(sorted(STAGES)),
     network=st.sampled_from(sorted(NETWORKS)),

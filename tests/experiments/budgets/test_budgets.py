@@ -100,10 +100,11 @@ def test_the_table_by_hand() -> None:
         ],
         columns=["kind", "budget", "seed", "evaluations", "test", "final"],
     )
-    first, second, _ = table_of(format_budgets(rows))
+    first, second, mean = table_of(format_budgets(rows))
     assert first == ["20", "2", "91.00 ± 12.71", "91.00 ± 0.00", "89.00", "+0.00 ± 12.71",
                      "+2.00 ± 12.71", "85.00 ± 0.00", "80.00 ± 0.00"]  # fmt: skip
     assert second == ["50", "2", "96.00 ± 0.00", "95.00", "-", "+1.00", "-", "95.00 ± 0.00", "-"]
+    assert mean[:4] == ["mean", "2", "93.50 ± 6.35", "93.00"] and mean[5] == "+0.00"
     lines = {str(line.get_label()): line for line in draw_budgets(rows).axes[0].containers}
     assert set(lines) == {"one policy", "a search each", "the rule alone"}
 
