@@ -27,7 +27,7 @@ from experiments.benchmark.benchmark import (
 from experiments.benchmark.table import read_best_known, read_runs
 from experiments.benchmark.verify import verify
 from experiments.search.hyperparameters import HYPERPARAMETERS, stored_settings
-from experiments.sweep.cells import Cell
+from experiments.sweep.cells import Cell, make_cell
 from experiments.sweep.folder import SweepFolder
 from experiments.trial.networks import network_path, save_networks, weights_digest
 from experiments.trial.trial import Config as Trial
@@ -302,6 +302,22 @@ def test_several_environments_are_for_those_that_search() -> None:
     assert {trial.algo: trial.n_envs for trial in config.trials()} == {"l1": None, "ppo": 3}
     with pytest.raises(ValueError, match="n_envs must be 1 or more, got 0"):
         replace(config, n_envs=0).trials()
+
+
+def test_shaping_is_for_learners_around_a_rule(tmp_path: Path) -> None:
+    config = Config(
+        algo=("l1", "ppo", "tpe+l1", "ppo+l1"), task=(TINY[0],), seeds=(0,), shaping=0.5
+    )
+    shaped = {trial.algo: trial.shaping for trial in config.trials()}
+    assert shaped == {"l1": 0.0, "ppo": 0.0, "tpe+l1": 0.0, "ppo+l1": 0.5}
+    with pytest.raises(ValueError, match="shaping is for learners around a rule.* got ppo"):
+        replace(config, algo=("ppo",)).trials()
+    trial = replace(config.trials()[-1], shaping=0.2)
+    folder = SweepFolder(tmp_path / "out", rows_suffice=True)
+    with folder.open([make_cell("trial", trial)]):
+        pass
+    with pytest.raises(ValueError, match="holds trials with shaping=0.2, got 0.5"):
+        run(replace(config, algo=("l1", "ppo+l1"), seeds=(1,), out=folder.path), quiet())
 
 
 def test_agents_around_a_rule_are_run_where_it_is_of_use() -> None:

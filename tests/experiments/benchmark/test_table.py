@@ -200,8 +200,11 @@ def test_shipped_table_is_readable() -> None:
 def test_tasks_come_in_the_order_of_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["another/Task-v0", *(task.id for task in reversed(SUITE)), "another/Task-v0"]
     table = pd.DataFrame({"agent": "random", "task": names, "seed": range(14), "limit": 300.0})
-    table["env_kwargs"] = "{}"
+    table["env_kwargs"], table["shaping"] = "{}", 0.0
     monkeypatch.setattr(benchmark_table, "read_trials", lambda _: table)
     found = read_runs([Path("anywhere")])
     assert found["task"].tolist() == [*(task.id for task in SUITE), *["another/Task-v0"] * 2]
     assert found["seed"].tolist() == [*range(12, 0, -1), 0, 13]
+    table.loc[3, "shaping"] = 0.5
+    with pytest.raises(ValueError, match=r"random must have the same shaping, got \[0.0, 0.5\]"):
+        read_runs([Path("anywhere")])

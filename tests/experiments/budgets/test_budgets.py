@@ -80,7 +80,7 @@ def test_goes_on_and_takes_other_seeds(ran: Path, tmp_path: Path) -> None:
     assert "5 of 5 cells were finished before" in text_of(shown)
     assert run(replace(SMALL, seeds=(0, 1), out=out), shown) == []
     assert set(read_budgets(SweepFolder(out))["seed"]) == {0, 1}
-    with pytest.raises(ValueError, match="was made with evaluations=12, got 20"):
+    with pytest.raises(ValueError, match="was made with evaluations=6, got 10"):
         run(replace(SMALL, evaluations=20, out=out), quiet())
 
 

@@ -202,6 +202,7 @@ NAMED = ["--model", "lenet5", "--data", "digits", "--macs", "0.2"]
         ([*NAMED, "--params", "0.0001"], "params must be in"),
         ([*NAMED, "--size", "0.0001"], "size must be in"),
         ([*NAMED, "--algo", "ppo+l11"], "unknown rule 'l11', did you mean 'l1'"),
+        ([*NAMED, "--shaping", "0.5"], "shaping is for learners around a rule.*got portfolio"),
         (["--evaluations", "0"], "evaluations must be at least 1, got 0"),
         (["--compare", "unifrom"], "unknown comparison 'unifrom', did you mean 'uniform'"),
         (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
