@@ -310,13 +310,13 @@ def test_shaping_is_for_learners_around_a_rule(tmp_path: Path) -> None:
     )
     shaped = {trial.algo: trial.shaping for trial in config.trials()}
     assert shaped == {"l1": 0.0, "ppo": 0.0, "tpe+l1": 0.0, "ppo+l1": 0.5}
-    with pytest.raises(ValueError, match="shaping is for learners around a rule.* got ppo"):
+    with pytest.raises(ValueError, match=r"shaping is for learners around a rule.* got ppo"):
         replace(config, algo=("ppo",)).trials()
     trial = replace(config.trials()[-1], shaping=0.2)
     folder = SweepFolder(tmp_path / "out", rows_suffice=True)
     with folder.open([make_cell("trial", trial)]):
         pass
-    with pytest.raises(ValueError, match="holds trials with shaping=0.2, got 0.5"):
+    with pytest.raises(ValueError, match=r"holds trials with shaping=0\.2, got 0\.5"):
         run(replace(config, algo=("l1", "ppo+l1"), seeds=(1,), out=folder.path), quiet())
 
 
