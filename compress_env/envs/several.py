@@ -60,8 +60,7 @@ class SeveralBudgets(gym.Wrapper[Observation, Action, Observation, Action]):
         ends = ((inner.low, np.float32(0.0)), (inner.high, np.float32(1.0)))
         low, high = (np.append(bound, end) for bound, end in ends)
         self.observation_space = spaces.Box(low, high, dtype=np.float32)
-        self._left: list[float] = []
-        """Those that are to come before any comes again, the next one last."""
+        self._left: list[float] = []  # to come before any comes again, the next one last
         for budget in self.budgets:
             self._begin(budget)
 
