@@ -48,7 +48,7 @@ LOCK = ".lock"
 DPI = 150
 MAY_CHANGE = {"data_root", "download", "store", "tensorboard"}
 """Settings that a resumed run may have other values of: its results do not depend on them."""
-ADDED = {
+ADDED: dict[str, Any] = {
     "settings": "{}",
     "n_envs": None,
     "nominate_by": "accuracy",
