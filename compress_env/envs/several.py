@@ -87,10 +87,9 @@ class SeveralBudgets(gym.Wrapper[Observation, Action, Observation, Action]):
 
     def step(self, action: Action) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
         """Take a step of the environment."""
-        observation, *result, info = self.env.step(action)
-        reward, terminated, truncated = result
-        seen = self._with_budget(observation)
-        return seen, reward, terminated, truncated, info | {"budget": self.budget}
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        info = info | {"budget": self.budget}
+        return self._with_budget(observation), reward, terminated, truncated, info
 
     def episode_state(self) -> dict[str, Any]:
         """Return what `restore_episode` needs to go on from here, in plain Python values."""
