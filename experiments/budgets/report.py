@@ -16,6 +16,7 @@ from experiments.common.drawing.outputs import format_markdown
 from experiments.common.intervals import mean_interval
 from experiments.common.stored import own_name, parse, read_table
 from experiments.sweep.folder import SweepFolder
+from experiments.trial.confirmation import is_confirmed_number
 from experiments.trial.trial import Config as Trial
 
 __all__ = ["KINDS", "draw_budgets", "format_budgets", "read_budgets"]
@@ -47,9 +48,8 @@ def read_budgets(folder: SweepFolder) -> pd.DataFrame:
     file = folder.path / "sweep.csv"
     trials = {cell.name: cell.config for cell in folder.stored_cells()}
     table = read_table(file, ["agent", "seed", "cell"])
-    numbers = [name for name in table if str(name).startswith(("confirmed_", "final_confirmed"))]
-    numbers = [name for name in numbers if "actions" not in name and "values" not in name]
-    optional = dict.fromkeys(["cost_budget", *numbers], float | None)
+    names = [str(name) for name in table if is_confirmed_number(str(name))]
+    optional: dict[str, Any] = dict.fromkeys(["cost_budget", *names], float | None)
     table["cost_budget"] = table.get(
         "cost_budget", pd.Series(None, index=table.index, dtype=object)
     )

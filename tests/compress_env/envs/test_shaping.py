@@ -18,6 +18,7 @@ from torch import nn
 
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.context import LayerContext, curves_of
+from compress_env.envs.options import RewardAt
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
 from compress_env.envs.shaping import PotentialReward, layer_lost
@@ -35,7 +36,7 @@ STAGES: dict[str, tuple[type[LayerwiseCompressionEnv], dict[str, Any]]] = {
 
 
 @cache
-def made(stage: str, network: str, reward_at: str) -> LayerwiseCompressionEnv:
+def made(stage: str, network: str, reward_at: RewardAt) -> LayerwiseCompressionEnv:
     env_class, options = STAGES[stage]
     return env_class(seeded(NETWORKS[network]), data(), reward_at=reward_at, **(QUICK | options))
 
@@ -43,7 +44,7 @@ def made(stage: str, network: str, reward_at: str) -> LayerwiseCompressionEnv:
 def play(env: gym.Env[Any, Any], actions: list[float]) -> list[tuple[float, dict[str, Any]]]:
     """Take actions, again from the first where they do not suffice; rewards and infos."""
     env.reset(seed=0)
-    steps, ended = [], False
+    steps, ended = list[tuple[float, dict[str, Any]]](), False
     while not ended:
         action = np.array([actions[len(steps) % len(actions)]], np.float32)
         _, reward, ended, _, info = env.step(action)
@@ -60,7 +61,7 @@ def play(env: gym.Env[Any, Any], actions: list[float]) -> list[tuple[float, dict
     actions=st.lists(st.floats(-1.0, 1.0), min_size=1, max_size=8),
 )
 def test_every_return_stays_what_it_was(
-    stage: str, network: str, reward_at: str, weight: float, actions: list[float]
+    stage: str, network: str, reward_at: RewardAt, weight: float, actions: list[float]
 ) -> None:
     plain = made(stage, network, reward_at)
     shaped = play(PotentialReward(plain, weight), actions)

@@ -61,8 +61,8 @@ def test_nominees_and_policies_are_confirmed_at_their_budget(folder: Path) -> No
         assert mine["noise_seed"].tolist() == list(ORDERS)
         assert row["confirmed_30"] == pytest.approx(mine["test"].mean())
         assert 0.0 <= row["final_confirmed"] <= 1.0
-        kwargs = {"env_kwargs": json.dumps({"flops_budget": row["cost_budget"]})}
-        alone = make_task(Config(ALGO, NOISY[0], **kwargs))
+        budget = json.dumps({"flops_budget": row["cost_budget"]})
+        alone = make_task(Config(ALGO, NOISY[0], env_kwargs=budget))
         actions = [float(a) for a in mine["actions"].iloc[0].split()]
         found = play_actions(alone, actions, ORDERS[0])
         assert found.accuracy == mine["validation"].iloc[0]
