@@ -1,6 +1,6 @@
-"""The hot loops: fine-tuning, batch-norm re-estimation and evaluation.
+"""The hot loops of training: fine-tuning and batch-norm re-estimation.
 
-None of them waits for the device inside the loop.
+Neither of them waits for the device inside the loop.
 
 Options that they share: `bf16` runs the forward pass under autocast in bfloat16 (weights stay
 float32, logits are float32 again); `channels_last` lays the images out channels last, which many
@@ -26,7 +26,6 @@ __all__ = [
     "Penalty",
     "channels_last_of",
     "compute_logits",
-    "evaluate",
     "finetune",
     "reestimate_batch_norm",
     "step_share",
@@ -271,28 +270,3 @@ def _cumulative(norms: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.eval()
-
-
-def evaluate(
-    model: nn.Module, batches: Batches, *, bf16: bool = False, channels_last: bool = False
-) -> float:
-    """Return the fraction of images whose largest logit is the label's.
-
-    Raises:
-        FloatingPointError: If a logit is not finite.
-    """
-    model.eval()
-    n_images = 0
-    correct, finite = [], []
-    with torch.inference_mode():
-        for images, labels in batches:
-            logits = compute_logits(model, images, bf16=bf16, channels_last=channels_last)
-            correct.append((logits.argmax(1) == labels).sum())
-            finite.append(torch.isfinite(logits).all())
-            n_images += len(labels)
-    n_correct, is_finite = torch.stack(
-        [torch.stack(correct).sum(), torch.stack(finite).all()]
-    ).tolist()
-    if not is_finite:
-        raise FloatingPointError("logits are not finite")
-    return int(n_correct) / n_images

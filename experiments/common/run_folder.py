@@ -48,7 +48,13 @@ LOCK = ".lock"
 DPI = 150
 MAY_CHANGE = {"data_root", "download", "store", "tensorboard"}
 """Settings that a resumed run may have other values of: its results do not depend on them."""
-ADDED = {"settings": "{}", "n_envs": None, "nominate_by": "accuracy"}
+ADDED: dict[str, Any] = {
+    "settings": "{}",
+    "n_envs": None,
+    "nominate_by": "accuracy",
+    "agent_rate_drops": [],
+    "agent_rate_decay": 1.0,
+}
 """Settings that earlier runs were made without, and what they have there."""
 C = TypeVar("C")
 _WRITTEN_HALF = re.compile(r"\.(config|sweep)-[0-9a-f]{32}\.json")
