@@ -48,6 +48,7 @@ __all__ = [
     "load_data",
     "make_data_bundle",
     "stratified_split",
+    "stream_folder",
 ]
 
 # Every process of a search holds a copy: 8 of them 8 GiB. 7,133 images of 224x224.
@@ -254,6 +255,28 @@ def _folder_sources(trees: Sequence[Any], size: int | None) -> list[ImageSource]
         )
         for tree, a in zip(trees, augments, strict=True)
     ]
+
+
+def stream_folder(root: str | Path, *, size: int | None = None) -> DatasetSource:
+    """Return the images of a tree `CLASS/IMAGE`, which are read when needed, however many.
+
+    They are decoded in up to eight processes, and neither changed nor kept.
+
+    Args:
+        root: The tree.
+        size: Side in pixels to which they are scaled; as they are, all the same, when None.
+
+    Raises:
+        FileNotFoundError: If there are no classes.
+        ValueError: If a class has no images, or the first one cannot be read.
+    """
+    from torchvision.transforms import v2
+
+    from compress_env.data.image_folders import ImageTree
+
+    tree = ImageTree(Path(root), allow_empty=False)
+    tree.transform = v2.PILToTensor() if size is None else _resize(size, size)
+    return _lazy(tree)
 
 
 def _resize(shorter_side: int, size: int) -> Any:

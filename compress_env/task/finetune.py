@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from compress_env.task.distillation import distillation_loss
 from compress_env.task.layers import compute_layers
+from compress_env.task.parts import Parts
 
 __all__ = [
     "Penalty",
@@ -103,6 +104,7 @@ def finetune(
     distill_temperature: float = 4.0,
     bf16: bool = False,
     channels_last: bool = False,
+    halve: bool = False,
 ) -> None:
     """Train `model` by SGD on the cross-entropy of the given minibatches, in place.
 
@@ -126,8 +128,10 @@ def finetune(
         distill_temperature: That of `distillation_loss`, above 0.
         bf16: See the module.
         channels_last: See the module.
+        halve: Whether minibatches that do not fit into memory are computed in parts.
 
     Raises:
+        torch.OutOfMemoryError: If a minibatch does not fit into memory.
         FloatingPointError: If the loss of any minibatch or a weight after them is not finite.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -145,20 +149,22 @@ def finetune(
         fused=all(_can_be_fused(p) for p in own),
     )
     schedule = _schedule(optimizer, anneal_steps, warmup_steps)
-    losses = []
+    losses, parts = [], Parts(halve=halve)
+
+    def loss_of(images: Tensor, labels: Tensor) -> Tensor:
+        logits = compute_logits(model, images, bf16=bf16, channels_last=channels_last)
+        loss = cross_entropy(logits, labels)
+        if teacher is not None and distill > 0.0:
+            answers = _answers(teacher, images, bf16=bf16, channels_last=channels_last)
+            softened = distillation_loss(logits, answers, distill_temperature)
+            loss = (1.0 - distill) * loss + distill * softened
+        return loss if penalty is None else loss + penalty.value()
+
     model.train()
     try:
         for images, labels in batches:
             optimizer.zero_grad(set_to_none=True)
-            logits = compute_logits(model, images, bf16=bf16, channels_last=channels_last)
-            loss = cross_entropy(logits, labels)
-            if teacher is not None and distill > 0.0:
-                answers = _answers(teacher, images, bf16=bf16, channels_last=channels_last)
-                softened = distillation_loss(logits, answers, distill_temperature)
-                loss = (1.0 - distill) * loss + distill * softened
-            if penalty is not None:
-                loss = loss + penalty.value()
-            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(parts.add_gradients(loss_of, images, labels, optimizer.zero_grad))
             optimizer.step()
             if beside is not None:
                 beside.step()
@@ -166,7 +172,6 @@ def finetune(
             _apply(masks)
             if schedule is not None:
                 schedule.step()
-            losses.append(loss.detach())
             if penalty is not None and penalty.is_settled is not None and penalty.is_settled():
                 break
     finally:

@@ -245,6 +245,7 @@ class CompressionTask:
         warmup_steps: int = 0,
         penalty: Penalty | None = None,
         distill: float | None = None,
+        halve: bool = False,
     ) -> None:
         """Run `n_steps` minibatches of SGD on `model`, in place.
 
@@ -257,8 +258,10 @@ class CompressionTask:
             penalty: What is added to the loss, if anything.
             distill: Weight of the uncompressed network's answers, in [0, 1]; as in the
                 configuration when None.
+            halve: Whether minibatches that do not fit into memory are computed in parts.
 
         Raises:
+            torch.OutOfMemoryError: If a minibatch does not fit into memory.
             FloatingPointError: If the loss is not finite.
             ValueError: If `distill` is out of range.
         """
@@ -282,6 +285,7 @@ class CompressionTask:
                 distill_temperature=config.distill_temperature,
                 bf16=config.bf16,
                 channels_last=config.channels_last,
+                halve=halve,
             )
 
     def finetune_step(self, model: nn.Module, n_steps: int, generator: torch.Generator) -> None:

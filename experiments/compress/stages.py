@@ -315,6 +315,7 @@ class Job:
                     anneal=self.config.schedule == "cosine",
                     warmup_steps=self.n_final_steps // WARMUP,
                     distill=self.config.distill,
+                    halve=True,
                 )
             else:
                 with global_seed(generator.initial_seed(), self.task.device):
