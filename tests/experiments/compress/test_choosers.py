@@ -41,8 +41,8 @@ def test_rate_of_a_learner_follows_its_rollouts(
     first = rate_at_the_end(tmp_path / "plain", monkeypatch, **plain)
     schedule = {"agent_rate_drops": (2,), "agent_rate_decay": 0.9}
     last = rate_at_the_end(tmp_path / "schedule", monkeypatch, **plain, **schedule)
-    # At the last step of the third rollout three are over.
-    assert last == pytest.approx(first * 0.9**3 / 10)
+    # The last update is within the third rollout, with whose end the search is over.
+    assert last == pytest.approx(first * 0.9**2 / 10)
 
 
 @pytest.mark.parametrize(
