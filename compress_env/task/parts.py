@@ -58,7 +58,7 @@ class Parts:
             try:
                 return self._add(loss_of, images, labels)
             except torch.OutOfMemoryError:
-                if not self._halve or len(labels) < 2 * LEAST * self.n_parts:
+                if not self._halve or self.n_parts >= len(labels) // LEAST:
                     raise
             # Here, as the error's traceback holds on to tensors.
             self.n_parts *= 2

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
 
 from compress_env.data.bundle import DatasetSource, stream_folder
 
@@ -44,6 +42,9 @@ def bare_loader(
         num_workers: Processes that read; they live as long as the loader.
         pin_memory: For a GPU.
     """
+    from torchvision.datasets import ImageFolder  # which takes long to import
+    from torchvision.transforms import v2
+
     sized = [] if size is None else [v2.Resize(size), v2.CenterCrop(size)]
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
