@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["RolloutSchedule", "check_rollouts"]
+__all__ = ["RolloutSchedule"]
 
 _ROUNDING = 1e-6
 """Of a rollout: the share that is left is a floating number."""
@@ -20,6 +19,9 @@ class RolloutSchedule:
 
     Zhan, Lin & Cao 2021 (arXiv 1912.02254) divide by ten at given rollouts and have a decay of
     0.99; that the latter is of the learning rate is our reading **(ours)**.
+
+    Raises:
+        ValueError: If a drop is below 1, drops do not ascend, or the decay is not in (0, 1].
     """
 
     initial: float
@@ -31,23 +33,18 @@ class RolloutSchedule:
     decay: float = 1.0
     """Factor of the rate after each rollout."""
 
+    def __post_init__(self) -> None:
+        """Check drops and decay."""
+        if list(self.drops) != sorted(set(self.drops)) or any(drop < 1 for drop in self.drops):
+            raise ValueError(
+                "drops must be ascending numbers of rollouts, at least 1, got "
+                f"{', '.join(map(str, self.drops))}"
+            )
+        if not 0.0 < self.decay <= 1.0:
+            raise ValueError(f"decay must be in (0, 1], got {self.decay}")
+
     def __call__(self, progress_remaining: float) -> float:
         """Return the rate while a share of the search remains, 1 at its start and 0 at its end."""
         n_done = int((1.0 - progress_remaining) * self.n_rollouts + _ROUNDING)
         n_drops = sum(drop <= n_done for drop in self.drops)
         return float(self.initial * self.decay**n_done / 10.0**n_drops)
-
-
-def check_rollouts(drops: Sequence[int], decay: float) -> None:
-    """Check the arguments of `RolloutSchedule` under the names that callers have for them.
-
-    Raises:
-        ValueError: If a rollout is below 1, they do not ascend, or the decay is not in (0, 1].
-    """
-    if list(drops) != sorted(set(drops)) or any(drop < 1 for drop in drops):
-        raise ValueError(
-            "agent_rate_drops must be ascending numbers of rollouts, at least 1, got "
-            f"{', '.join(map(str, drops))}"
-        )
-    if not 0.0 < decay <= 1.0:
-        raise ValueError(f"agent_rate_decay must be in (0, 1], got {decay}")

@@ -138,9 +138,11 @@ class DatasetSource(Labelled):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one minibatch for each entry of `index_batches`: see `ImageSource.batches`."""
         loader = self._loader(is_augmented=generator is not None and self._augmented is not None)
-        read = loader.read(list(_keys(index_batches, generator)))
+        read = loader.read(_keys(index_batches, generator), len(index_batches))
         for indices, items in zip(index_batches, read, strict=True):
             if isinstance(items, Unreadable):
+                read.close()
+                loader.end_workers()  # before the error, which holds on to all that is in use
                 raise items.error
             images = self._preprocess(items.image.to(self._device, non_blocking=True), generator)
             labels = self._labels[indices] if items.label is None else items.label

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -37,32 +37,43 @@ class WarmLoader:
     def __init__(self, reader: ItemReader, num_workers: int, *, pin_memory: bool) -> None:
         """Start nothing yet."""
         self._reader, self._num_workers, self._pin_memory = reader, num_workers, pin_memory
-        self._plan = _Plan()
-        self._loader: DataLoader[Any] | None = None
-        self._is_busy = False
+        self._begin()
 
-    def read(self, batches: Sequence[Keys]) -> Iterator[Item | Unreadable]:
+    def _begin(self) -> None:
+        self._plan, self._is_busy = _Plan(), False
+        self._held: list[DataLoader[Any]] = []  # one, once there are workers
+        # Held from here, loaders are no part of a circle whose queues, collected before them, could
+        # not tell the workers to end: each would be waited for in vain.
+        weakref.finalize(self, self._held.clear)
+
+    def read(
+        self, batches: Iterable[Keys], n_batches: int
+    ) -> Generator[Item | Unreadable, None, None]:
         """Yield one minibatch for each of `batches`, or what cannot be read.
+
+        Args:
+            batches: What to read; asked for when its turn comes.
+            n_batches: How many they are.
 
         Raises:
             RuntimeError: If a worker dies.
         """
         may_start = not multiprocessing.current_process().daemon
         # Starting processes does not pay for a single minibatch.
-        if self._num_workers == 0 or len(batches) < 2 or not may_start:
+        if self._num_workers == 0 or n_batches < 2 or not may_start:
             yield from self._make(batches, 0)
         elif self._is_busy:  # two calls take turns
             yield from self._make(batches, self._num_workers)
         else:
             yield from self._read_warm(batches)
 
-    def _read_warm(self, batches: Sequence[Keys]) -> Iterator[Item | Unreadable]:
-        if self._loader is None:
-            self._loader = self._make(self._plan, self._num_workers, persistent=True)
+    def _read_warm(self, batches: Iterable[Keys]) -> Iterator[Item | Unreadable]:
+        if not self._held:
+            self._held.append(self._make(self._plan, self._num_workers, persistent=True))
         _use(self)
         self._plan.batches, self._is_busy = batches, True
         try:
-            yield from self._loader
+            yield from self._held[0]
         except Exception:
             self.end_workers()
             raise
@@ -83,15 +94,21 @@ class WarmLoader:
     @property
     def is_warm(self) -> bool:
         """Whether workers wait."""
-        return self._loader is not None
+        return bool(self._held)
 
     def end_workers(self) -> None:
         """End the workers; the next call starts others."""
-        self._loader = None
+        self._held.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the workers out."""
-        return {**vars(self), "_plan": _Plan(), "_loader": None, "_is_busy": False}
+        own = ("_reader", "_num_workers", "_pin_memory")
+        return {name: getattr(self, name) for name in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin without workers."""
+        vars(self).update(state)
+        self._begin()
 
 
 class _Plan:
@@ -99,13 +116,11 @@ class _Plan:
 
     def __init__(self) -> None:
         """Read nothing."""
-        self.batches: Sequence[Keys] = ()
+        self.batches: Iterable[Keys] = ()
 
     def __iter__(self) -> Iterator[Keys]:
+        """Begin to read."""
         return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
 
 _used: list[weakref.ref[WarmLoader]] = []

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from agents.common.schedules import check_rollouts
+from agents.common.schedules import RolloutSchedule
 from agents.rules import PRUNING_RULES
 from compress_env.data.bundle import DATASETS
 from compress_env.envs.options import FinetuneAt, RewardAt
@@ -258,7 +258,10 @@ class Config:
             check_algorithm(self.algo)
         if self.model is not None and not _is_object(self.model):
             check_model_name(self.model)
-        check_rollouts(self.agent_rate_drops, self.agent_rate_decay)
+        try:
+            RolloutSchedule(1.0, self.n_episodes, self.agent_rate_drops, self.agent_rate_decay)
+        except ValueError as error:
+            raise ValueError(f"agent_rate_{error}") from None
         if (self.agent_rate_drops or self.agent_rate_decay < 1.0) and not has_rate(self.searcher):
             raise ValueError(
                 f"{self.searcher} has no learning rate for agent_rate_drops and agent_rate_decay; "

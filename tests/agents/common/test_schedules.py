@@ -6,7 +6,7 @@ import pytest
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.common.schedules import RolloutSchedule, check_rollouts
+from agents.common.schedules import RolloutSchedule
 from tests.agents.fakes import TargetEnv
 
 
@@ -49,14 +49,14 @@ def test_an_agent_of_stable_baselines3_follows_it() -> None:
 @pytest.mark.parametrize(
     ("drops", "decay", "message"),
     [
-        ((0, 3), 1.0, "agent_rate_drops must be ascending numbers .*, got 0, 3"),
+        ((0, 3), 1.0, "drops must be ascending numbers .*, got 0, 3"),
         ((5, 3), 1.0, "got 5, 3"),
         ((3, 3), 1.0, "got 3, 3"),
-        ((), 0.0, r"agent_rate_decay must be in \(0, 1\], got 0.0"),
+        ((), 0.0, r"decay must be in \(0, 1\], got 0.0"),
         ((), 1.01, "got 1.01"),
         ((), float("nan"), "got nan"),
     ],
 )
 def test_wrong_rollouts_are_refused(drops: tuple[int, ...], decay: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_rollouts(drops, decay)
+        RolloutSchedule(0.1, 10, drops, decay)

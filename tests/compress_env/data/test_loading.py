@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 import multiprocessing
 import os
 import pickle
 import signal
 from collections.abc import Callable, Iterator
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -94,6 +96,18 @@ def test_workers_end_with_their_source() -> None:
     assert int(worker) in {child.pid for child in multiprocessing.active_children()}
     del source
     assert int(worker) not in {child.pid for child in multiprocessing.active_children()}
+
+
+def test_workers_end_soon_where_their_source_is_part_of_a_circle() -> None:
+    source = make_source(2)
+    source.itself = source  # type: ignore[attr-defined]
+    workers = processes(source)
+    assert len(workers) == 2
+    del source
+    start = perf_counter()
+    gc.collect()
+    alive = {child.pid for child in multiprocessing.active_children()}
+    assert workers.isdisjoint(alive) and perf_counter() - start < 4
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
