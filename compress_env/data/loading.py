@@ -23,9 +23,8 @@ _N_WARM = 2
 class WarmLoader:
     """Reads minibatches in worker processes, which outlive a call where another may follow.
 
-    Starting them takes longer than the 20 minibatches of a step. The workers end with the loader,
-    or when more than two others have been read from since. A copy, or an unpickled one, has none
-    yet.
+    So the 20 minibatches of a step do not pay for starting them. The workers end with the loader,
+    or when two others have been read from since. A copy, or an unpickled one, has none yet.
 
     Args:
         reader: Reads the items; workers have a copy of it, made when they start.

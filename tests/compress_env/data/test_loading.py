@@ -134,3 +134,12 @@ def test_after_a_worker_has_died_another_is_started() -> None:
     with pytest.raises(RuntimeError, match=r"worker .*exited unexpectedly"):
         read(source)
     assert processes(source) != {worker}
+
+
+@pytest.mark.gpu
+def test_minibatches_go_to_a_gpu() -> None:
+    source = make_source().to(torch.device("cuda"))
+    for _ in range(2):
+        read = list(source.batches(BATCHES))
+        assert all(x.device.type == "cuda" for pair in read for x in pair)
+        assert torch.cat([images[:, 0, 0, 0] for images, _ in read]).tolist() == list(range(12))
