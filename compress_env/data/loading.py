@@ -16,15 +16,16 @@ __all__ = ["Keys", "WarmLoader"]
 
 Keys = list[tuple[int, int]]
 """The (index, seed) of each image of a minibatch."""
-_N_WARM = 2
-"""Loaders of a process whose workers wait at the same time: fine-tuning and scoring take turns."""
+_N_WARM = 3
+"""Loaders of a process whose workers wait at the same time: for calibration, fine-tuning and
+scoring, which take turns in every step."""
 
 
 class WarmLoader:
     """Reads minibatches in worker processes, which outlive a call where another may follow.
 
     So the 20 minibatches of a step do not pay for starting them. The workers end with the loader,
-    or when two others have been read from since. A copy, or an unpickled one, has none yet.
+    or when three others have been read from since. A copy, or an unpickled one, has none yet.
 
     Args:
         reader: Reads the items; workers have a copy of it, made when they start.
