@@ -139,12 +139,12 @@ def test_commands_run_on_a_thousand_classes(
     command: list[str], thousand: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    others = ["uniform", *(["8-5bit"] if "8-5bit" in command else [])]
-    table = check_run(command, thousand, 1000, 32, "--compare", *others)
-    names = ["uniform", "q_critic_ppo_paper"]
     if "8-5bit" not in command:
-        assert list(table.index[1:]) == names
-    else:
-        assert list(table.index[1:]) == ["uniform", "q_critic_ppo_paper-8-5bit", names[1]]
-        row = table.loc["q_critic_ppo_paper-8-5bit"]
-        assert row["size"] > table.loc["q_critic_ppo_paper", "size"]
+        table = check_run(command, thousand, 1000, 32, "--compare", "uniform")
+        assert list(table.index[1:]) == ["uniform", "q_critic_ppo_paper"]
+        return
+    # 138 M parameters: no processes beside them, and most of them pruned before bits are given.
+    monkeypatch.setattr("compress_env.data.bundle._MAX_WORKERS", 0)
+    fewer = ("--macs", "0.05", "--distill", "0", "--final-finetune-steps", "1")
+    table = check_run(command, thousand, 1000, 32, *fewer, "--compare", "8-5bit")
+    assert list(table.index[1:]) == ["q_critic_ppo_paper-8-5bit", "q_critic_ppo_paper"]
