@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 
 from compress_env.data.augment import Augment, to_device
 from compress_env.data.items import (
@@ -22,8 +22,8 @@ from compress_env.data.items import (
     leaf_of,
     listed_labels,
     read_labels,
-    stack_items,
 )
+from compress_env.data.loading import WarmLoader
 from compress_env.data.sources import Labelled, Preprocessing, check_images
 from compress_env.store.digests import Code, digest, file_stamps
 
@@ -33,7 +33,11 @@ _N_SAMPLED = 1024  # items that tell two data sets apart whose files are not kno
 
 
 class DatasetSource(Labelled):
-    """An image set too large for memory, read through a `DataLoader`.
+    """An image set too large for memory, read by worker processes through a `DataLoader`.
+
+    While a minibatch is used the next ones are read, two for each worker, into pinned memory where
+    they go to a GPU. Between two calls of `batches` the workers wait, see
+    `compress_env.data.loading`.
 
     Random transforms in the data set draw from PyTorch's CPU generator, which is seeded for each
     image, by the index or where there is one by the generator, and restored afterwards: the result
@@ -89,12 +93,18 @@ class DatasetSource(Labelled):
         self._augmented = augmented
         self._num_workers = num_workers
         self._device = torch.device("cpu") if device is None else device
+        self._loaders: dict[bool, WarmLoader] = {}  # by whether they read random transforms
         self._preprocess = Preprocessing(len(first.image), mean, std, augment).to(self._device)
+
+    @property
+    def num_workers(self) -> int:
+        """Number of processes that read images; 0 where this process reads them."""
+        return self._num_workers
 
     def to(self, device: torch.device) -> "DatasetSource":
         """Return the same set with its minibatches on `device`."""
         moved = copy.copy(self)
-        moved._device = device
+        moved._device, moved._loaders = device, {}
         moved._preprocess = self._preprocess.to(device)
         return moved
 
@@ -103,7 +113,7 @@ class DatasetSource(Labelled):
         if len(indices) == 0:
             raise ValueError("the data set is empty")
         chosen = copy.copy(self)
-        chosen._content = None
+        chosen._content, chosen._loaders = None, {}
         chosen._labels = self._labels[indices]
         chosen._dataset = Subset(self._dataset, indices.tolist())
         if self._augmented is not None:
@@ -127,26 +137,29 @@ class DatasetSource(Labelled):
         self, index_batches: Sequence[Tensor], *, generator: torch.Generator | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one minibatch for each entry of `index_batches`: see `ImageSource.batches`."""
-        augmented = None if generator is None else self._augmented
-        loader = DataLoader(
-            ItemReader(
-                self._dataset if augmented is None else augmented,
-                self._first_image if augmented is None else None,
-                with_labels=self._reads_labels,
-            ),
-            batch_sampler=_keys(index_batches, generator),
-            collate_fn=stack_items,
-            # Starting processes pays only for more than one minibatch.
-            num_workers=self._num_workers if len(index_batches) > 1 else 0,
-            pin_memory=self._device.type == "cuda",
-            generator=torch.Generator(),
-        )
-        for indices, items in zip(index_batches, loader, strict=True):
+        loader = self._loader(is_augmented=generator is not None and self._augmented is not None)
+        read = loader.read(_keys(index_batches, generator), len(index_batches))
+        for indices, items in zip(index_batches, read, strict=True):
             if isinstance(items, Unreadable):
+                read.close()
+                loader.end_workers()  # before the error, which holds on to all that is in use
                 raise items.error
             images = self._preprocess(items.image.to(self._device, non_blocking=True), generator)
             labels = self._labels[indices] if items.label is None else items.label
             yield images, to_device(labels, self._device)
+
+    def _loader(self, *, is_augmented: bool) -> WarmLoader:
+        """Return what reads the images, with or without random transforms."""
+        if is_augmented not in self._loaders:
+            dataset, like = self._dataset, None if is_augmented else self._first_image
+            if is_augmented and self._augmented is not None:
+                dataset = self._augmented
+            self._loaders[is_augmented] = WarmLoader(
+                ItemReader(dataset, like, with_labels=self._reads_labels),
+                self._num_workers,
+                pin_memory=self._device.type == "cuda",
+            )
+        return self._loaders[is_augmented]
 
 
 def _labels_of(dataset: Dataset[Any], first: Item) -> Tensor:

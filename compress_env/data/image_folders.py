@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,20 @@ from torchvision.transforms import v2
 
 from compress_env.networks.checkpoints import cache_dir, cache_lock, write_to_cache
 
-__all__ = ["ImageTree", "decode", "decode_all", "decode_split", "open_image"]
+__all__ = [
+    "ImageTree",
+    "check_same_classes",
+    "decode",
+    "decode_all",
+    "decode_split",
+    "open_image",
+]
 
 _logger = logging.getLogger(__name__)
 
 _BOOKKEEPING = "__MACOSX"
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+_N_NAMED = 3  # classes in an error
 _SIXTEEN_BITS_AS_32 = ("PNG", "PPM")  # formats whose images of mode I hold 0..65535
 
 
@@ -131,16 +140,40 @@ def decode_split(
         ValueError: If the classes are others than expected, or an image cannot be read.
     """
     trees = [ImageTree(root / split, allow_empty=False) for split in ("train", "test")]
+    check_same_classes("folder", {"train": trees[0].classes, "test": trees[1].classes})
     for tree in trees:
-        if tree.classes != trees[0].classes or len(tree.classes) != num_classes:
+        if len(tree.classes) != num_classes:
             raise ValueError(
-                f"folder: expected the same {num_classes} classes in train/ and test/ of {root}, "
-                f"got {len(trees[0].classes)} and {len(trees[1].classes)}"
+                f"folder: expected {num_classes} classes in train/ and test/ of {root}, got "
+                f"{len(tree.classes)}"
             )
         tree.transform = v2.PILToTensor()
     return [
         (torch.from_numpy(decode_all(tree, shape)), torch.tensor(tree.targets)) for tree in trees
     ]
+
+
+def check_same_classes(name: str, classes: Mapping[str, Sequence[str]]) -> None:
+    """Check that a label stands for the same class in all trees of a data set.
+
+    Args:
+        name: Name of the data set.
+        classes: Names of the classes by tree.
+
+    Raises:
+        ValueError: If a tree lacks a class that another has.
+    """
+    every = set().union(*classes.values())
+    lacking = {tree: sorted(every.difference(has)) for tree, has in classes.items()}
+    texts = [f"{tree}/ has no {_some(names)}" for tree, names in lacking.items() if names]
+    if texts:
+        trees = " and ".join(f"{tree}/" for tree in classes)
+        raise ValueError(f"{name}: the classes in {trees} differ: {', '.join(texts)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _N_NAMED
+    return ", ".join(names[:_N_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def decode(tree: ImageTree, index: int, shape: tuple[int, ...] | None = None) -> Tensor:

@@ -3,14 +3,23 @@
 Shapes: n items, C channels, H rows, W columns.
 """
 
+import random
 import sys
 from collections.abc import Sequence, Sized
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import (
+    Dataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+    get_worker_info,
+)
 
 __all__ = [
     "Item",
@@ -67,6 +76,18 @@ class ItemReader(Dataset[Item | Unreadable]):
         except (OSError, ValueError) as error:
             return Unreadable(error)
 
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Item | Unreadable]:
+        """Return the items of a minibatch.
+
+        In a loader's worker, which has read others before, transforms that draw from Python's and
+        NumPy's generators depend on the minibatch alone too.
+        """
+        if get_worker_info() is not None:
+            seed = keys[0][1] % 2**32
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002, from which such transforms draw
+        return [self[key] for key in keys]
+
     def read(self, index: int, seed: int) -> Item:
         """Return an item.
 
@@ -103,7 +124,10 @@ class ItemReader(Dataset[Item | Unreadable]):
 
     def _raw(self, index: int, seed: int) -> tuple[Any, Any]:
         """Return an image and, where labels are read, a label, as the data set has them."""
-        with torch.random.fork_rng(devices=[]):
+        # Nobody else draws in a loader's worker, and keeping the state takes as long as reading a
+        # small image.
+        is_shared = get_worker_info() is None
+        with torch.random.fork_rng(devices=[]) if is_shared else nullcontext():
             torch.default_generator.manual_seed(seed)
             try:
                 item = self._dataset[index]

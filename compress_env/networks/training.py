@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from compress_env.data.datasets import ImageSource
 from compress_env.task.distillation import distillation_loss
 from compress_env.task.finetune import compute_logits, use_channels_last
+from compress_env.task.parts import Parts
 
 __all__ = ["Recipe", "Training", "train_by_recipe"]
 
@@ -48,6 +49,8 @@ class Recipe:
 class Training:
     """A network that is being trained in place; between two epochs it can stop and go on.
 
+    Minibatches that do not fit into memory are computed in parts: see `compress_env.task.parts`.
+
     Args:
         model: A network from images (b, C, H, W) to logits (b, K).
         train: Its training images, on the network's device.
@@ -75,7 +78,7 @@ class Training:
         self.model, self.recipe, self.n_done = model, recipe, 0
         self._train, self._bf16, self._channels_last = train, bf16, channels_last
         self._teacher, self._distill = teacher, distill
-        self._distill_temperature = distill_temperature
+        self._distill_temperature, self._parts = distill_temperature, Parts()
         if channels_last:
             use_channels_last(model)
         self._generator = torch.Generator().manual_seed(recipe.seed)
@@ -119,6 +122,13 @@ class Training:
         )
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+        self._optimizer.zero_grad()
+        loss = self._parts.add_gradients(self._loss_of, images, labels, self._optimizer.zero_grad)
+        self._optimizer.step()
+        self._schedule.step()
+        return loss
+
+    def _loss_of(self, images: Tensor, labels: Tensor) -> Tensor:
         logits = self._answers_of(self.model, images)
         loss = cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         if self._teacher is not None and self._distill > 0.0:
@@ -126,11 +136,7 @@ class Training:
                 answers = self._answers_of(self._teacher, images)
             softened = distillation_loss(logits, answers, self._distill_temperature)
             loss = (1.0 - self._distill) * loss + self._distill * softened
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-        self._schedule.step()
-        return loss.detach()
+        return loss
 
     def _answers_of(self, model: nn.Module, images: Tensor) -> Tensor:
         return compute_logits(model, images, bf16=self._bf16, channels_last=self._channels_last)

@@ -1,6 +1,6 @@
-"""The hot loops: fine-tuning, batch-norm re-estimation and evaluation.
+"""The hot loops of training: fine-tuning and batch-norm re-estimation.
 
-None of them waits for the device inside the loop.
+Neither of them waits for the device inside the loop.
 
 Options that they share: `bf16` runs the forward pass under autocast in bfloat16 (weights stay
 float32, logits are float32 again); `channels_last` lays the images out channels last, which many
@@ -21,12 +21,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from compress_env.task.distillation import distillation_loss
 from compress_env.task.layers import compute_layers
+from compress_env.task.parts import Parts
 
 __all__ = [
     "Penalty",
     "channels_last_of",
     "compute_logits",
-    "evaluate",
     "finetune",
     "reestimate_batch_norm",
     "step_share",
@@ -104,6 +104,7 @@ def finetune(
     distill_temperature: float = 4.0,
     bf16: bool = False,
     channels_last: bool = False,
+    halve: bool = False,
 ) -> None:
     """Train `model` by SGD on the cross-entropy of the given minibatches, in place.
 
@@ -127,8 +128,10 @@ def finetune(
         distill_temperature: That of `distillation_loss`, above 0.
         bf16: See the module.
         channels_last: See the module.
+        halve: Whether minibatches that do not fit into memory are computed in parts.
 
     Raises:
+        torch.OutOfMemoryError: If a minibatch does not fit into memory.
         FloatingPointError: If the loss of any minibatch or a weight after them is not finite.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -146,20 +149,22 @@ def finetune(
         fused=all(_can_be_fused(p) for p in own),
     )
     schedule = _schedule(optimizer, anneal_steps, warmup_steps)
-    losses = []
+    losses, parts = [], Parts(halve=halve)
+
+    def loss_of(images: Tensor, labels: Tensor) -> Tensor:
+        logits = compute_logits(model, images, bf16=bf16, channels_last=channels_last)
+        loss = cross_entropy(logits, labels)
+        if teacher is not None and distill > 0.0:
+            answers = _answers(teacher, images, bf16=bf16, channels_last=channels_last)
+            softened = distillation_loss(logits, answers, distill_temperature)
+            loss = (1.0 - distill) * loss + distill * softened
+        return loss if penalty is None else loss + penalty.value()
+
     model.train()
     try:
         for images, labels in batches:
             optimizer.zero_grad(set_to_none=True)
-            logits = compute_logits(model, images, bf16=bf16, channels_last=channels_last)
-            loss = cross_entropy(logits, labels)
-            if teacher is not None and distill > 0.0:
-                answers = _answers(teacher, images, bf16=bf16, channels_last=channels_last)
-                softened = distillation_loss(logits, answers, distill_temperature)
-                loss = (1.0 - distill) * loss + distill * softened
-            if penalty is not None:
-                loss = loss + penalty.value()
-            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(parts.add_gradients(loss_of, images, labels, optimizer.zero_grad))
             optimizer.step()
             if beside is not None:
                 beside.step()
@@ -167,7 +172,6 @@ def finetune(
             _apply(masks)
             if schedule is not None:
                 schedule.step()
-            losses.append(loss.detach())
             if penalty is not None and penalty.is_settled is not None and penalty.is_settled():
                 break
     finally:
@@ -271,28 +275,3 @@ def _cumulative(norms: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.eval()
-
-
-def evaluate(
-    model: nn.Module, batches: Batches, *, bf16: bool = False, channels_last: bool = False
-) -> float:
-    """Return the fraction of images whose largest logit is the label's.
-
-    Raises:
-        FloatingPointError: If a logit is not finite.
-    """
-    model.eval()
-    n_images = 0
-    correct, finite = [], []
-    with torch.inference_mode():
-        for images, labels in batches:
-            logits = compute_logits(model, images, bf16=bf16, channels_last=channels_last)
-            correct.append((logits.argmax(1) == labels).sum())
-            finite.append(torch.isfinite(logits).all())
-            n_images += len(labels)
-    n_correct, is_finite = torch.stack(
-        [torch.stack(correct).sum(), torch.stack(finite).all()]
-    ).tolist()
-    if not is_finite:
-        raise FloatingPointError("logits are not finite")
-    return int(n_correct) / n_images

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, SupportsFloat, TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,6 @@ from compress_env.task.finetune import (
     Penalty,
     channels_last_of,
     compute_logits,
-    evaluate,
     finetune,
     reestimate_batch_norm,
     use_channels_last,
@@ -31,6 +30,7 @@ from compress_env.task.finetune import (
 from compress_env.task.finetuner import Finetuner, run_finetuner
 from compress_env.task.layers import check_network
 from compress_env.task.rehearsal import rehearse_training
+from compress_env.task.scoring import checked_score, top_accuracies
 
 __all__ = ["CompressionTask", "FinetuneConfig", "Finetuner", "Scorer", "select_device"]
 
@@ -245,6 +245,7 @@ class CompressionTask:
         warmup_steps: int = 0,
         penalty: Penalty | None = None,
         distill: float | None = None,
+        halve: bool = False,
     ) -> None:
         """Run `n_steps` minibatches of SGD on `model`, in place.
 
@@ -257,8 +258,10 @@ class CompressionTask:
             penalty: What is added to the loss, if anything.
             distill: Weight of the uncompressed network's answers, in [0, 1]; as in the
                 configuration when None.
+            halve: Whether minibatches that do not fit into memory are computed in parts.
 
         Raises:
+            torch.OutOfMemoryError: If a minibatch does not fit into memory.
             FloatingPointError: If the loss is not finite.
             ValueError: If `distill` is out of range.
         """
@@ -282,6 +285,7 @@ class CompressionTask:
                 distill_temperature=config.distill_temperature,
                 bf16=config.bf16,
                 channels_last=config.channels_last,
+                halve=halve,
             )
 
     def finetune_step(self, model: nn.Module, n_steps: int, generator: torch.Generator) -> None:
@@ -340,13 +344,22 @@ class CompressionTask:
         """
         if self._scorer is None:
             return self.accuracy(model, "validation")
-        return _checked_score(self._scorer(model.eval()))
+        return checked_score(self._scorer(model.eval()))
 
     def accuracy(self, model: nn.Module, split: Split) -> float:
-        """Return the accuracy of `model`, a fraction, on one of the four image sets.
+        """Return the accuracy of `model`, a fraction: see `accuracies`."""
+        return self.accuracies(model, split, (1,))[0]
+
+    def accuracies(self, model: nn.Module, split: Split, tops: Sequence[int]) -> list[float]:
+        """Return how often `model` has the label among its first answers, on an image set.
 
         Where a batch does not fit into memory, batches are half as large from then on, and all
         images are evaluated again.
+
+        Args:
+            model: The network.
+            split: The image set.
+            tops: For each fraction, how many answers count.
 
         Raises:
             FloatingPointError: If a logit is not finite.
@@ -356,7 +369,7 @@ class CompressionTask:
         self.prepare(model)
         while True:
             try:
-                return evaluate(model, self._in_order(source), **self._scoring)
+                return top_accuracies(model, self._in_order(source), tops, **self._scoring)
             except torch.OutOfMemoryError:
                 size = min(self._scoring_size, len(source))
                 if size == 1:
@@ -378,20 +391,3 @@ class CompressionTask:
     def _in_order(self, source: ImageSource) -> Iterator[tuple[Tensor, Tensor]]:
         n_batches = math.ceil(len(source) / self._scoring_size)
         return source.batches(torch.arange(len(source)).tensor_split(n_batches))
-
-
-def _checked_score(score: SupportsFloat) -> float:
-    """Return what a scorer has returned as a float in [0, 1]."""
-    try:
-        number = score.__float__()  # a str has none
-    except (AttributeError, RuntimeError, TypeError, ValueError):
-        got = " ".join(repr(score).split())
-        raise TypeError(f"the scorer must return a number in [0, 1], got {got:.80}") from None
-    if not math.isfinite(number):
-        raise FloatingPointError(f"the scorer returned {number}")
-    if not 0.0 <= number <= 1.0:
-        raise ValueError(
-            f"the scorer must return a score in [0, 1], got {number}; percentages are to be "
-            "divided by 100"
-        )
-    return number

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from compress_env.quantization.activations import detach_input
 from compress_env.quantization.fake_quant import bake
+from compress_env.task.scoring import find_hits
 
 __all__ = ["Latency", "OnnxNetwork", "TimedNetwork", "TorchNetwork", "measure_latency"]
 
@@ -102,10 +103,28 @@ class OnnxNetwork:
         Raises:
             ValueError: If there is no image.
         """
-        correct = [(self.logits(x).argmax(1) == labels.cpu()).float() for x, labels in batches]
-        if not correct:
+        return self.accuracies(batches, (1,))[0]
+
+    def accuracies(
+        self, batches: Iterable[tuple[Tensor, Tensor]], tops: Sequence[int]
+    ) -> list[float]:
+        """Return the fractions of images whose label is among the first answers.
+
+        Args:
+            batches: As for `accuracy`.
+            tops: For each fraction, how many answers count.
+
+        Raises:
+            ValueError: If there is no image.
+        """
+        hits: list[list[Tensor]] = [[] for _ in tops]
+        for images, labels in batches:
+            logits = self.logits(images)
+            for found, top in zip(hits, tops, strict=True):
+                found.append(find_hits(logits, labels.cpu(), top).float())
+        if not hits[0]:
             raise ValueError("expected at least one batch of images, got none")
-        return float(torch.cat(correct).mean())
+        return [float(torch.cat(found).mean()) for found in hits]
 
 
 class TorchNetwork:

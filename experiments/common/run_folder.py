@@ -54,9 +54,12 @@ ADDED: dict[str, Any] = {
     "nominate_by": "accuracy",
     "shaping": 0.0,
     "budgets": [],
+    "agent_rate_drops": [],
+    "agent_rate_decay": 1.0,
 }
 """Settings that earlier runs were made without, and what they have there."""
 C = TypeVar("C")
+_PROBE_BYTES = 2**20
 _WRITTEN_HALF = re.compile(r"\.(config|sweep)-[0-9a-f]{32}\.json")
 
 
@@ -183,9 +186,18 @@ class RunFolder:
             figure.savefig(path, dpi=DPI)
 
     def write_state(self, name: str, state: Mapping[str, Any]) -> None:
-        """Write tensors and plain values to `state/NAME.pt`, in place of what was there."""
+        """Write tensors and plain values to `state/NAME.pt`, in place of what was there.
+
+        Raises:
+            OSError: If the disk is full.
+        """
         with replacing(self._state_file(name)) as path:
-            torch.save(dict(state), path)
+            try:
+                torch.save(dict(state), path)
+            except RuntimeError:  # PyTorch does not say what is wrong with the disk: writing does
+                with path.open("ab") as file:
+                    file.write(bytes(_PROBE_BYTES))
+                raise
 
     def _state_file(self, name: str) -> Path:
         return self.state_path / f"{check_name(name)}.pt"

@@ -29,7 +29,7 @@ from experiments.common.stored import read_object
 from experiments.compress.compress import run
 from experiments.compress.config import Config, Effort
 from experiments.compress.inputs import Given
-from experiments.compress.report import best_row, read_rows
+from experiments.compress.report import best_row, read_rows, to_rows
 
 __all__ = ["CompressionResult", "compress"]
 
@@ -190,7 +190,7 @@ def _read(folder: Path, network: nn.Module, data: DataBundle) -> CompressionResu
     """Read what a finished run has come to."""
     rows = read_rows(folder / "table.csv")
     name = best_row(rows).network
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(to_rows(rows))
     table.insert(1, "is_chosen", table["network"] == name)
     table.insert(3, "test_accuracy", 1.0 - table["test_error"])
     quantized = load(folder / f"network-{name}.cenv", copy.deepcopy(network).cpu())

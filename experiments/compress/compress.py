@@ -21,7 +21,7 @@ from experiments.compress.inputs import Given
 from experiments.compress.outcome import score_networks, write_pareto, write_searches
 from experiments.compress.plan import describe_inputs, describe_stage, describe_work
 from experiments.compress.presentation import write_reports
-from experiments.compress.report import Row, best_row, print_rows, read_rows
+from experiments.compress.report import Row, best_row, print_rows, read_rows, to_rows
 from experiments.compress.stages import Contender, Job
 
 __all__ = ["Config", "main", "run"]
@@ -71,7 +71,7 @@ def _run_job(job: Job, folder: RunFolder, console: Console) -> list[Row]:
             rows = score_networks(job, folder, contenders)
             write_pareto(folder, job)
             write_reports(folder, job, contenders, rows)
-        folder.finish([row._asdict() for row in rows])
+        folder.finish(to_rows(rows))
     except BaseException as stop:
         with suppress(OSError):  # the disk may be full
             write_searches(folder, job, names)
@@ -126,12 +126,12 @@ def _contend(job: Job) -> list[Contender]:
     if config.policy is not None:
         return [job.compress("policy", config.searcher)]
     contenders = {}
-    for name in [name for name in names if name not in config.uniform_bits]:
+    for name in [name for name in names if name not in config.given_bits]:
         contenders[name] = job.compress(name, name)
         write_searches(job.folder, job, names)
-    for name, is_free in config.uniform_bits.items():
+    for name, bits in config.given_bits.items():
         pruning = contenders[config.searcher].stages["pruning"]
-        contenders[name] = job.quantize_uniformly(name, pruning, is_free=is_free)
+        contenders[name] = job.give_bits(name, pruning, bits)
         write_searches(job.folder, job, names)
     return [contenders[name] for name in names]
 

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
+from agents.common.schedules import RolloutSchedule
 from agents.rules import PRUNING_RULES
 from compress_env.data.bundle import DATASETS
 from compress_env.envs.options import FinetuneAt, RewardAt
@@ -22,7 +23,7 @@ from compress_env.task.rewards import REWARDS
 from experiments.common.cli.given import HANDED_OVER
 from experiments.common.cli.progress import check_tensorboard
 from experiments.common.cli.user_code import names_code
-from experiments.search.algorithms import check_algorithm
+from experiments.search.algorithms import LEARNERS, check_algorithm, has_rate
 from experiments.search.observing import check_shaping
 from experiments.search.policies import read_policy
 
@@ -34,11 +35,29 @@ RULE = "portfolio"
 """What needs no search: the best of several rules, by one episode each."""
 EVALUATIONS = {"quick": 100, "normal": 100, "thorough": 300}
 """Network evaluations of a search in each stage, by effort; a quick one has none of its own."""
-COMPARED = ("uniform", RULE, *PRUNING_RULES, "random", "8bit", "uniform-bits")
+MIXED_BITS = "8-5bit"
+"""8 bits in convolutions and 5 in linear layers (Han, Mao & Dally 2016, arXiv 1510.00149)."""
+COMPARED = ("uniform", RULE, *PRUNING_RULES, "random", "8bit", MIXED_BITS, "uniform-bits")
 """What a search can be compared with: one value for all layers, the rules, random search with as
-many evaluations, and the searched pruned network with 8 bits, or the most that fit, everywhere."""
-BITS = {"8bit": True, "uniform-bits": False}
-"""Those that are bits of the searched pruned network, and whether they are free of the budget."""
+many evaluations, and the searched pruned network with 8 bits everywhere, 8 in convolutions and 5 in
+linear layers, or the most that fit everywhere."""
+
+
+class GivenBits(NamedTuple):
+    """Bits of the searched pruned network that need no search."""
+
+    is_free: bool
+    """Whether they are free of the budget."""
+    rule: str
+    """Who chooses them."""
+
+
+BITS = {
+    "8bit": GivenBits(True, "uniform"),
+    MIXED_BITS: GivenBits(True, MIXED_BITS),
+    "uniform-bits": GivenBits(False, "uniform"),
+}
+"""What a search can be compared with that is of this kind, by name."""
 DEFAULT_TASK = {"model": "vgg8", "data": "digits16", "macs": 0.1, "size": 0.02}
 """What is done where the command line names neither a network nor images."""
 SETTINGS = {"flops_budget": "macs", "params_budget": "params", "size_budget": "size"}
@@ -94,7 +113,12 @@ class Config:
     relative_error. When not given: portfolio; or, with evaluations or more effort, cma_es that
     starts from it."""
     compare: tuple[str, ...] = ("uniform", RULE)
-    """What it is compared with: uniform, portfolio, rules by name, random, 8bit, uniform-bits."""
+    """What it is compared with: uniform, portfolio, rules by name, random, 8bit, 8-5bit (8 bits in
+    convolutions, 5 in linear layers), uniform-bits."""
+    agent_rate_drops: tuple[int, ...] = ()
+    """Rollouts (episodes) after which a learner's own learning rate is divided by ten."""
+    agent_rate_decay: float = 1.0
+    """Factor of a learner's own learning rate after each rollout."""
     method: PruningMethod = "magnitude"
     """How channels or elements are selected."""
     variational: Preset = "default"
@@ -181,6 +205,14 @@ class Config:
         return self.evaluations or EVALUATIONS[self.effort]
 
     @property
+    def n_episodes(self) -> int:
+        """Episodes of the search in each stage, at most.
+
+        A sequence of decisions repeats another now and then, which is no new evaluation.
+        """
+        return 10 * self.n_evaluations
+
+    @property
     def prunes(self) -> bool:
         """Whether there is a stage of pruning."""
         return self.macs is not None or self.params is not None
@@ -193,14 +225,14 @@ class Config:
         others = [
             name for name in dict.fromkeys(self.compare) if name not in {*BITS, self.searcher}
         ]
-        return [*others, *self.uniform_bits, self.searcher]
+        return [*others, *self.given_bits, self.searcher]
 
     @property
-    def uniform_bits(self) -> dict[str, bool]:
-        """Contenders with the same bits in all layers, and whether they are free of the budget."""
+    def given_bits(self) -> dict[str, GivenBits]:
+        """Contenders with given bits in all layers."""
         if self.size is None or not self.prunes or self.policy is not None:
             return {}
-        return {f"{self.searcher}-{n}": free for n, free in BITS.items() if n in self.compare}
+        return {f"{self.searcher}-{n}": bits for n, bits in BITS.items() if n in self.compare}
 
     def resolved(self) -> Config:
         """Return the settings with `DEFAULT_TASK` where neither network nor images are named.
@@ -230,6 +262,15 @@ class Config:
             check_algorithm(self.algo)
         if self.model is not None and not _is_object(self.model):
             check_model_name(self.model)
+        try:
+            RolloutSchedule(1.0, self.n_episodes, self.agent_rate_drops, self.agent_rate_decay)
+        except ValueError as error:
+            raise ValueError(f"agent_rate_{error}") from None
+        if (self.agent_rate_drops or self.agent_rate_decay < 1.0) and not has_rate(self.searcher):
+            raise ValueError(
+                f"{self.searcher} has no learning rate for agent_rate_drops and agent_rate_decay; "
+                f"those that have: {', '.join(filter(has_rate, LEARNERS))}"
+            )
         _ = self.title  # which says if it cannot be written
         self._check_data()
         self._check_numbers()

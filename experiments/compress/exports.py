@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from compress_env.quantization.export import export_onnx
+from compress_env.task.scoring import tops_for
 from compress_env.task.task import CompressionTask
 from experiments.common.latency import OnnxNetwork, TimedNetwork, TorchNetwork, measure_latency
 
@@ -25,6 +26,8 @@ class Export(NamedTuple):
     """Bytes of the file on disk."""
     onnx_test_error: float
     """Fraction of test images that the file gets wrong in onnxruntime."""
+    onnx_test_error_top5: float | None = None
+    """The same where five answers count; None of few classes."""
 
 
 def export_networks(
@@ -43,13 +46,15 @@ def export_networks(
     image = task.example_image()
     paths = {name: folder / f"{name}.onnx" for name in networks}
     n_bytes = {name: export_onnx(paths[name], model, image) for name, model in networks.items()}
-    return {name: Export(n_bytes[name], _test_error(path, task)) for name, path in paths.items()}
+    return {name: Export(n_bytes[name], *_test_errors(path, task)) for name, path in paths.items()}
 
 
-def _test_error(path: Path, task: CompressionTask) -> float:
+def _test_errors(path: Path, task: CompressionTask) -> list[float]:
+    """Return the fraction of test images that a file gets wrong, and of many classes top-5."""
     source, size = task.data.test, task.config.evaluation_batch_size
     batches = source.batches(torch.split(torch.arange(len(source)), size))
-    return 1.0 - OnnxNetwork(path).accuracy(batches)
+    tops = tops_for(task.data.num_classes)
+    return [1.0 - accuracy for accuracy in OnnxNetwork(path).accuracies(batches, tops)]
 
 
 def time_networks(

@@ -15,6 +15,7 @@ from compress_env.quantization.fake_quant import bake
 from compress_env.quantization.packing import save
 from compress_env.task.counting import total_macs
 from compress_env.task.layers import dense_params, sparse_macs, sparse_params
+from compress_env.task.scoring import tops_for
 from experiments.common.cli.say import say
 from experiments.common.drawing.figures import non_dominated
 from experiments.common.run_folder import RunFolder
@@ -94,7 +95,7 @@ def score_networks(job: Job, folder: RunFolder, contenders: list[Contender]) -> 
     exports = _export(job, folder, models)
     times = time_networks(folder.path, models, job.task)
     env, image = job.first_env, job.task.example_image()
-    full = env.unpruned
+    full, tops = env.unpruned, tops_for(job.task.data.num_classes)
     full_size = _save_floats(job.task.model, folder.path / "baseline.safetensors")
 
     def measure(file: str, name: str, stages: list[Stage]) -> Row:
@@ -107,11 +108,13 @@ def score_networks(job: Job, folder: RunFolder, contenders: list[Contender]) -> 
             "sparse": sparse_macs(model, env.positions) + env.other_macs,
         }
         params = {"dense": dense_params(model), "sparse": sparse_params(model)}
+        errors = [1.0 - accuracy for accuracy in job.task.accuracies(model, "test", tops)]
         fits = size <= job.size_budget_bytes and job.fits(macs, params)
         return Row(
             network=name,
             validation_accuracy=job.task.score(model),
-            test_error=1.0 - job.task.accuracy(model, "test"),
+            test_error=errors[0],
+            test_error_top5=errors[1] if len(errors) > 1 else None,
             macs=macs["dense"] / full.macs,
             sparse_macs=macs["sparse"] / full.macs,
             params=params["dense"] / full.params,

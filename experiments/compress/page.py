@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from experiments.compress.report import FILE_HEADINGS, HEADINGS, Row, format_times
+from experiments.compress.report import Row, file_table, final_table, format_times
 
 __all__ = ["Figure", "Page", "format_headline", "format_page", "format_snippets"]
 
@@ -68,9 +68,9 @@ def format_page(page: Page) -> str:
     rows, chosen = page.rows, _find(page.rows, page.chosen)
     time_headings, times = format_times(rows)
     tables = [
-        ("", HEADINGS, [row.cells() for row in rows]),
+        ("", *final_table(rows)),
         ("Time", time_headings, times),
-        ("Files", FILE_HEADINGS, [row.file_cells() for row in rows]),
+        ("Files", *file_table(rows)),
     ]
     return environment.from_string(source).render(
         page=page,
@@ -105,7 +105,8 @@ def format_headline(baseline: Row, chosen: Row, macs: str = "dense") -> str:
     start = f"At {' and '.join(shown)}" if shown else "At the same cost"
     right = f"{100 * (1 - chosen.test_error):.1f} % right"
     change = _format_change(baseline.test_error - chosen.test_error)
-    return f"{start} the network gets {right}, {change}{_format_time(chosen)}."
+    five = _format_five(baseline.test_error_top5, chosen.test_error_top5)
+    return f"{start} the network gets {right}, {change}{five}{_format_time(chosen)}."
 
 
 def _percent(fraction: float) -> str:
@@ -119,6 +120,13 @@ def _format_change(gain: float) -> str:
     if points == "0.0":
         return "as much as before"
     return f"{points} points {'more' if gain > 0 else 'less'} than before"
+
+
+def _format_five(baseline: float | None, chosen: float | None) -> str:
+    if baseline is None or chosen is None:
+        return ""
+    right = f"{100 * (1 - chosen):.1f} % among its five best"
+    return f", and {right}, {_format_change(baseline - chosen)}"
 
 
 def _format_time(chosen: Row) -> str:

@@ -106,7 +106,7 @@ def describe_work(config: Config, timing: Timing, n_final_steps: int) -> str:
     """Say how many episodes and minibatches there will be, and the time that they take."""
     n_stages = config.prunes + (config.size is not None)
     n_episodes = n_stages * sum(_episodes(name, config) for name in config.contenders)
-    n_finals = n_stages * len(config.contenders) - len(config.uniform_bits) * (n_stages - 1)
+    n_finals = n_stages * len(config.contenders) - len(config.given_bits) * (n_stages - 1)
     seconds = n_episodes * timing.episode + n_finals * n_final_steps * (timing.minibatch or 0.0)
     whole = "in all" if timing.minibatch is not None else "and the time of your own loop"
     return (
@@ -119,6 +119,6 @@ def describe_work(config: Config, timing: Timing, n_final_steps: int) -> str:
 def _episodes(name: str, config: Config) -> int:
     """Return about how many episodes a contender takes in a stage."""
     by_rules = 1 + len(IN_PORTFOLIO)
-    if name in SINGLE or name in config.uniform_bits:
+    if name in SINGLE or name in config.given_bits:
         return 1 + by_rules * (name == "portfolio")
     return config.n_evaluations + by_rules * (name == "cma_es")

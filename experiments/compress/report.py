@@ -21,12 +21,15 @@ __all__ = [
     "HEADINGS",
     "Row",
     "best_row",
+    "file_table",
+    "final_table",
     "format_markdown",
     "format_noise",
     "format_report",
     "format_times",
     "print_rows",
     "read_rows",
+    "to_rows",
     "with_ratios",
 ]
 
@@ -48,6 +51,9 @@ FILE_HEADINGS = (
     "ONNX bytes",
     "ONNX error %",
 )
+
+TOP5 = "top-5 error %"
+"""Comes after the test error, and that of the ONNX file, where there are many classes."""
 
 TIMES = {
     "latency_1": "onnxruntime, 1 image",
@@ -113,11 +119,17 @@ class Row(NamedTuple):
     latency_64: float | None = None
     torch_latency_1: float | None = None
     torch_latency_64: float | None = None
+    test_error_top5: float | None = None
+    """Fraction of test images whose class is none of the five with the largest logits; None where
+    there are at most ten classes, and below."""
+    onnx_test_error_top5: float | None = None
+    """The same of the ONNX file."""
 
-    def cells(self) -> tuple[str, ...]:
-        """Format the columns of `HEADINGS`."""
+    def cells(self, *, has_top5: bool = False) -> tuple[str, ...]:
+        """Format the columns of `final_table`."""
         percents = (
             self.test_error,
+            *([self.test_error_top5] if has_top5 else []),
             self.macs,
             self.sparse_macs,
             self.params,
@@ -125,17 +137,18 @@ class Row(NamedTuple):
         )
         return (
             self.network,
-            *(f"{100 * p:.2f}" for p in percents),
+            *(_format(_percent(p), ".2f") for p in percents),
             f"{100 * self.size:.2f}" + ("" if self.within_budget else "*"),
             str(self.n_evaluations),
         )
 
-    def file_cells(self) -> tuple[str, ...]:
-        """Format the columns of `FILE_HEADINGS`."""
+    def file_cells(self, *, has_top5: bool = False) -> tuple[str, ...]:
+        """Format the columns of `file_table`."""
+        errors = (self.onnx_test_error, *([self.onnx_test_error_top5] if has_top5 else []))
         return (
             self.network,
             *(_format(b, ",") for b in (self.size_bytes, self.float_bytes, self.onnx_bytes)),
-            _format(_percent(self.onnx_test_error), ".2f"),
+            *(_format(_percent(error), ".2f") for error in errors),
         )
 
     def time_cells(self, name: str) -> tuple[str, str]:
@@ -147,6 +160,27 @@ class Row(NamedTuple):
         milliseconds, spread = getattr(self, f"{name}_ms"), getattr(self, f"{name}_iqr_ms")
         shown = "" if spread is None else f" ± {spread:.3f}"
         return _format(milliseconds, ".3f") + shown, _format(_percent(getattr(self, name)), ".1f")
+
+
+def final_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return headings and cells of the table of all networks."""
+    has_top5 = any(row.test_error_top5 is not None for row in rows)
+    headings = (*HEADINGS[:2], TOP5, *HEADINGS[2:]) if has_top5 else HEADINGS
+    return headings, [row.cells(has_top5=has_top5) for row in rows]
+
+
+def file_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return headings and cells of the table of files."""
+    has_top5 = any(row.onnx_test_error_top5 is not None for row in rows)
+    headings = (*FILE_HEADINGS, f"ONNX {TOP5}") if has_top5 else FILE_HEADINGS
+    return headings, [row.file_cells(has_top5=has_top5) for row in rows]
+
+
+def to_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return the rows of `table.csv`; what is told of many classes alone is left out of others."""
+    of_many = [name for name in Row._fields if name.endswith("_top5")]
+    empty = {name for name in of_many if all(getattr(row, name) is None for row in rows)}
+    return [{k: v for k, v in row._asdict().items() if k not in empty} for row in rows]
 
 
 def _percent(fraction: float | None) -> float | None:
@@ -171,7 +205,8 @@ def with_ratios(rows: Sequence[Row]) -> list[Row]:
 def read_rows(path: Path) -> list[Row]:
     """Read the final table from the CSV file of a finished run.
 
-    Files of earlier versions lack columns of times: these are None.
+    Files of earlier versions lack columns of times, those of few classes top-5 errors: these
+    are None.
 
     Raises:
         ValueError: If it is no such table.
@@ -201,11 +236,9 @@ def best_row(rows: Sequence[Row]) -> Row:
 
 def print_rows(console: Console, rows: list[Row]) -> None:
     """Print the final tables."""
-    cells = [row.cells() for row in rows]
     title = "Final networks (*: over the size budget)"
-    _print_table(console, title, HEADINGS, cells)
-    file_cells = [row.file_cells() for row in rows]
-    _print_table(console, "Files", FILE_HEADINGS, file_cells)
+    _print_table(console, title, *final_table(rows))
+    _print_table(console, "Files", *file_table(rows))
     names = _timed(rows)
     if names:
         title = "Milliseconds (percent of the baseline's)"
@@ -289,9 +322,9 @@ def format_report(
         [
             f"# {config.title}: {config.searcher}",
             "",
-            format_markdown(HEADINGS, [row.cells() for row in rows]),
+            format_markdown(*final_table(rows)),
             "",
-            format_markdown(FILE_HEADINGS, [row.file_cells() for row in rows]),
+            format_markdown(*file_table(rows)),
             "",
             *([format_markdown(headings, times), ""] if times else []),
             *(line for note in notes for line in (note, "")),

@@ -32,7 +32,7 @@ from experiments.common.cli.say import say
 from experiments.common.inputs import data_digest, network_digest
 from experiments.common.run_folder import RunFolder
 from experiments.compress.choosers import make_agent, make_policy
-from experiments.compress.config import Config, own_names
+from experiments.compress.config import MIXED_BITS, Config, GivenBits, own_names
 from experiments.compress.inputs import Given, load_images, load_network
 from experiments.compress.plan import Timing, timed
 from experiments.search.actors import open_actors
@@ -246,16 +246,16 @@ class Job:
             stages["quantization"] = self._stage((name, "quantization"), env, algorithm)
         return Contender(name, stages)
 
-    def quantize_uniformly(self, name: str, pruning: Stage, *, is_free: bool) -> Contender:
-        """Give every layer of a pruned network the same bits.
+    def give_bits(self, name: str, pruning: Stage, bits: GivenBits) -> Contender:
+        """Give the layers of a pruned network bits without a search.
 
         Args:
             name: What the row is called.
             pruning: Where the network comes from.
-            is_free: Whether those are 8 bits, or the most that meet the size budget.
+            bits: Which ones.
         """
-        env = self._quantization_env(name, pruning.model, is_free=is_free)
-        quantization = self._stage((name, "quantization"), env, "uniform")
+        env = self._quantization_env(name, pruning.model, is_free=bits.is_free)
+        quantization = self._stage((name, "quantization"), env, bits.rule)
         return Contender(name, {"pruning": pruning, "quantization": quantization})
 
     def _quantization_env(
@@ -316,6 +316,7 @@ class Job:
                     anneal=self.config.schedule == "cosine",
                     warmup_steps=self.n_final_steps // WARMUP,
                     distill=self.config.distill,
+                    halve=True,
                 )
             else:
                 with global_seed(generator.initial_seed(), self.task.device):
@@ -345,7 +346,7 @@ class Job:
             self.searches[key] = finished
             return finished
         given = self._policy.get(key[1])
-        is_single = algorithm in SINGLE or given is not None
+        is_single = algorithm in (*SINGLE, MIXED_BITS) or given is not None
         config, limit = self.config, self.config.n_evaluations
         observed = wrap(algorithm, env, shaping=config.shaping)
         progress = SearchProgress(
@@ -360,7 +361,6 @@ class Job:
             log = EpisodeLog(actors, progress.advance)
             self.searches[key] = log.episodes
             search = ResumableSearch(name, log, self.folder)
-            # A sequence repeats another now and then: allow for many that do.
             if given is not None:
                 search.act(Script(given.actions), 1)
                 _check_values(log.episodes[0], given)
@@ -373,13 +373,13 @@ class Job:
             elif agent_of(algorithm) == "random":
                 own = stored_settings(algorithm)
                 policy = Random(log.observation_space, log.action_space, config.seed, **own)
-                search.act(policy, 10 * limit, limit)
+                search.act(policy, config.n_episodes, limit)
             else:
-                agent = make_agent(algorithm, env, log, limit, config.seed)
+                agent = make_agent(algorithm, env, log, config)
                 if config.tensorboard:
                     tensorboard = self.folder.path / "tensorboard" / name
                     agent.set_logger(configure(str(tensorboard), ["tensorboard"]))
-                search.learn(agent, 10 * limit, limit)
+                search.learn(agent, config.n_episodes, limit)
         return log.episodes
 
 

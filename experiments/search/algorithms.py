@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -10,7 +10,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv, PolicyPredictor
+from stable_baselines3.common.type_aliases import GymEnv, PolicyPredictor, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents import SBPF, EpisodeSearch, Greedy, Portfolio, QCriticPPO, Random, Rule
@@ -39,14 +39,22 @@ __all__ = [
     "SINGLE",
     "Learner",
     "check_algorithm",
+    "has_rate",
     "make_agent",
     "make_learner",
     "make_single",
 ]
 
 Settings = Mapping[str, Any]
+RATES = ("learning_rate", "actor_learning_rate")
+"""Settings that a schedule may take the place of."""
 OF_POLICY = ("log_std_init", "n_critics")
 """Settings that an agent's policy takes."""
+
+
+def has_rate(name: str) -> bool:
+    """Tell whether an agent has a learning rate."""
+    return "learning_rate" in stored_settings(name)
 
 
 @runtime_checkable
@@ -126,7 +134,13 @@ def make_single(
 
 
 def make_learner(
-    name: str, env: GymEnv, *, n_steps: int, seed: int, settings: Settings | None = None
+    name: str,
+    env: GymEnv,
+    *,
+    n_steps: int,
+    seed: int,
+    settings: Settings | None = None,
+    rate: Callable[[float], Schedule] | None = None,
 ) -> BaseAlgorithm:
     """Build a learner for a search of `n_steps` environment steps.
 
@@ -136,6 +150,7 @@ def make_learner(
         n_steps: Environment steps of the search.
         seed: Seed of the agent.
         settings: Hyper-parameters in place of stored ones, by name.
+        rate: Makes a schedule of each of the agent's learning rates.
 
     Raises:
         ValueError: If the agent does not have one of the settings, or does not take its value.
@@ -148,6 +163,9 @@ def make_learner(
     arguments = dict(ENTRANTS[agent_of(name)].fixed) | _arguments(
         stored_settings(name) | given, n_steps, n_envs
     )
+    if rate is not None:
+        given_rates = {name: arguments[name] for name in RATES if arguments.get(name) is not None}
+        arguments |= {name: rate(value) for name, value in given_rates.items()}
     if issubclass(agent, EpisodeSearch) and rule_of(name) is not None:
         arguments["start"] = 0.0
     if issubclass(agent, OnPolicyAlgorithm | OffPolicyAlgorithm):

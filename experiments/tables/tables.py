@@ -27,6 +27,7 @@ __all__ = ["Config", "main", "read_runs", "summarize"]
 
 COLUMNS = {
     "test_error": "test error %",
+    "test_error_top5": "top-5 error %",
     "macs": "MACs %",
     "sparse_macs": "sparse MACs %",
     "params": "params %",
@@ -40,6 +41,7 @@ FILE_COLUMNS = {
     "float_size": "float32 size %",
     "onnx_size": "ONNX size %",
     "onnx_test_error": "ONNX test error %",
+    "onnx_test_error_top5": "ONNX top-5 error %",
     "time_1": "time, 1 image %",
     "time_64": "time, 64 images %",
 }

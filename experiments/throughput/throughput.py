@@ -5,6 +5,8 @@
 - `store`: the same search by PPO and by QCriticPPO without a store, with one that is empty at first
   (cold), and with one that has every step (warm).
 - `actors`: QCriticPPO with one and with two worker processes, without a store.
+- `loader`: images a second from a folder that is read when needed, against a bare `DataLoader` over
+  the same files; it needs no network, and is measured when asked for.
 
 Every comparison is made in one process, the things compared taking turns.
 """
@@ -35,6 +37,7 @@ from experiments.common.drawing.outputs import format_markdown
 from experiments.common.inputs import data_digest, network_digest
 from experiments.common.run_folder import RunFolder
 from experiments.common.stored import check_name
+from experiments.throughput.loading import CALLS, time_loading
 from experiments.throughput.timing import (
     Rows,
     branching_episodes,
@@ -47,13 +50,14 @@ from experiments.throughput.timing import (
 
 __all__ = ["Config", "main", "run"]
 
-Part = Literal["step", "store", "episodes", "actors"]
+Part = Literal["step", "store", "episodes", "actors", "loader"]
 EPISODES = {"all-new": new_episodes, "with-common-beginnings": branching_episodes}
 TITLES = {
     "step": "A step, medians in milliseconds; ratio = step / bare loop",
     "store": "Searches with and without a store",
     "episodes": "The same random episodes with and without a store; ratio = time / without",
     "actors": "QCriticPPO with worker processes, without a store",
+    "loader": "Images from disk; ratio = ours / bare DataLoader",
 }
 COLUMNS: dict[str, dict[str, str]] = {
     "step": {"phase": "{phase}"},
@@ -74,6 +78,13 @@ COLUMNS: dict[str, dict[str, str]] = {
         "workers x threads": "{workers} x {threads}",
         "steps/s": "{steps_per_s:.1f}",
         "times one": "{speedup:.2f}",
+    },
+    "loader": {
+        "calls": "{calls}",
+        "workers": "{workers}",
+        "images/s": "{ours_per_s:.0f}",
+        "bare DataLoader, images/s": "{bare_per_s:.0f}",
+        "ratio": "{ratio:.2f}",
     },
 }
 """What the columns of each part's table hold, of the rows that `_summary` gives."""
@@ -121,6 +132,13 @@ class Config:
     """Keep networks and images in the channels-last memory format."""
     bf16: bool = False
     """Compute the forward pass in bfloat16."""
+    images: int = 6400
+    """Images that each loader reads in a round of the part `loader`, from `train` in the data root
+    or from the data root itself."""
+    image_size: int | None = None
+    """Side in pixels to which they are scaled; as they are when not given."""
+    rounds: int = 5
+    """Rounds of the part `loader`, after one that is not counted."""
     seed: int = 0
     """Seed of the task, of the random actions and of the agents."""
     device: str = "auto"
@@ -138,7 +156,9 @@ class Config:
         Raises:
             ValueError: If a setting is out of range.
         """
-        check_lowest(self, 1, "steps", "search_steps", "actor_steps")
+        check_lowest(self, 1, "steps", "search_steps", "actor_steps", "images", "rounds")
+        if "loader" in self.parts and self.data_root is None:
+            raise ValueError("the part loader needs --data-root, a tree of images")
         check_lowest(self, 2, "episodes")
         if not self.methods or not self.parts:
             raise ValueError("expected at least one method and one part, got none")
@@ -159,7 +179,8 @@ class Measurement:
         config.check()
         self.config = config
         self.folder = folder
-        self._network = self._load_network()
+        if set(config.parts) != {"loader"}:
+            self._network = self._load_network()
 
     def _load_network(self) -> tuple[nn.Module, DataBundle]:
         config = self.config
@@ -202,6 +223,7 @@ class Measurement:
             "store": (self._time_stores, config.algo),
             "episodes": (self._time_episodes, list(EPISODES)),
             "actors": (self._time_actors, ["all"]),
+            "loader": (self._time_loading, list(CALLS)),
         }
         measure, mine = cases[part]
         timed = [self._once(f"{part}-{case}", partial(measure, case)) for case in mine]
@@ -246,6 +268,21 @@ class Measurement:
             env.close()
         return [{"episodes": kind} | row for row in rows]
 
+    def _time_loading(self, calls: str) -> Rows:
+        config = self.config
+        assert config.data_root is not None  # which `check` has seen to
+        root = config.data_root.expanduser()
+        row = time_loading(
+            root / "train" if (root / "train").is_dir() else root,
+            calls,
+            n_images=config.images,
+            n_rounds=config.rounds,
+            size=config.image_size,
+            device=select_device(config.device),
+            seed=config.seed,
+        )
+        return [row]
+
     def _time_actors(self, _: str) -> Rows:
         # One worker gets one core, as each of two does; and then both.
         settings = ((1, 1), (1, 2), (2, 1))
@@ -269,6 +306,8 @@ def _summary(part: Part, rows: Rows) -> pd.DataFrame:
         return medians.T.rename_axis("phase").reset_index()
     if part == "episodes":
         table["step_ms"] = 1e3 * table["seconds"] / table["steps"]
+    elif part == "loader":
+        return table
     elif part == "store":
         none = table[table["store"] == "none"].set_index("algorithm")["seconds"]
         table["speedup"] = table["algorithm"].map(none) / table["seconds"]

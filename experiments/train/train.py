@@ -3,14 +3,14 @@
 `python -m experiments.train --model resnet20 --data cifar10 --data-root DATA` leaves a run folder:
 `model.safetensors`, weights for `--weights` of other commands; `epochs.csv` with the loss, the
 validation accuracy and the seconds of every epoch; `training.png`; and `table.csv`, written last,
-with the accuracy on test images. Stopped after any epoch, `--resume FOLDER` goes on. Where nothing
-is said, a minibatch is timed in float32 and under autocast in bfloat16, and with images channels
-last and channels first: what is fastest is used.
+with the accuracy on test images, of more than ten classes top-1 and top-5. Stopped after any
+epoch, `--resume FOLDER` goes on. Where nothing is said, a minibatch is timed in float32 and under
+autocast in bfloat16, and with images channels last and channels first: what is fastest is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from compress_env.networks.models import RECIPES, build_model, check_model_name,
 from compress_env.networks.training import Recipe, Training
 from compress_env.seeding import global_seed
 from compress_env.task.devices import select_device
-from compress_env.task.finetune import evaluate
+from compress_env.task.scoring import top_accuracies, tops_for
 from experiments.common.checks import check_lowest
 from experiments.common.cli.command import run_command, run_measurement
 from experiments.common.cli.heartbeat import Heartbeat, format_seconds, time_left
@@ -178,7 +178,7 @@ class Run:
             "epoch": self.training.n_done,
             "loss": loss,
             "learning_rate": rate,
-            "validation_accuracy": self.accuracy("validation"),
+            "validation_accuracy": self.accuracies("validation")[0],
             "seconds": heartbeat.seconds - start,
         }
         self.rows.append(row)
@@ -194,16 +194,20 @@ class Run:
         )
         return row
 
-    def accuracy(self, name: str) -> float:
-        """Return the fraction of a set's images that the network gets right.
+    def accuracies(self, name: str, tops: Sequence[int] = (1,)) -> list[float]:
+        """Return how often the label of a set's images is among the network's first answers.
 
         In float32, as its weights are stored, whatever it is trained in.
+
+        Args:
+            name: Name of the set.
+            tops: For each fraction, how many answers count.
         """
         source = getattr(self.data, name)
         batches = torch.split(torch.arange(len(source)), EVALUATION_BATCH)
         self.model.eval()
-        return evaluate(
-            self.model, source.batches(batches), channels_last=self.layout.channels_last
+        return top_accuracies(
+            self.model, source.batches(batches), tops, channels_last=self.layout.channels_last
         )
 
 
@@ -225,11 +229,12 @@ def _measure(run: Run, console: Console) -> dict[str, Any]:
     run.train(console)
     seconds = sum(row["seconds"] for row in run.rows)
     n_images = run.training.n_batches * run.recipe.batch_size * len(run.rows)
+    accuracies = run.accuracies("test", tops_for(run.data.num_classes))
     row = {
         "model": run.config.model,
         "data": run.config.data,
         "validation_accuracy": run.rows[-1]["validation_accuracy"],
-        "test_accuracy": run.accuracy("test"),
+        **dict(zip(("test_accuracy", "test_accuracy_top5"), accuracies, strict=False)),
         "seconds": seconds,
         "images_per_second": n_images / seconds,
         **run.layout._asdict(),
@@ -237,7 +242,8 @@ def _measure(run: Run, console: Console) -> dict[str, Any]:
     }
     run.folder.write_figure("training.png", draw(run.rows, f"{row['model']} on {row['data']}"))
     run.folder.finish([row])
-    say(console, f"test accuracy {row['test_accuracy']:.4f}: {run.folder.path}/model.safetensors")
+    shown = ", top-5 ".join(f"{accuracy:.4f}" for accuracy in accuracies)
+    say(console, f"test accuracy {shown}: {run.folder.path}/model.safetensors")
     return row
 
 

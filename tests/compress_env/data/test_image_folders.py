@@ -181,12 +181,12 @@ def test_a_tree_of_files_stands_for_cifar10(cifar: Path) -> None:
 
 def test_a_tree_that_is_not_cifar10_is_refused(cifar: Path) -> None:
     (cifar / "test" / "truck").rename(cifar / "test" / "train")
-    with pytest.raises(ValueError, match=r"expected the same 10 classes in train/ and test/"):
+    with pytest.raises(ValueError, match=r"train/ has no train, test/ has no truck$"):
         load_data("cifar10", data_root=cifar)
-    with pytest.raises(ValueError, match=r"expected the same 100 classes"):
+    (cifar / "test" / "train").rename(cifar / "test" / "truck")
+    with pytest.raises(ValueError, match=r"expected 100 classes in train/ and test/ of .*, got 10"):
         load_data("cifar100", data_root=cifar)
     Image.new("RGB", (16, 16)).save(cifar / "train" / "bird" / "1.png")
-    (cifar / "test" / "train").rename(cifar / "test" / "truck")
     with pytest.raises(ValueError, match=r"has shape \(3, 16, 16\)"):
         load_data("cifar10", data_root=cifar)
     (cifar / "train" / "bird" / "1.png").write_bytes(b"cut off")

@@ -162,7 +162,7 @@ def test_folder_names_a_broken_image(tree: Path) -> None:
 
 def test_folder_rejects_other_classes(tree: Path) -> None:
     (tree / "test" / "dog").rename(tree / "test" / "wolf")
-    with pytest.raises(ValueError, match="classes in test/ differ"):
+    with pytest.raises(ValueError, match=r"train/ has no wolf, test/ has no dog$"):
         load_data("folder", data_root=tree)
 
 
@@ -185,12 +185,34 @@ def test_imagenet(imagenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_module, "_MAX_WORKERS", 0)
     bundle = load_data("imagenet", data_root=imagenet, size=14)
     assert isinstance(bundle.train, DatasetSource)
-    assert set_sizes(bundle) == (8, 8, 4, 4)
+    # Of the training images a few validate; all others of `val` test.
+    assert set_sizes(bundle) == (7, 7, 1, 8)
     assert (bundle.num_classes, bundle.image_shape) == (2, (3, 14, 14))
+    assert bundle.test.labels.tolist() == [0] * 4 + [1] * 4
+    assert not any(
+        torch.equal(read_all(bundle.validation)[0][0], image) for image in read_all(bundle.train)[0]
+    )
     plain = read_all(bundle.train)[0]
     first, again = (read_all(bundle.train, torch.Generator().manual_seed(s))[0] for s in (1, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, plain)
+
+
+def test_imagenet_validates_on_ten_thousand_images_at_most(
+    imagenet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_module, "_MAX_WORKERS", 0)
+    _write_tree(imagenet / "more", ("train",), side=20, n=30)
+    for label in ("cat", "dog"):
+        for path in (imagenet / "more" / "train" / label).iterdir():
+            path.rename(imagenet / "imagenet" / "train" / label / path.name)
+    assert set_sizes(load_data("imagenet", data_root=imagenet, size=14)) == (54, 54, 6, 8)
+    monkeypatch.setattr(data_module, "_N_VALIDATION", 4)
+    bundle = load_data("imagenet", data_root=imagenet, size=14)
+    assert set_sizes(bundle) == (56, 56, 4, 8)
+    assert bundle.validation.labels.tolist() == [0, 0, 1, 1]
+    assert load_data("imagenet", data_root=imagenet, size=14).digest() == bundle.digest()
+    assert load_data("imagenet", data_root=imagenet, size=14, seed=1).digest() != bundle.digest()
 
 
 @pytest.mark.parametrize(
@@ -199,8 +221,13 @@ def test_imagenet(imagenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda root: (root / "meta.bin").unlink(), FileNotFoundError, "devkit_t12"),
         (lambda root: (root / "val").rename(root / "v"), FileNotFoundError, "img_val.tar"),
         (lambda root: (root / "meta.bin").write_bytes(b"garbage"), ValueError, "corrupt file"),
+        (
+            lambda root: (root / "val" / "cat").rename(root / "cat"),
+            ValueError,
+            "imagenet: the classes in train/ and val/ differ: val/ has no cat$",
+        ),
     ],
-    ids=["no-devkit", "no-val", "corrupt"],
+    ids=["no-devkit", "no-val", "corrupt", "no-cat-in-val"],
 )
 def test_imagenet_explains_what_is_wrong(
     damage: Callable[[Path], object], error: type[Exception], message: str, imagenet: Path

@@ -15,12 +15,12 @@ from compress_env.data.bundle import RandomCropFlip, TensorSource
 from compress_env.task.finetune import (
     Penalty,
     compute_logits,
-    evaluate,
     finetune,
     reestimate_batch_norm,
     step_share,
     use_channels_last,
 )
+from compress_env.task.scoring import evaluate
 from tests.fakes import BranchedNet, PlainNet, make_data, read_all, seeded
 
 Batch = tuple[Tensor, Tensor]
@@ -226,27 +226,6 @@ def test_network_without_batch_norm_consumes_no_images() -> None:
     untouched = iter(batches(1))
     reestimate_batch_norm(nn.Linear(2, 2), untouched)
     assert next(untouched)
-
-
-class Constant(nn.Module):
-    def __init__(self, logits: list[float]) -> None:
-        super().__init__()
-        self.logits = torch.tensor(logits)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.logits.expand(len(images), -1)
-
-
-def test_accuracy_counts_every_image_once() -> None:
-    labels = torch.tensor([0, 1, 1, 1, 2])
-    images = torch.zeros(5, 1)
-    split = [(images[:3], labels[:3]), (images[3:], labels[3:])]
-    assert evaluate(Constant([0.0, 1.0, 0.0]), split) == 3 / 5
-
-
-def test_logits_that_are_not_finite_raise() -> None:
-    with pytest.raises(FloatingPointError, match="logits are not finite"):
-        evaluate(Constant([0.0, float("nan")]), [(torch.zeros(1, 1), torch.zeros(1).long())])
 
 
 class Shifted(PlainNet):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compress_env.pruning.channels.calibration import Calibration
 from compress_env.pruning.graph.surgery import LiveChannels, find_walk
 from compress_env.seeding import derive_generator
-from compress_env.task.finetune import evaluate
+from compress_env.task.scoring import evaluate
 from compress_env.task.task import CompressionTask, FinetuneConfig, select_device
 from tests.fakes import BranchedNet, PlainNet, make_data, seeded
 

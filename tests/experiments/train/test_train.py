@@ -13,7 +13,7 @@ from rich.console import Console
 
 from compress_env.networks.checkpoints import read_safetensors
 from compress_env.networks.training import Training
-from compress_env.task.finetune import evaluate
+from compress_env.task.scoring import top_accuracies
 from experiments.train import train
 from experiments.train.train import Config, draw, run
 
@@ -44,13 +44,15 @@ def test_accuracies_are_of_the_weights_that_are_left(
 ) -> None:
     seen: list[torch.dtype] = []
 
-    def watched(model: torch.nn.Module, batches: Any, **options: Any) -> float:
+    def watched(
+        model: torch.nn.Module, batches: Any, tops: tuple[int, ...], **options: Any
+    ) -> list[float]:
         hook = model.register_forward_hook(lambda _, __, ___: seen.append(autocast_type()))
-        found = evaluate(model, batches, **options)
+        found = top_accuracies(model, batches, tops, **options)
         hook.remove()
         return found
 
-    monkeypatch.setattr(train, "evaluate", watched)
+    monkeypatch.setattr(train, "top_accuracies", watched)
     run(Config(out=tmp_path / "run", **SETTINGS | {"bf16": True, "epochs": 1}), QUIET)
     assert seen and set(seen) == {torch.float32}
 
