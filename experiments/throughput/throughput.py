@@ -5,6 +5,8 @@
 - `store`: the same search by PPO and by QCriticPPO without a store, with one that is empty at first
   (cold), and with one that has every step (warm).
 - `actors`: QCriticPPO with one and with two worker processes, without a store.
+- `candidates`: several pruned networks fine-tuned and scored one by one and in one pass; for a GPU,
+  and so not among the default parts.
 
 Every comparison is made in one process, the things compared taking turns.
 """
@@ -35,6 +37,7 @@ from experiments.common.drawing.outputs import format_markdown
 from experiments.common.inputs import data_digest, network_digest
 from experiments.common.run_folder import RunFolder
 from experiments.common.stored import check_name
+from experiments.throughput.candidates import time_candidates
 from experiments.throughput.timing import (
     Rows,
     branching_episodes,
@@ -47,13 +50,14 @@ from experiments.throughput.timing import (
 
 __all__ = ["Config", "main", "run"]
 
-Part = Literal["step", "store", "episodes", "actors"]
+Part = Literal["step", "store", "episodes", "actors", "candidates"]
 EPISODES = {"all-new": new_episodes, "with-common-beginnings": branching_episodes}
 TITLES = {
     "step": "A step, medians in milliseconds; ratio = step / bare loop",
     "store": "Searches with and without a store",
     "episodes": "The same random episodes with and without a store; ratio = time / without",
     "actors": "QCriticPPO with worker processes, without a store",
+    "candidates": "Pruned networks fine-tuned and scored one by one and in one pass",
 }
 COLUMNS: dict[str, dict[str, str]] = {
     "step": {"phase": "{phase}"},
@@ -74,6 +78,12 @@ COLUMNS: dict[str, dict[str, str]] = {
         "workers x threads": "{workers} x {threads}",
         "steps/s": "{steps_per_s:.1f}",
         "times one": "{speedup:.2f}",
+    },
+    "candidates": {
+        "candidates, way": "{at_once}, {way}",
+        "candidates/s": "{candidates_per_s:.2f}",
+        "times one by one": "{speedup:.2f}",
+        "accuracy": "{accuracy:.3f}",
     },
 }
 """What the columns of each part's table hold, of the rows that `_summary` gives."""
@@ -109,6 +119,10 @@ class Config:
     """Episodes of each kind in the part `episodes`, the first of which is not counted."""
     actor_steps: int = 160
     """Environment steps of each search in the part `actors`."""
+    candidates: tuple[int, ...] = (4, 16)
+    """Networks at once in the part `candidates`."""
+    candidate_rounds: int = 2
+    """How often that part draws so many networks."""
     algo: tuple[str, ...] = ("ppo", "q_critic_ppo")
     """Agents of the part `store`."""
     finetune_steps: int = 20
@@ -138,10 +152,12 @@ class Config:
         Raises:
             ValueError: If a setting is out of range.
         """
-        check_lowest(self, 1, "steps", "search_steps", "actor_steps")
+        check_lowest(self, 1, "steps", "search_steps", "actor_steps", "candidate_rounds")
         check_lowest(self, 2, "episodes")
         if not self.methods or not self.parts:
             raise ValueError("expected at least one method and one part, got none")
+        if not self.candidates or min(self.candidates) < 1:
+            raise ValueError(f"candidates must be 1 or more, got {self.candidates}")
         if self.store is not None and self.store.exists():
             raise ValueError(f"a cold store must be a new file, but {str(self.store)!r} is there")
 
@@ -202,6 +218,7 @@ class Measurement:
             "store": (self._time_stores, config.algo),
             "episodes": (self._time_episodes, list(EPISODES)),
             "actors": (self._time_actors, ["all"]),
+            "candidates": (self._time_candidates, config.candidates),
         }
         measure, mine = cases[part]
         timed = [self._once(f"{part}-{case}", partial(measure, case)) for case in mine]
@@ -252,6 +269,10 @@ class Measurement:
         env = self._env(self.config.methods[-1], None)
         return time_actors(env, settings, self.config.actor_steps, self.config.seed)
 
+    def _time_candidates(self, n: int) -> Rows:
+        env = self._env(self.config.methods[0], None)
+        return time_candidates(env, n, self.config.candidate_rounds, self.config.seed)
+
 
 def summarize_steps(rows: Rows) -> pd.DataFrame:
     """Return medians in milliseconds by method, and the ratio of step to bare loop."""
@@ -269,6 +290,9 @@ def _summary(part: Part, rows: Rows) -> pd.DataFrame:
         return medians.T.rename_axis("phase").reset_index()
     if part == "episodes":
         table["step_ms"] = 1e3 * table["seconds"] / table["steps"]
+    elif part == "candidates":
+        one = table[table["way"] == "one by one"].set_index("at_once")["candidates_per_s"]
+        table["speedup"] = table["candidates_per_s"] / table["at_once"].map(one)
     elif part == "store":
         none = table[table["store"] == "none"].set_index("algorithm")["seconds"]
         table["speedup"] = table["algorithm"].map(none) / table["seconds"]

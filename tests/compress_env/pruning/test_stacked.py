@@ -79,9 +79,7 @@ def together(
 
 def assert_same(got: nn.Module, expected: nn.Module, **tolerance: float) -> None:
     for name, tensor in expected.state_dict().items():
-        torch.testing.assert_close(
-            got.state_dict()[name], tensor, **(tolerance or CLOSE), msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(got.state_dict()[name], tensor, **(tolerance or CLOSE))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
