@@ -9,6 +9,7 @@ Shapes: M networks, b images in a minibatch, K classes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,6 +35,10 @@ __all__ = ["StackedNetworks"]
 Places: TypeAlias = Mapping[str, tuple[Tensor, ...]]
 """Where the elements of a pruned network's tensors are in the unpruned one's, by dotted name, of
 those tensors that something has been cut out of."""
+
+
+_FREE = "There is a performance drop .* batching rule for aten::as_strided_"
+"""What PyTorch warns of in average pooling to one pixel, where it only notes strides."""
 
 
 class StackedNetworks:
@@ -85,7 +90,9 @@ class StackedNetworks:
             return functional_call(self._base, (parameters, buffers), (images,))  # type: ignore[no-any-return]
 
         bf16 = self._task.config.bf16
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=bf16)
+        with autocast, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", _FREE)
             logits: Tensor = vmap(run, randomness="same")(self._parameters, self._buffers)
         return logits.float() if bf16 else logits
 
@@ -183,7 +190,10 @@ class StackedNetworks:
                 logits, labels, answers, config.distill, config.distill_temperature
             )
 
-        losses: Tensor = vmap(loss)(self.logits(images))
+        logits = self.logits(images)
+        if answers is not None:  # vmap has no rule for its divergence
+            return torch.stack([loss(own) for own in logits])
+        losses: Tensor = vmap(loss)(logits)
         return losses
 
     def _find_masks(self) -> dict[str, Tensor]:
