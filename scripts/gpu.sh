@@ -26,11 +26,11 @@ wheels=${WHEELS:-wheels} data=${DATA:-cifar10-jpeg.tar.gz}
 
 if [ -n "$tiny" ]; then
     images=(--data digits16) timed=(--dataset digits16 --finetune-steps 1)
-    epochs=1 deep=vgg8 long=1 steps=2 search=4 final=2 scale=10
+    epochs=1 deep=vgg8 long=1 steps=2 search=4 final=2 together=(2) scale=10
 else
     images=(--data cifar10 --data-root "$out/cifar10")
     timed=(--dataset cifar10 --data-root "$out/cifar10")
-    epochs=3 deep=resnet56 long=12 steps=30 search=30 final=700 scale=1
+    epochs=3 deep=resnet56 long=12 steps=30 search=30 final=700 together=(4 16) scale=1
 fi
 
 prepare() {
@@ -90,6 +90,9 @@ if [ -e "$out/train-bf16-True/table.csv" ]; then
         --weights "$out/train-bf16-True/model.safetensors" --macs 0.5 --evaluations "$search" \
         --final-finetune-steps "$final" --no-onnx
 fi
+# candidates a second, one by one and several in one pass
+experiment candidates 60 throughput --parts candidates --model resnet20 --random-weights \
+    "${timed[@]}" --methods magnitude --flops-budget 0.5 --candidates "${together[@]}"
 grep -h "" "$out"/device.log "$out"/*/table.csv 2>/dev/null
 archive=$(mktemp) # elsewhere first: it is no part of itself
 tar -czf "$archive" -C "$out" --exclude=cifar10 --exclude=venv --exclude=gpu.tar.gz .

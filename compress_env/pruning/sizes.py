@@ -13,13 +13,13 @@ from compress_env.pruning.plan import PruningPlan
 from compress_env.store.store import Prefix
 from compress_env.task.counting import macs_by_module
 
-__all__ = ["check_costs", "sized_model", "warn_of_little"]
+__all__ = ["check_costs", "sized_model", "sized_network", "warn_of_little"]
 
 _LITTLE = 0.9  # of the multiply-accumulates left at the least: more deserves a warning
 _logger = logging.getLogger(__name__)
 
 
-def sized_model(model: nn.Module, plan: PruningPlan, executed: Prefix) -> nn.Module:
+def sized_network(model: nn.Module, plan: PruningPlan, executed: Prefix) -> LiveChannels:
     """Return a copy of the unpruned network cut to size; channels go by their number.
 
     Args:
@@ -27,14 +27,18 @@ def sized_model(model: nn.Module, plan: PruningPlan, executed: Prefix) -> nn.Mod
         plan: Its plan.
         executed: Decisions, of which the elements that stay are not heeded.
     """
-    pruned = copy.deepcopy(model)
-    channels = LiveChannels(pruned)
+    channels = LiveChannels(copy.deepcopy(model))
     for t, values in enumerate(executed):
         assert isinstance(values, tuple)
         groups, kept = plan.decisions[t].groups, plan.channels(t, values)
         for group, n_keep in zip(groups, kept, strict=True):
             channels.remove(group, np.arange(n_keep, group.n_channels))
-    return pruned
+    return channels
+
+
+def sized_model(model: nn.Module, plan: PruningPlan, executed: Prefix) -> nn.Module:
+    """Return what `sized_network` does, as a module alone."""
+    return sized_network(model, plan, executed).model
 
 
 def check_costs(model: nn.Module, image: Tensor, plan: PruningPlan) -> None:

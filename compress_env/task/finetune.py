@@ -28,8 +28,11 @@ __all__ = [
     "channels_last_of",
     "compute_logits",
     "finetune",
+    "make_schedule",
     "reestimate_batch_norm",
     "step_share",
+    "teach",
+    "training_loss",
     "use_channels_last",
 ]
 
@@ -148,16 +151,15 @@ def finetune(
         weight_decay=weight_decay,
         fused=all(_can_be_fused(p) for p in own),
     )
-    schedule = _schedule(optimizer, anneal_steps, warmup_steps)
+    schedule = make_schedule(optimizer, anneal_steps, warmup_steps)
     losses, parts = [], Parts(halve=halve)
 
     def loss_of(images: Tensor, labels: Tensor) -> Tensor:
         logits = compute_logits(model, images, bf16=bf16, channels_last=channels_last)
-        loss = cross_entropy(logits, labels)
+        answers: Tensor | None = None
         if teacher is not None and distill > 0.0:
-            answers = _answers(teacher, images, bf16=bf16, channels_last=channels_last)
-            softened = distillation_loss(logits, answers, distill_temperature)
-            loss = (1.0 - distill) * loss + distill * softened
+            answers = teach(teacher, images, bf16=bf16, channels_last=channels_last)
+        loss = training_loss(logits, labels, answers, distill, distill_temperature)
         return loss if penalty is None else loss + penalty.value()
 
     model.train()
@@ -185,9 +187,10 @@ def _parameters_of(optimizer: torch.optim.Optimizer | None) -> set[Tensor]:
     return {p for group in optimizer.param_groups for p in group["params"]} if optimizer else set()
 
 
-def _schedule(
+def make_schedule(
     optimizer: torch.optim.Optimizer, anneal_steps: int | None, warmup_steps: int
 ) -> LRScheduler | None:
+    """Return what changes the step size of `optimizer`, if anything does; see `finetune`."""
     if warmup_steps > 0:
         return LambdaLR(optimizer, lambda step: step_share(step, anneal_steps, warmup_steps))
     return CosineAnnealingLR(optimizer, anneal_steps) if anneal_steps else None
@@ -208,8 +211,19 @@ def step_share(step: int, anneal_steps: int | None, warmup_steps: int) -> float:
     return rise * (1.0 + math.cos(math.pi * step / anneal_steps)) / 2.0 if anneal_steps else rise
 
 
+def training_loss(
+    logits: Tensor, labels: Tensor, answers: Tensor | None, distill: float, temperature: float
+) -> Tensor:
+    """Return the cross-entropy, or its mix with what a teacher answers, see `finetune`; ()."""
+    loss = cross_entropy(logits, labels)
+    if answers is None:
+        return loss
+    return (1.0 - distill) * loss + distill * distillation_loss(logits, answers, temperature)
+
+
 @torch.no_grad()  # what inference mode returns could not be part of a loss
-def _answers(teacher: nn.Module, images: Tensor, *, bf16: bool, channels_last: bool) -> Tensor:
+def teach(teacher: nn.Module, images: Tensor, *, bf16: bool, channels_last: bool) -> Tensor:
+    """Return a teacher's logits (b, classes), into which no gradient flows."""
     return compute_logits(teacher, images, bf16=bf16, channels_last=channels_last)
 
 

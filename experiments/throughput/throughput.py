@@ -7,6 +7,8 @@
 - `actors`: QCriticPPO with one and with two worker processes, without a store.
 - `loader`: images a second from a folder that is read when needed, against a bare `DataLoader` over
   the same files; it needs no network, and is measured when asked for.
+- `candidates`: several pruned networks fine-tuned and scored one by one and in one pass; for a GPU,
+  and so not among the default parts.
 
 Every comparison is made in one process, the things compared taking turns.
 """
@@ -37,6 +39,7 @@ from experiments.common.drawing.outputs import format_markdown
 from experiments.common.inputs import data_digest, network_digest
 from experiments.common.run_folder import RunFolder
 from experiments.common.stored import check_name
+from experiments.throughput.candidates import time_candidates
 from experiments.throughput.loading import CALLS, time_loading
 from experiments.throughput.timing import (
     Rows,
@@ -50,7 +53,7 @@ from experiments.throughput.timing import (
 
 __all__ = ["Config", "main", "run"]
 
-Part = Literal["step", "store", "episodes", "actors", "loader"]
+Part = Literal["step", "store", "episodes", "actors", "loader", "candidates"]
 EPISODES = {"all-new": new_episodes, "with-common-beginnings": branching_episodes}
 TITLES = {
     "step": "A step, medians in milliseconds; ratio = step / bare loop",
@@ -58,6 +61,7 @@ TITLES = {
     "episodes": "The same random episodes with and without a store; ratio = time / without",
     "actors": "QCriticPPO with worker processes, without a store",
     "loader": "Images from disk; ratio = ours / bare DataLoader",
+    "candidates": "Pruned networks fine-tuned and scored one by one and in one pass",
 }
 COLUMNS: dict[str, dict[str, str]] = {
     "step": {"phase": "{phase}"},
@@ -85,6 +89,12 @@ COLUMNS: dict[str, dict[str, str]] = {
         "images/s": "{ours_per_s:.0f}",
         "bare DataLoader, images/s": "{bare_per_s:.0f}",
         "ratio": "{ratio:.2f}",
+    },
+    "candidates": {
+        "candidates, way": "{at_once}, {way}",
+        "candidates/s": "{candidates_per_s:.2f}",
+        "times one by one": "{speedup:.2f}",
+        "accuracy": "{accuracy:.3f}",
     },
 }
 """What the columns of each part's table hold, of the rows that `_summary` gives."""
@@ -120,6 +130,10 @@ class Config:
     """Episodes of each kind in the part `episodes`, the first of which is not counted."""
     actor_steps: int = 160
     """Environment steps of each search in the part `actors`."""
+    candidates: tuple[int, ...] = (4, 16)
+    """Networks at once in the part `candidates`."""
+    candidate_rounds: int = 2
+    """How often that part draws so many networks."""
     algo: tuple[str, ...] = ("ppo", "q_critic_ppo")
     """Agents of the part `store`."""
     finetune_steps: int = 20
@@ -156,12 +170,16 @@ class Config:
         Raises:
             ValueError: If a setting is out of range.
         """
-        check_lowest(self, 1, "steps", "search_steps", "actor_steps", "images", "rounds")
+        check_lowest(
+            self, 1, "steps", "search_steps", "actor_steps", "images", "rounds", "candidate_rounds"
+        )
         if "loader" in self.parts and self.data_root is None:
             raise ValueError("the part loader needs --data-root, a tree of images")
         check_lowest(self, 2, "episodes")
         if not self.methods or not self.parts:
             raise ValueError("expected at least one method and one part, got none")
+        if not self.candidates or min(self.candidates) < 1:
+            raise ValueError(f"candidates must be 1 or more, got {self.candidates}")
         if self.store is not None and self.store.exists():
             raise ValueError(f"a cold store must be a new file, but {str(self.store)!r} is there")
 
@@ -224,6 +242,7 @@ class Measurement:
             "episodes": (self._time_episodes, list(EPISODES)),
             "actors": (self._time_actors, ["all"]),
             "loader": (self._time_loading, list(CALLS)),
+            "candidates": (self._time_candidates, config.candidates),
         }
         measure, mine = cases[part]
         timed = [self._once(f"{part}-{case}", partial(measure, case)) for case in mine]
@@ -289,6 +308,10 @@ class Measurement:
         env = self._env(self.config.methods[-1], None)
         return time_actors(env, settings, self.config.actor_steps, self.config.seed)
 
+    def _time_candidates(self, n: int) -> Rows:
+        env = self._env(self.config.methods[0], None)
+        return time_candidates(env, n, self.config.candidate_rounds, self.config.seed)
+
 
 def summarize_steps(rows: Rows) -> pd.DataFrame:
     """Return medians in milliseconds by method, and the ratio of step to bare loop."""
@@ -308,6 +331,9 @@ def _summary(part: Part, rows: Rows) -> pd.DataFrame:
         table["step_ms"] = 1e3 * table["seconds"] / table["steps"]
     elif part == "loader":
         return table
+    elif part == "candidates":
+        one = table[table["way"] == "one by one"].set_index("at_once")["candidates_per_s"]
+        table["speedup"] = table["candidates_per_s"] / table["at_once"].map(one)
     elif part == "store":
         none = table[table["store"] == "none"].set_index("algorithm")["seconds"]
         table["speedup"] = table["algorithm"].map(none) / table["seconds"]

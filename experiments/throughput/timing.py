@@ -29,6 +29,7 @@ __all__ = [
     "bare_loop",
     "branching_episodes",
     "new_episodes",
+    "synchronize",
     "time_actors",
     "time_episodes",
     "time_steps",
@@ -106,7 +107,7 @@ def time_steps(env: PruningEnv, twin: PruningEnv, n_steps: int, seed: int) -> Ro
             bare_s = bare_loop(model, env.task, env.finetune_steps, generator)
         start = perf_counter()
         _, _, done, _, info = env.step(action)
-        _synchronize(env.task.device)
+        synchronize(env.task.device)
         step_s = perf_counter() - start
         if not number % 2:
             bare_s = bare_loop(model, env.task, env.finetune_steps, generator)
@@ -119,7 +120,8 @@ def time_steps(env: PruningEnv, twin: PruningEnv, n_steps: int, seed: int) -> Ro
     return rows
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done all that it was asked for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -239,7 +241,7 @@ def _time_episode(env: PruningEnv, actions: NDArray[np.float32]) -> float:
     for action in actions:
         if env.step(action[None])[2]:
             break
-    _synchronize(env.task.device)
+    synchronize(env.task.device)
     return perf_counter() - start
 
 
