@@ -81,12 +81,20 @@ class Conclusion(NamedTuple):
 def conclude(search: Search, reruns: Reruns, layers: Sequence[str]) -> Conclusion:
     """Nominate for each budget, and confirm.
 
+    A budget that the first episode is beyond, or whose episodes have all failed, has no nominee:
+    it is left out unless it is the last.
+
     Args:
         search: What there is.
         reruns: Runs allocations under given orders.
         layers: Names of the layers, for the rows.
+
+    Raises:
+        RuntimeError: If every episode failed.
     """
-    found = {budget: _nominate(search, budget, reruns) for budget in budgets_of(search.evaluations)}
+    *earlier, last_budget = budgets_of(search.evaluations)
+    budgets = [b for b in earlier if _has_nominee(spent_by(search.episodes, b), b)]
+    found = {b: _nominate(search, b, reruns) for b in (*budgets, last_budget)}
     nominees = {budget: nomination.nominee for budget, nomination in found.items()}
     columns, rows = _confirm(search.episodes, nominees, reruns, layers)
     columns |= _confirm_policy(search, reruns)
@@ -121,6 +129,11 @@ def most_runs(evaluations: int, *, is_single: bool) -> int:
     budgets = budgets_of(evaluations)
     # The final policy is confirmed beside the nominees.
     return sum(budget // 5 for budget in budgets) + len(ORDERS) * (len(budgets) + 1)
+
+
+def _has_nominee(episodes: Sequence[Episode], budget: int) -> bool:
+    is_within = episodes[0].n_evaluations <= budget
+    return is_within and any(episode.accuracy is not None for episode in episodes)
 
 
 def _nominate(search: Search, budget: int, reruns: Reruns) -> Nomination:

@@ -272,7 +272,8 @@ class Trial:
         n_envs = n_envs_of(name, self.config.n_envs)
         # Whoever does not seed an environment that draws orders draws the same ones again too.
         seed = self.config.seed if self.is_stochastic else None
-        log = EpisodeLog(synchronous_actors(self.observed, n_envs, seed), advance)
+        actors = synchronous_actors(self.observed, n_envs, seed)
+        log = EpisodeLog(actors, advance, counts_prior=True)
         search = ResumableSearch(STATE, log, self.folder)
         agent = make_agent(
             name,
