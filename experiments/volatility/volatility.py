@@ -271,7 +271,8 @@ def _read_rewards(path: Path, cells: Sequence[str]) -> dict[str, NDArray[np.floa
 
 def _own_rewards(path: Path) -> NDArray[np.float64]:
     rows = parse(path, read_table(path, ("reward",)), {"reward": float})
-    return rows["reward"].to_numpy(np.float64)
+    rewards: NDArray[np.float64] = rows["reward"].to_numpy(np.float64)
+    return rewards
 
 
 def _numbers(text: str) -> NDArray[np.float64]:
