@@ -25,7 +25,7 @@ from experiments.common.cli.renamed import current_names
 from experiments.common.cli.say import say
 from experiments.search.names import short_name
 from experiments.trial import trial
-from experiments.trial.confirmation import budgets_in
+from experiments.trial.nomination import budgets_of
 from experiments.tune.config import Config, import_optuna
 from experiments.tune.spaces import Choice, Space
 
@@ -164,7 +164,8 @@ def score(job: Job, settings: Mapping[str, Any], task: str, seed: int) -> float:
         )
         row = trial.run(config, Console(file=StringIO()))
         if job.config.objective == "confirmed":
-            return float(np.mean([row[f"confirmed_validation_{n}"] for n in budgets_in(row)]))
+            columns = [f"confirmed_validation_{budget}" for budget in budgets_of(limit)]
+            return float(np.mean([row.get(column, WORST) for column in columns]))
         episodes = pd.read_csv(Path(folder) / "run" / "episodes.csv")
     accuracies, rewards = episodes["accuracy"], episodes["reward"]
     return anytime_accuracy(accuracies, rewards, episodes["n_evaluations"], limit)

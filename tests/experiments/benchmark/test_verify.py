@@ -278,6 +278,6 @@ def test_what_a_prior_has_evaluated_counts(tmp_path: Path) -> None:
     trial.run(config, quiet())
     (row,) = benchmark_verify._read(tmp_path / "out" / "table.csv")
     assert row["n_episodes"] < 10 and row["n_evaluations"] == 20
-    stored = row | {"agent": config.algo, "limit": config.evaluations}
+    stored: dict[Hashable, Any] = {**row, "agent": config.algo, "limit": config.evaluations}
     env = trial.make_task(config)
     assert benchmark_verify._check_files(tmp_path / "out", env, stored) == []
