@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +41,11 @@ class PriorActions(EpisodePlace):
     stage makes a new one for the later decisions from what is left of the budget **(ours)**. So the
     map follows from the decisions executed so far.
     """
+
+    prior_evaluations: int = 0
+    """Networks that were scored to arrive at the prior."""
+    prior_seconds: float = 0.0
+    """Wall-clock time of its rule."""
 
     @property
     def prior_value(self) -> float:
@@ -187,7 +193,11 @@ class PriorActions(EpisodePlace):
         check_name("prior", name, ("middle", "uniform", *self.rules()))
         if not self._has_budget:
             raise ValueError(f"prior {name!r} needs a budget, got none")
-        return self.allocate(name)
+        start = perf_counter()
+        found = self.apply_rule(name)
+        self.prior_evaluations = found.n_evaluations
+        self.prior_seconds = perf_counter() - start
+        return found.values
 
     def _checked(self, values: tuple[float, ...]) -> tuple[float, ...]:
         low, high = self._range
@@ -197,9 +207,9 @@ class PriorActions(EpisodePlace):
             )
         for value in values:
             if not low <= value <= high or (self.values_are_whole and value % 1.0):
-                whole = "whole numbers " if self.values_are_whole else ""
+                kind = "whole numbers" if self.values_are_whole else "numbers"
                 raise ValueError(
-                    f"prior must hold {whole}in [{low:g}, {high:g}], what {self.value_name} may be "
+                    f"prior must hold {kind} in [{low:g}, {high:g}], what {self.value_name} may be "
                     f"here, got {value:g}"
                 )
         return values

@@ -7,7 +7,6 @@ test images beside the one that is stored. Each exits with 1 where they differ.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Hashable, Iterator, Mapping
@@ -26,7 +25,7 @@ from experiments.common.cli.parsing import parse_command
 from experiments.common.cli.say import say
 from experiments.common.stored import parse, read_table
 from experiments.search.names import full_name, short_name
-from experiments.search.playing import play_values
+from experiments.search.playing import play_values, read_values
 from experiments.trial.confirmation import ORDERS, budgets_in, confirmed_columns, final_columns
 from experiments.trial.reruns import Rerun, rerun_actions
 from experiments.trial.trial import Config as Trial
@@ -64,9 +63,11 @@ def replay(config: Config, console: Console) -> list[str]:
         A line for each that comes to something else than is stored.
 
     Raises:
-        ValueError: If a task's allocation is not known, or is not feasible.
+        ValueError: If there is no task, or the allocation of one is not known or not feasible.
         FileNotFoundError: If data are not there.
     """
+    if not config.task:
+        raise ValueError("expected at least one task, got none")
     known = read_best_known(config.best_known)
     names = [short_name(task) for task, reference in known.items() if reference.values]
     found = []
@@ -93,7 +94,7 @@ def test_accuracy(env: LayerwiseCompressionEnv, reference: Reference) -> float:
     """
     found = []
     for order in ORDERS:
-        episode = play_values(env, json.loads(reference.values), order)
+        episode = play_values(env, read_values(reference.values), order)
         has_failed = episode.accuracy is None
         found.append(0.0 if has_failed else env.task.accuracy(env.compressed_model(), "test"))
     return float(np.mean(found))

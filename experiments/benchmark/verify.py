@@ -223,7 +223,7 @@ def _summarize(episodes: list[Row], row: Row, env: LayerwiseCompressionEnv) -> d
     # What is evaluated before the first episode, and where an episode fails, is not in the rows.
     if row["agent"] not in SINGLE and len(finished) == len(episodes):
         n_networks = _count_networks(episodes, env.reward_at, are_drawn=env.transition_noise)
-        summary["n_evaluations"] = n_networks + n_fresh
+        summary["n_evaluations"] = env.prior_evaluations + n_networks + n_fresh
     return summary
 
 

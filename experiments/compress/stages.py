@@ -358,7 +358,7 @@ class Job:
             tensorboard=config.tensorboard,
         )
         with open_actors(observed, 1 if is_single else config.n_envs) as actors, progress.shown():
-            log = EpisodeLog(actors, progress.advance)
+            log = EpisodeLog(actors, progress.advance, counts_prior="+" in algorithm)
             self.searches[key] = log.episodes
             search = ResumableSearch(name, log, self.folder)
             if given is not None:

@@ -12,6 +12,7 @@ search or epoch of the fine-tuning, `--resume FOLDER` goes on.
 from __future__ import annotations
 
 import json
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -32,12 +33,12 @@ from experiments.common.cli.heartbeat import Heartbeat, format_seconds, time_lef
 from experiments.common.cli.say import say
 from experiments.common.inputs import data_digest, network_digest
 from experiments.common.run_folder import RunFolder
-from experiments.common.stored import read_table
+from experiments.common.stored import parse, read_table
 from experiments.rival.libraries import LIBRARIES, Request
 from experiments.rival.measures import measure_network
 from experiments.search.entrants import ACCEPTED, can_act, check_agent, check_stage
 from experiments.search.names import full_name, task_id
-from experiments.search.playing import play_values
+from experiments.search.playing import play_values, read_values
 from experiments.train.layout import Layout, fastest
 from experiments.trial import trial
 
@@ -204,10 +205,29 @@ class Rival:
             trial.run(
                 replace(config, resume=path) if has_begun else replace(config, out=path), console
             )
-        row = read_table(path / "table.csv").iloc[0]
-        values = json.loads(row[f"confirmed_values_{self.config.evaluations}"])
-        play_values(self.env, values, noise_seed=self.config.seed)
-        return Found(self.env.compressed_model(), int(row["n_evaluations"]), float(row["seconds"]))
+        row = self._read_trial(path / "table.csv")
+        values = read_values(row[self._nominee])
+        episode = play_values(self.env, values, noise_seed=self.config.seed)
+        if episode.error is not None:
+            raise RuntimeError(f"what {self.config.algo} stands by cannot be made: {episode.error}")
+        return Found(self.env.compressed_model(), row["n_evaluations"], row["seconds"])
+
+    @property
+    def _nominee(self) -> str:
+        """The column of a trial's table that says what it stands by."""
+        return f"confirmed_values_{self.config.evaluations}"
+
+    def _read_trial(self, path: Path) -> dict[Hashable, Any]:
+        """Return the row of a trial's table.
+
+        Raises:
+            ValueError: If the table holds something else.
+        """
+        kinds = {self._nominee: str, "n_evaluations": int, "seconds": float}
+        rows = parse(path, read_table(path, kinds), kinds).to_dict("records")
+        if len(rows) != 1:
+            raise ValueError(f"{str(path)!r}: expected the row of a trial, got {len(rows)}")
+        return rows[0]
 
     def finetune(self, model: nn.Module, console: Console) -> tuple[Layout, float]:
         """Fine-tune in place; after each epoch the folder holds all that is needed to go on.

@@ -22,17 +22,17 @@ from rich.console import Console
 from agents.rules import BIT_RULES, PRUNING_RULES
 from experiments.common.checks import check_choices, check_lowest
 from experiments.common.cli.command import Interrupted, ending_in_one_line
+from experiments.common.cli.given import given_in, giving, is_given
 from experiments.common.cli.parsing import parse_command
 from experiments.common.drawing.outputs import write_outputs
 from experiments.common.run_folder import run_path
-from experiments.common.stored import find_stored
 from experiments.rival.libraries import LIBRARIES
 from experiments.rival.rival import A_PRUNING_RULE, OTHERS, UNPRUNED
 from experiments.rival.rival import Config as Rival
 from experiments.rivals.report import draw_errors, format_rivals, read_rivals
 from experiments.search.entrants import ACCEPTED, can_act, check_stage
 from experiments.sweep.cells import Cell, make_cell
-from experiments.sweep.cells_work import work_on
+from experiments.sweep.cells_work import stored_of, work_on
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.pools import LocalPool, Outcome
 
@@ -60,7 +60,11 @@ class Config:
     """Settings of a comparison."""
 
     algo: Annotated[
-        tuple[str, ...], tyro.conf.arg(help=f"Rows: {', '.join(OTHERS)}; and {ACCEPTED}.")
+        tuple[str, ...],
+        tyro.conf.arg(
+            help=f"Rows: {', '.join(OTHERS)}; and {ACCEPTED}. When not given, all that the budgets "
+            "are for."
+        ),
     ] = ROWS
     prune_task: str = "compress_env/PruneResNet20CIFAR10-v1"
     """Task of the budgets of multiply-accumulates, with or without its namespace."""
@@ -106,6 +110,9 @@ class Config:
         """
         check_choices(self, "algo", "seeds", "distill")
         check_lowest(self, 1, "jobs", "threads")
+        for name in ("macs", "size"):
+            if getattr(self, name):
+                check_choices(self, name)
         if not self.macs and not self.size:
             raise ValueError("expected budgets, macs or size or both, got none")
         budgets = [
@@ -128,7 +135,10 @@ class Config:
                 for distill in self.distill
             ]
             rivals = [*unpruned, *rivals]
-        for algo in set(self.algo) - {rival.algo for rival in rivals}:
+        played = {rival.algo for rival in rivals}
+        for algo in self.algo if is_given(self, "algo") else ():
+            if algo in played:
+                continue
             if algo in OTHERS:
                 raise ValueError(f"{algo} prunes: give budgets of multiply-accumulates, --macs")
             check_stage(algo, Rival(task=budgets[0][0]).task)
@@ -195,7 +205,7 @@ def _with_stored(folder: SweepFolder, cells: list[Cell]) -> list[Cell]:
     Raises:
         ValueError: If the folder is of something else, or holds a cell with other settings.
     """
-    stored = folder.stored_cells() if find_stored(folder.marker) else []
+    stored = stored_of("rival", folder)
     names = {cell.name for cell in cells}
     both = [*cells, *folder.trusted([cell for cell in stored if cell.name not in names])]
     folder.check(both)
@@ -204,6 +214,6 @@ def _with_stored(folder: SweepFolder, cells: list[Cell]) -> list[Cell]:
 
 def main() -> None:
     """Run from the command line; exit with 1 if a cell has failed."""
-    with ending_in_one_line():
+    with ending_in_one_line(), giving(given_in(Config, sys.argv[1:])):
         failed = run(parse_command(Config, sys.argv[1:], __doc__), Console())
     sys.exit(1 if failed else 0)

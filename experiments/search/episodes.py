@@ -38,8 +38,16 @@ class EpisodeLog(VecEnvWrapper):
     minibatches is drawn, the same decisions lead to another network in each episode.
     """
 
-    def __init__(self, venv: VecEnv, progress: Progress | None = None) -> None:
-        """Wrap `venv`; `progress` is called with each finished episode and the log."""
+    def __init__(
+        self, venv: VecEnv, progress: Progress | None = None, *, counts_prior: bool = False
+    ) -> None:
+        """Begin without an episode.
+
+        Args:
+            venv: The environments.
+            progress: Called with each finished episode and the log.
+            counts_prior: Whether what the environments' prior has taken counts.
+        """
         super().__init__(venv)
         self.episodes: list[Episode] = []
         self._progress = progress
@@ -49,6 +57,8 @@ class EpisodeLog(VecEnvWrapper):
         self.walk_length = len(venv.get_attr("walk")[0])
         self._evaluated: set[tuple[float, ...]] = set()
         self._n_spent, self._seconds_spent = 0, 0.0
+        if counts_prior:
+            self.spend(venv.get_attr("prior_evaluations")[0], venv.get_attr("prior_seconds")[0])
         self._unfinished = [UnfinishedEpisode() for _ in range(self.num_envs)]
         self._starts = [perf_counter()] * self.num_envs
         self._store_counts_before = self._store_counts()
@@ -133,6 +143,7 @@ class EpisodeLog(VecEnvWrapper):
         """Go on from a state; return the observations that it stopped at, (n_envs, 9)."""
         self.episodes[:] = [Episode.from_state(episode) for episode in state["episodes"]]
         self._evaluated = {tuple(values) for values in state["evaluated"]}
+        self._seconds_spent = 0.0 if self.episodes else self._seconds_spent
         self._unfinished = [UnfinishedEpisode(**episode) for episode in state["unfinished"]]
         self.venv.reset()
         observations = [

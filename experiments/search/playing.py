@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,10 +15,18 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.stage import Action, Observation
-from experiments.common.stored import restore
+from experiments.common.stored import restore, typed
 from experiments.search.policies import Script
 
-__all__ = ["Episode", "UnfinishedEpisode", "format_actions", "play", "play_actions", "play_values"]
+__all__ = [
+    "Episode",
+    "UnfinishedEpisode",
+    "format_actions",
+    "play",
+    "play_actions",
+    "play_values",
+    "read_values",
+]
 
 
 @dataclass(frozen=True)
@@ -181,6 +190,27 @@ def play_actions(
     except StopIteration:
         pass
     raise ValueError(f"expected {len(env.walk)} actions, one for each layer, got {len(actions)}")
+
+
+def read_values(text: str) -> dict[str, float]:
+    """Read the values of an allocation by layer, as a table keeps them.
+
+    Args:
+        text: A JSON object.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    try:
+        content = json.loads(text)
+    except (RecursionError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object of values by layer, got {text!r:.80}")
+    try:
+        return {name: typed(float, value) for name, value in content.items()}
+    except TypeError as error:
+        raise ValueError(f"values by layer must be {error}") from None
 
 
 def play_values(

@@ -8,6 +8,7 @@ Shapes: A allocations, K orders of each.
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from time import process_time
 from typing import Any, NamedTuple
@@ -18,12 +19,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from compress_env.envs.base import LayerwiseCompressionEnv
+from compress_env.files import replacing
 from experiments.common.intervals import jackknife_interval
+from experiments.common.stored import parse, read_table
 
 __all__ = ["SNR", "better_half", "measure_allocations", "read_or_measure", "snr_of", "snr_row"]
 
 ACTION_STD = 0.3
 """Standard deviation of the random policy's actions around 0, the prior."""
+KINDS = {"allocation": int, "order": int, "accuracy": float, "used": float, "seconds": float}
+"""Columns of an episode that are numbers."""
 COLUMNS = ("task", "SNR", "SNR of the better half", "signal", "noise", "best", "used", "s")
 
 
@@ -96,27 +101,44 @@ def _budget(env: LayerwiseCompressionEnv) -> float:
     return float(kwargs["flops_budget" if "flops_budget" in kwargs else "size_budget"])
 
 
-def read_or_measure(path: Path | None, task: str, n_allocations: int, n_orders: int) -> Any:
+def read_or_measure(
+    path: Path | None, task: str, n_allocations: int, n_orders: int
+) -> pd.DataFrame:
     """Return the episodes of a task: from a CSV file, or measured and added to it.
 
     Raises:
-        ValueError: If the file holds another number of episodes of the task.
+        ValueError: If the file holds no such episodes, or others of the task.
+        FileNotFoundError: If there is something else in its place.
     """
-    known = pd.read_csv(path) if path is not None and path.exists() else pd.DataFrame()
-    found = known[known["task"] == task] if len(known) else known
-    if len(found) not in (0, n_allocations * n_orders):
-        raise ValueError(
-            f"expected {n_allocations} x {n_orders} episodes of {task} in {str(path)!r}, got "
-            f"{len(found)}: give another file"
-        )
+    if path is None:
+        return measure_allocations(task, n_allocations, n_orders)
+    known = read_table(path, ("task", *KINDS)) if path.exists() else pd.DataFrame()
+    found = parse(path, known[known["task"] == task], KINDS) if len(known) else known
     if len(found):
+        _check_grid(path, task, found, n_allocations, n_orders)
         return found
     episodes = measure_allocations(task, n_allocations, n_orders)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rounded = episodes.round({"accuracy": 6, "used": 4, "seconds": 3})
-        pd.concat([known, rounded]).to_csv(path, index=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rounded = episodes.round({"accuracy": 6, "used": 4, "seconds": 3})
+    with replacing(path) as temporary:
+        pd.concat([known, rounded]).to_csv(temporary, index=False)
     return episodes
+
+
+def _check_grid(
+    path: Path, task: str, episodes: pd.DataFrame, n_allocations: int, n_orders: int
+) -> None:
+    """Check that each allocation has been played once under each order.
+
+    Raises:
+        ValueError: If not.
+    """
+    played = sorted(zip(episodes["allocation"], episodes["order"], strict=True))
+    if played != list(product(range(n_allocations), range(n_orders))):
+        raise ValueError(
+            f"expected {n_allocations} x {n_orders} episodes of {task} in {str(path)!r}, one for "
+            f"each allocation and order, got {len(episodes)}: give another file"
+        )
 
 
 def snr_row(episodes: pd.DataFrame) -> tuple[str, ...]:

@@ -68,17 +68,24 @@ class Config:
     orders: int = 6
     """Minibatch orders of each allocation."""
     out: Path | None = None
-    """A CSV file of the episodes."""
+    """A CSV file of the episodes of the SNR, to begin or to go on with."""
 
 
 def run(config: Config, console: Console) -> list[tuple[str, ...]]:
     """Measure the tasks and print the table.
 
     Raises:
-        ValueError: If a task is unknown or there is no random episode.
+        ValueError: If a task is unknown, there is no random episode, or settings contradict each
+            other.
     """
+    check_lowest(config, 0, "seed")
     check_lowest(config, 1, "episodes")
-    check_lowest(config, 2, "allocations", "orders")
+    check_lowest(config, 2, "orders")
+    check_lowest(config, 3, "allocations")  # of which the better half is more than one
+    if config.snr and config.train:
+        raise ValueError("snr measures nothing else: train needs a run of its own")
+    if config.out is not None and not config.snr:
+        raise ValueError("out keeps the episodes of snr: give --snr too")
     described = {row["task"]: row for row in describe_suite((*SUITE, *SUITE_CIFAR, *SUITE_V0))}
     names = [short_name(name) for name in config.task]
     for name in names:

@@ -7,14 +7,31 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from experiments.common.cli.say import say
+from experiments.common.stored import find_stored
 from experiments.sweep.cells import EXPERIMENTS, Cell
 from experiments.sweep.display import Display
 from experiments.sweep.folder import SweepFolder, Task
 from experiments.sweep.pools import Outcome, Pool
 
-__all__ = ["work_on"]
+__all__ = ["stored_of", "work_on"]
 
 POLL_S = 0.5
+
+
+def stored_of(experiment: str, folder: SweepFolder) -> list[Cell]:
+    """Return the cells that a folder holds already, all of one experiment; none of a new folder.
+
+    Raises:
+        ValueError: If it is no sweep, or one of something else too.
+    """
+    stored = folder.stored_cells() if find_stored(folder.marker) else []
+    for cell in stored:
+        if cell.experiment != experiment:
+            raise ValueError(
+                f"{str(folder.path)!r} holds runs of {cell.experiment}, none of which go with "
+                f"those of {experiment}; choose another folder"
+            )
+    return stored
 
 
 def work_on(

@@ -83,13 +83,20 @@ class Conclusion(NamedTuple):
 def conclude(search: Search, reruns: Reruns, layers: Sequence[str]) -> Conclusion:
     """Nominate for each budget, and confirm.
 
+    A budget that the first episode is beyond, or whose episodes have all failed, has no nominee:
+    it is left out unless it is the last.
+
     Args:
         search: What there is.
         reruns: Runs allocations under given orders.
         layers: Names of the layers, for the rows.
+
+    Raises:
+        RuntimeError: If every episode failed.
     """
-    budgets = budgets_of(search.evaluations)
-    found = {budget: _nominate(search, budget, reruns) for budget in budgets}
+    *earlier, last_budget = budgets_of(search.evaluations)
+    budgets = [b for b in earlier if _has_nominee(spent_by(search.episodes, b), b)]
+    found = {b: _nominate(search, b, reruns) for b in (*budgets, last_budget)}
     return _conclude(search, found, reruns, layers)
 
 
@@ -149,6 +156,11 @@ def most_runs(evaluations: int, *, is_single: bool) -> int:
 def most_runs_of_part(n_runs: int) -> int:
     """Return how many networks `conclude_part` runs at most."""
     return n_runs + 2 * len(ORDERS)
+
+
+def _has_nominee(episodes: Sequence[Episode], budget: int) -> bool:
+    is_within = episodes[0].n_evaluations <= budget
+    return is_within and any(episode.accuracy is not None for episode in episodes)
 
 
 def _nominate(search: Search, budget: int, reruns: Reruns) -> Nomination:

@@ -163,7 +163,8 @@ class Trial:
         # Whoever does not seed an environment that draws orders draws the same ones again too.
         draws = self.is_stochastic or self.config.budgets
         seed = self.config.seed if draws else None
-        log = EpisodeLog(synchronous_actors(self.observed, n_envs, seed), advance)
+        actors = synchronous_actors(self.observed, n_envs, seed)
+        log = EpisodeLog(actors, advance, counts_prior=True)
         search = ResumableSearch(STATE, log, self.folder)
         agent = make_agent(
             name,

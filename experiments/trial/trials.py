@@ -16,9 +16,9 @@ from rich.console import Console
 from experiments.common.checks import read_object
 from experiments.common.cli.command import Interrupted
 from experiments.common.cli.say import say
-from experiments.common.stored import find_stored, own_name, parse, read_table
+from experiments.common.stored import own_name, parse, read_table
 from experiments.sweep.cells import Cell
-from experiments.sweep.cells_work import work_on
+from experiments.sweep.cells_work import stored_of, work_on
 from experiments.sweep.folder import SweepFolder
 from experiments.sweep.pools import LocalPool, Outcome
 from experiments.trial import networks
@@ -71,7 +71,7 @@ def with_stored(folder: SweepFolder, cells: Sequence[Cell]) -> list[Cell]:
         raise ValueError(f"expected trials that differ, got {twice[0]} twice")
     for cell in cells:
         cell.config.check()
-    stored = folder.stored_cells() if find_stored(folder.marker) else []
+    stored = stored_of("trial", folder)
     named = {value for cell in cells for value in (cell.config.algo, cell.config.task)}
     others = folder.trusted([cell for cell in stored if cell.name not in names], named)
     both = [*cells, *others]

@@ -6,7 +6,8 @@ A set of settings is as good as the searches that it leads to: see `score`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import StringIO
 from itertools import accumulate
 from pathlib import Path
@@ -24,11 +25,12 @@ from experiments.common.cli.renamed import current_names
 from experiments.common.cli.say import say
 from experiments.search.names import short_name
 from experiments.trial import trial
-from experiments.trial.confirmation import budgets_in
+from experiments.trial.nomination import budgets_of
 from experiments.tune.config import Config, import_optuna
 from experiments.tune.spaces import Choice, Space
 
 __all__ = [
+    "FOLDER",
     "Job",
     "Replays",
     "Study",
@@ -40,6 +42,8 @@ __all__ = [
     "tune_agent",
 ]
 
+FOLDER = "studies"
+"""Where studies lie in the folder of a search."""
 N_STARTUP = 5
 """Sets of settings that are played on all tasks before any is given up after the first."""
 N_BEST = 3
@@ -112,7 +116,7 @@ class Study(NamedTuple):
 
 def study_path(folder: Path, agent: str) -> Path:
     """Return the file of an agent's study, lines of JSON."""
-    return folder / "studies" / f"{agent}.log"
+    return folder / FOLDER / f"{agent}.log"
 
 
 def anytime_accuracy(
@@ -160,7 +164,8 @@ def score(job: Job, settings: Mapping[str, Any], task: str, seed: int) -> float:
         )
         row = trial.run(config, Console(file=StringIO()))
         if job.config.objective == "confirmed":
-            return float(np.mean([row[f"confirmed_validation_{n}"] for n in budgets_in(row)]))
+            columns = [f"confirmed_validation_{budget}" for budget in budgets_of(limit)]
+            return float(np.mean([row.get(column, WORST) for column in columns]))
         episodes = pd.read_csv(Path(folder) / "run" / "episodes.csv")
     accuracies, rewards = episodes["accuracy"], episodes["reward"]
     return anytime_accuracy(accuracies, rewards, episodes["n_evaluations"], limit)
@@ -170,8 +175,8 @@ def tune_agent(job: Job, console: Console) -> None:
     """Search, and play the best again; what has been done before is not repeated.
 
     Raises:
-        ValueError: If the study was made with other settings or another process works on it, or the
-            present hyper-parameters fail.
+        ValueError: If the study was made with other settings, cannot be read or another process
+            works on it, or the present hyper-parameters fail.
         ImportError: If Optuna is missing.
     """
     path = study_path(job.folder, job.algo)
@@ -179,7 +184,9 @@ def tune_agent(job: Job, console: Console) -> None:
     try:
         with FileLock(path.with_suffix(".lock"), timeout=0):
             torch.set_num_threads(1)
-            study = _open(path, job)
+            _cut_unfinished(path)
+            with _reading(path):
+                study = _open(path, job)
             _search(study, job, console)
             _replay(study, job, console)
     except Timeout:
@@ -187,9 +194,39 @@ def tune_agent(job: Job, console: Console) -> None:
 
 
 def read_study(folder: Path, agent: str) -> Study:
-    """Read what an agent's study holds."""
-    storage = _storage(study_path(folder, agent))
-    return _read(agent, import_optuna().load_study(study_name=agent, storage=storage))
+    """Read what an agent's study holds.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    path = study_path(folder, agent)
+    with _reading(path):
+        return _read(agent, import_optuna().load_study(study_name=agent, storage=_storage(path)))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Tell in one line if what is read inside the block is no study.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, json.JSONDecodeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"study {str(path)!r} cannot be read: {reason:.200}") from None
+
+
+def _cut_unfinished(path: Path) -> None:
+    """Remove the line that a process was killed at; the next one would be joined to it."""
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    n_whole = content.rfind(b"\n") + 1
+    if n_whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(n_whole)
 
 
 def _read(agent: str, study: Any) -> Study:

@@ -44,7 +44,7 @@ from experiments.tune.report import (
     tuning_rows,
 )
 from experiments.tune.spaces import INFORMED_SPACES, SPACES
-from experiments.tune.study import Job, Study, read_study, study_path
+from experiments.tune.study import FOLDER, Job, Study, read_study, study_path
 
 __all__ = ["Config", "main", "run"]
 
@@ -62,13 +62,14 @@ def run(config: Config, console: Console) -> list[Study]:
         What is known of each agent in the folder that has been searched to its end.
 
     Raises:
-        ValueError: If a setting is wrong, or other than those the folder was made with.
+        ValueError: If a setting is wrong, or other than those the folder was made with, or the
+            folder is of something else.
         ImportError: If a package is missing.
         Interrupted: If somebody stops it.
     """
     config.check()
     out = run_path("tune", config.out).absolute()
-    check_tree(out)
+    _check_folder(out)
     try:
         jobs = [Job(algo, out, config) for algo in config.algo]
         _work(jobs, config.jobs or os.cpu_count() or 1, console)
@@ -76,10 +77,25 @@ def run(config: Config, console: Console) -> list[Study]:
         stop.__notes__ = [f"go on with the same command and --out {out}"]  # not those of a trial
         raise
     known = INFORMED_SPACES if config.rule else SPACES
-    there = [algo for algo in known if study_path(out, algo).exists()]
+    there = [algo for algo in known if _has_begun(study_path(out, algo))]
     studies = [study for algo in there if (study := read_study(out, algo)).is_finished]
     _write(out, config, studies, console)
     return studies
+
+
+def _check_folder(out: Path) -> None:
+    """Check that a folder is one of studies, or is to be made.
+
+    Raises:
+        ValueError: If it holds something else, or a link leads out of it.
+    """
+    check_tree(out)
+    if out.exists() and any(out.iterdir()) and not (out / FOLDER).is_dir():
+        raise ValueError(f"output folder {str(out)!r} is not empty, and holds no {FOLDER}")
+
+
+def _has_begun(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _work(jobs: list[Job], n_processes: int, console: Console) -> None:

@@ -26,9 +26,10 @@ from rich.console import Console
 from compress_env.names import check_name
 from experiments.common.checks import check_choices, check_lowest, read_object
 from experiments.common.cli.command import run_command
+from experiments.common.cli.given import is_given
 from experiments.common.drawing.outputs import write_outputs, write_table
 from experiments.common.run_folder import run_path
-from experiments.common.stored import find_stored, read_table
+from experiments.common.stored import find_stored, parse, read_table
 from experiments.search.entrants import IMPROVEMENTS, SINGLE
 from experiments.sweep.cells import Cell, cell_name
 from experiments.sweep.folder import SweepFolder
@@ -141,6 +142,8 @@ class Config:
             ValueError: If a setting is wrong.
         """
         check_choices(self, "algo", "task")
+        if self.improvements and is_given(self, "algo"):
+            raise ValueError("improvements has agents of its own: leave out algo")
         searches = [SEARCHES[check_name("task", name, SEARCHES)] for name in self.task]
         single = [agent for agent in self.agents if agent in SINGLE]
         if single:
@@ -199,6 +202,12 @@ def run(config: Config, console: Console) -> pd.DataFrame:
     folder = SweepFolder(path, rows_suffice=find_stored(path / REWARDS) is not None)
     by_label = config.cells()
     cells = with_stored(folder, [cell for cells in by_label.values() for cell in cells])
+    for cell in cells:
+        if cell.config.evaluations is not None:
+            raise ValueError(
+                f"{str(path)!r} holds searches of {cell.config.evaluations} evaluations, expected "
+                "searches of episodes; choose another folder"
+            )
     for mine in by_label.values():
         make_task(mine[0].config)  # trains its network, if need be, before others ask for it
     failed = run_trials(cells, folder, console, jobs=config.jobs)
@@ -256,9 +265,18 @@ def _read_rewards(path: Path, cells: Sequence[str]) -> dict[str, NDArray[np.floa
         episodes = path / cell / "episodes.csv"
         if not episodes.exists() and cell not in texts:
             raise ValueError(f"{str(path)!r} has no rewards of {cell}")
-        found = pd.read_csv(episodes)["reward"] if episodes.exists() else texts[cell].split()
-        rewards[cell] = np.array(found, np.float64)
+        rewards[cell] = _own_rewards(episodes) if episodes.exists() else _numbers(texts[cell])
     return rewards
+
+
+def _own_rewards(path: Path) -> NDArray[np.float64]:
+    rows = parse(path, read_table(path, ("reward",)), {"reward": float})
+    rewards: NDArray[np.float64] = rows["reward"].to_numpy(np.float64)
+    return rewards
+
+
+def _numbers(text: str) -> NDArray[np.float64]:
+    return np.array(text.split(), np.float64)
 
 
 def _publish_rewards(path: Path) -> None:

@@ -26,6 +26,7 @@ from experiments.benchmark.benchmark import (
 )
 from experiments.benchmark.table import read_best_known, read_runs
 from experiments.benchmark.verify import verify
+from experiments.rival.rival import Config as Rival
 from experiments.search.hyperparameters import HYPERPARAMETERS, stored_settings
 from experiments.sweep.cells import Cell, make_cell
 from experiments.sweep.folder import SweepFolder
@@ -285,6 +286,15 @@ def test_bad_input_ends_with_one_line_and_no_folder(
         run(replace(config, **settings), quiet())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path / "out")
+    with folder.open([make_cell("rival", Rival())]):
+        before = folder.marker.read_text()
+    with pytest.raises(ValueError, match="holds runs of rival, none of which go with those of tri"):
+        run(Config(algo=("random",), task=TINY[:1], out=folder.path), quiet())
+    assert folder.marker.read_text() == before
 
 
 def test_task_that_is_not_there_is_told_in_one_line(

@@ -178,6 +178,8 @@ class TestBestKnown:
     def test_tells_what_it_cannot_replay(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="unknown task with an allocation 'TinyPrune-v0'"):
             replay(ReplayConfig(TINY[:1]), quiet())
+        with pytest.raises(ValueError, match="expected at least one task, got none"):
+            replay(ReplayConfig(()), quiet())
 
 
 class TestVerification:

@@ -19,6 +19,7 @@ from experiments.benchmark import verify as benchmark_verify
 from experiments.benchmark.benchmark import Config, run
 from experiments.benchmark.table import Reference, read_best_known, read_runs, write_best_known
 from experiments.benchmark.verify import verify
+from experiments.trial import trial
 from tests.experiments.benchmark.folders import change_network, folder_of, text_of
 from tests.fakes import TINY, quiet
 
@@ -270,3 +271,13 @@ def test_verification_takes_its_own_data_and_says_so(foreign: Path) -> None:
     assert verify(benchmark_verify.Config(foreign), shown) == []
     assert "the trials were run with data in '/theirs', they are verified" in text_of(shown)
     assert not (foreign / "s").exists()
+
+
+def test_what_a_prior_has_evaluated_counts(tmp_path: Path) -> None:
+    config = trial.Config("random+sbpf", TINY[0], evaluations=20, settings='{"spread": 0.5}')
+    trial.run(replace(config, out=tmp_path / "out"), quiet())
+    (row,) = benchmark_verify._read(tmp_path / "out" / "table.csv")
+    assert row["n_evaluations"] == 20
+    stored: dict[Hashable, Any] = {**row, "agent": config.algo, "limit": config.evaluations}
+    env = trial.make_task(config)
+    assert benchmark_verify._check_files(tmp_path / "out", env, stored) == []

@@ -15,11 +15,11 @@ from compress_env.networks.training import Training
 from compress_env.task.counting import total_macs
 from compress_env.task.task import CompressionTask
 from experiments.compress.exports import Export
-from experiments.rival import fastnas, libraries, measures
+from experiments.rival import fastnas, libraries, measures, rival
 from experiments.rival.libraries import LIBRARIES, Request
 from experiments.rival.rival import Config, run
 from experiments.trial import trial
-from tests.fakes import NOISY, TINY, BranchedNet, make_data, quiet, seeded, tiny_tasks
+from tests.fakes import EPISODE, NOISY, TINY, BranchedNet, make_data, quiet, seeded, tiny_tasks
 
 PRUNE, QUANTIZE = NOISY
 SMALL = Config(
@@ -121,6 +121,44 @@ def test_a_stopped_run_goes_on_and_finds_nothing_anew(
     assert len(found) == 1 and epochs == [0, 1, 1]
     for name in ("test_error", "validation_accuracy", "n_macs", "bytes"):
         assert again[name] == row[name]
+
+
+def test_a_nominee_that_cannot_be_made_is_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the network before compression would be measured in its place."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        return replace(EPISODE, accuracy=None, error="the loss is not finite")
+
+    monkeypatch.setattr(rival, "play_values", fail)
+    with pytest.raises(RuntimeError, match=r"what l1 stands by cannot be made: the loss is not"):
+        play(replace(SMALL, algo="l1", out=tmp_path / "rival"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\n1\n", "has no column confirmed_values_2"),
+        ("confirmed_values_2,n_evaluations,seconds\n", "expected the row of a trial, got 0"),
+        ("confirmed_values_2,n_evaluations,seconds\n[],1,1\n", "expected a JSON object of values"),
+    ],
+    ids=["columns", "rows", "values"],
+)
+def test_a_damaged_search_is_told_in_a_line(text: str, message: str, tmp_path: Path) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "rival"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "run", stop)
+        with pytest.raises(KeyboardInterrupt):
+            play(replace(SMALL, algo="l1", out=out))
+    (out / "search").mkdir()
+    (out / "search" / "table.csv").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        play(Config(resume=out))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["tp_l2", "tp_taylor"])

@@ -13,11 +13,15 @@ import pandas as pd
 import pytest
 from torch import nn
 
+from agents.rules import BIT_RULES
 from compress_env.task.task import CompressionTask
 from experiments.rival import rival
 from experiments.rivals import rivals
 from experiments.rivals.report import draw_errors, format_rivals, read_rivals
 from experiments.rivals.rivals import ROWS, Config, run
+from experiments.sweep.cells import make_cell
+from experiments.sweep.folder import SweepFolder
+from experiments.trial.trial import Config as Trial
 from tests.experiments.benchmark.folders import text_of
 from tests.fakes import NOISY, InProcessPool, quiet, tiny_tasks
 
@@ -77,6 +81,13 @@ def test_all_rows_are_known() -> None:
     assert made == set(ROWS)
 
 
+def test_by_default_rows_are_those_of_the_budgets() -> None:
+    made = {each.algo for each in Config().rivals()}
+    assert {"kl_curve", "fastnas"} <= made and not made & set(BIT_RULES)
+    made = {each.algo for each in Config(macs=(), size=(0.1,)).rivals()}
+    assert set(BIT_RULES) <= made and "l1" not in made
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -84,8 +95,10 @@ def test_all_rows_are_known() -> None:
         ({"algo": ("tp_l2",), "macs": ()}, "tp_l2 prunes: give budgets of multiply-accumulates"),
         ({"algo": ("hawq_v2",), "size": ()}, "hawq_v2 chooses bits"),
         ({"seeds": (0, 0)}, "expected seeds that differ"),
+        ({"macs": (0.5, 0.5)}, "expected macs that differ"),
+        ({"size": (0.1, 0.1)}, "expected size that differ"),
     ],
-    ids=["no budget", "library", "stage", "seeds"],
+    ids=["no budget", "library", "stage", "seeds", "macs", "size"],
 )
 def test_a_wrong_grid_is_told_in_a_line(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -107,6 +120,15 @@ def test_a_published_folder_is_added_to(ran: Path, tmp_path: Path) -> None:
 def test_other_settings_are_refused(ran: Path) -> None:
     with pytest.raises(ValueError, match="was made with epochs=1, got 2"):
         run(replace(SMALL, epochs=2, out=ran), quiet())
+
+
+def test_a_folder_of_trials_is_left_as_it_is(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path / "out")
+    with folder.open([make_cell("trial", Trial(task=NOISY[0]))]):
+        before = folder.marker.read_text()
+    with pytest.raises(ValueError, match="holds runs of trial, none of which go with those of ri"):
+        run(replace(SMALL, out=folder.path), quiet())
+    assert folder.marker.read_text() == before
 
 
 def test_a_folder_has_its_tables_and_figures(ran: Path) -> None:

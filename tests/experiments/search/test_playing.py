@@ -8,7 +8,7 @@ import pytest
 
 from compress_env.envs.pruning import PruningEnv
 from compress_env.pruning.elements import VariationalConfig
-from experiments.search.playing import Episode, play_actions
+from experiments.search.playing import Episode, play_actions, read_values
 from tests.fakes import EPISODE, PlainNet, make_data, seeded
 
 
@@ -34,3 +34,14 @@ def test_episodes_without_information_have_no_columns_of_it() -> None:
     earlier = asdict(EPISODE)
     del earlier["information_std"]
     assert Episode.from_state(earlier) == EPISODE
+
+
+def test_values_are_read_by_layer() -> None:
+    assert read_values('{"conv": 0.5, "head": 8}') == {"conv": 0.5, "head": 8.0}
+
+
+@pytest.mark.parametrize("text", ["", "[0.5]", '{"conv": "x"}', '{"conv": 1e999}', "[" * 9999])
+def test_other_texts_are_no_values(text: str) -> None:
+    with pytest.raises(ValueError, match="values by layer") as caught:
+        read_values(text)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200

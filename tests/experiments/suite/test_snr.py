@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from io import StringIO
 from pathlib import Path
 
@@ -102,3 +103,48 @@ def test_table_has_a_row_for_each_task(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_order_has_no_spread() -> None:
     with pytest.raises(ValueError, match="orders must be 2 or more, got 1"):
         run(Config(snr=True, orders=1), Console(file=StringIO()))
+
+
+WHOLE = episodes_of(TASK, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is no table"),
+        ("a,b\n1,2\n", "has no column task, allocation"),
+        (WHOLE.to_csv(index=False)[:-9], r"row 12: expected 6 cells, got 5"),
+        (WHOLE.assign(accuracy=math.nan).to_csv(index=False), "accuracy must be a finite number"),
+        (WHOLE.assign(order=0).to_csv(index=False), "expected 4 x 3 episodes of .* got 12: give"),
+    ],
+    ids=["empty", "other columns", "truncated", "no number", "one order"],
+)
+def test_a_damaged_file_is_told_in_one_line_and_kept(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "snr.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_or_measure(path, TASK, 4, 3)
+    assert "\n" not in str(caught.value) and path.read_text() == text
+
+
+def test_a_pipe_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "snr.csv")
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        read_or_measure(tmp_path / "snr.csv", TASK, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (Config(snr=True, train=True), "snr measures nothing else"),
+        (Config(out=Path("snr.csv")), "out keeps the episodes of snr"),
+        (Config(seed=-1), "seed must be 0 or more"),
+        (Config(snr=True, allocations=2), "allocations must be 3 or more"),
+    ],
+    ids=["train", "out", "seed", "allocations"],
+)
+def test_settings_that_contradict_each_other_are_refused(config: Config, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(config, Console(file=StringIO()))

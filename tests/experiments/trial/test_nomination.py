@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from compress_env.envs.options import DRAWN
 from experiments.search.episodes import Episode
+from experiments.trial.confirmation import Search, conclude
 from experiments.trial.nomination import (
     Candidate,
     Round,
@@ -20,6 +21,7 @@ from experiments.trial.nomination import (
     searched,
     spent_by,
 )
+from experiments.trial.reruns import Rerun, Reruns
 
 
 def episode(index: int, accuracy: float | None, **others: Any) -> Episode:
@@ -167,3 +169,33 @@ def test_fresh_orders_of_a_trial_begin_alike_and_are_none_of_a_confirmation() ->
     assert fresh_orders(3, 20)[:5] == fresh_orders(3, 5) != fresh_orders(4, 5)
     assert len(set(fresh_orders(3, 20))) == 20
     assert all(0 <= order < DRAWN for order in fresh_orders(3, 20))
+
+
+class AllAlike:
+    """Stands for `Reruns`: any allocation is right about half of the images."""
+
+    def run(self, candidate: Candidate, order: int, *, with_test: bool = False) -> Rerun:
+        return Rerun(0.5, 0.5, 0.0)
+
+
+class TestConclusion:
+    def conclude(self, accuracies: list[float | None], n_before: int = 0) -> dict[str, Any]:
+        episodes = [
+            episode(n, accuracy, n_evaluations=n_before + n + 1)
+            for n, accuracy in enumerate(accuracies)
+        ]
+        search = Search(episodes, {}, 100, seed=0, per_run=1)
+        return conclude(search, cast(Reruns, AllAlike()), ["a"]).columns
+
+    def test_leaves_out_a_budget_whose_episodes_have_all_failed(self) -> None:
+        found = self.conclude([*[None] * 24, *[0.5] * 56])
+        assert found["confirmed_100"] == 0.5 and found["n_fresh"] == 20
+        assert "confirmed_30" not in found
+
+    def test_leaves_out_a_budget_that_was_spent_before_the_first_episode(self) -> None:
+        found = self.conclude([0.5] * 50, n_before=30)
+        assert found["confirmed_100"] == 0.5 and "confirmed_30" not in found
+
+    def test_needs_one_episode_that_has_not_failed(self) -> None:
+        with pytest.raises(RuntimeError, match="no episode finished"):
+            self.conclude([None] * 80)

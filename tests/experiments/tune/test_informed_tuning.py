@@ -107,3 +107,12 @@ def test_what_cannot_be_informed_or_confirmed_is_refused(
     with tiny_tasks(), pytest.raises(ValueError, match=message):
         run(small(tmp_path / "out", **settings), quiet())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_that_was_not_confirmed_counts_as_the_worst(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "run", lambda *_: {"confirmed_validation_100": 0.8})
+    config = Config(("random",), evaluations=100, rule=RULES, objective="confirmed")
+    job = Job("random", tmp_path, config)
+    assert tune_study.score(job, {}, "compress_env/PruneVGG8Digits-v1", 100) == 0.4

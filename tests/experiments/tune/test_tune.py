@@ -251,6 +251,46 @@ def test_folder_takes_more_sets_and_agents_but_no_other_settings(
         run(small(tmp_path, evaluations=50), quiet())
 
 
+@pytest.mark.usefixtures("calls")
+def test_a_line_that_was_not_written_to_its_end_is_cut_off(tmp_path: Path) -> None:
+    config = small(tmp_path / "out", n_trials=2)
+    run(config, quiet())
+    log = tmp_path / "out" / "studies" / "ars.log"
+    whole = log.read_text()
+    log.write_text(f'{whole}{{"op_code": 4, "worker')
+    (study,) = run(replace(config, n_trials=3), quiet())
+    assert len(study.tried) == 3 and log.read_text().startswith(whole)
+    assert len(run(replace(config, n_trials=4), quiet())[0].tried) == 4
+
+
+@pytest.mark.usefixtures("calls")
+@pytest.mark.parametrize("text", ["no study\n\n", "{}\n", "[]\n", '{"op_code": 0}\n'])
+def test_a_damaged_study_is_told_in_one_line(text: str, tmp_path: Path) -> None:
+    log = tmp_path / "out" / "studies" / "ars.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(text)
+    with pytest.raises(ValueError, match=r"study '.*ars\.log' cannot be read") as caught:
+        run(small(tmp_path / "out"), quiet())
+    assert "\n" not in str(caught.value) and log.read_text() == text
+
+
+@pytest.mark.usefixtures("calls")
+def test_a_study_that_was_not_begun_is_no_hindrance_to_others(tmp_path: Path) -> None:
+    (tmp_path / "out" / "studies").mkdir(parents=True)
+    (tmp_path / "out" / "studies" / "ppo.log").touch()
+    (study,) = run(small(tmp_path / "out", n_trials=1), quiet())
+    assert study.agent == "ars"
+
+
+@pytest.mark.usefixtures("calls")
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("of a trial")
+    with pytest.raises(ValueError, match="is not empty, and holds no studies"):
+        run(small(tmp_path), quiet())
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == "of a trial"
+
+
 def test_real_searches_are_what_a_trial_gives_with_these_settings(tmp_path: Path) -> None:
     with tiny_tasks():
         config = small(tmp_path / "out", algo=("ppo",), n_trials=2, evaluations=3)

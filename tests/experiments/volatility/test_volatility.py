@@ -12,7 +12,10 @@ import pandas as pd
 import pytest
 
 from experiments.search.entrants import IMPROVEMENTS
+from experiments.sweep.cells import make_cell
+from experiments.sweep.folder import SweepFolder
 from experiments.trial import trials
+from experiments.trial.trial import Config as Trial
 from experiments.volatility import volatility
 from experiments.volatility.figures import draw_curves, draw_measures, draw_overestimation
 from experiments.volatility.improvements import compare_improvements
@@ -102,6 +105,32 @@ def test_what_is_published_of_searches_is_gone_on_with(
     (published / "rewards.csv").unlink()
     with pytest.raises(ValueError, match=r"has no rewards of cells/pruning-ddpg-seed0"):
         measure_trials(published, dict.fromkeys(both["cell"], "any"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("index\n0\n", "has no column reward"),
+        ("index,reward\n0,x\n", "row 1: reward must be a finite number, got 'x'"),
+        ("index,reward\n0\n", "row 1: expected 2 cells, got 1"),
+    ],
+    ids=["column", "number", "truncated"],
+)
+def test_damaged_episodes_are_told_in_one_line(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "cells" / "a").mkdir(parents=True)
+    (tmp_path / "cells" / "a" / "episodes.csv").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        volatility._read_rewards(tmp_path, ["cells/a"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_a_benchmark_is_left_as_it_is(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path / "out")
+    with tiny_tasks(), folder.open([make_cell("trial", Trial("random", TINY[0]).complete())]):
+        before = folder.marker.read_text()
+        with pytest.raises(ValueError, match="holds searches of 300 evaluations, expected search"):
+            run(Config(algo=("random",), out=folder.path), quiet())
+    assert folder.marker.read_text() == before
 
 
 def test_nothing_is_told_of_another_network_than_the_best(
@@ -299,6 +328,7 @@ def test_settings_of_one_agent_replace_the_stored_ones() -> None:
         ({"settings": "{"}, "settings must be a JSON object, got '{'"),
         ({"settings": '{"magic": {}}'}, "unknown agent in settings 'magic'; valid: ddpg"),
         ({"settings": '{"ppo": {"magic": 1}}'}, "magic"),
+        ({"improvements": True, "algo": ("ppo",)}, "improvements has agents of its own"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, dict) else "",
 )
