@@ -10,6 +10,7 @@ import pickle
 import signal
 from collections.abc import Callable, Iterator
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +120,8 @@ def test_copies_have_workers_of_their_own(copied: Callable[[DatasetSource], Data
 
 
 def test_a_process_that_may_have_no_children_reads_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    process: Any = multiprocessing.current_process()
+    monkeypatch.setitem(process._config, "daemon", True)
     assert processes(make_source()) == {float(os.getpid())}
 
 

@@ -33,7 +33,7 @@ class Narrow(PlainNet):
 
 
 def make_batches() -> list[tuple[Tensor, Tensor]]:
-    order = torch.arange(96).split(12)
+    order = torch.split(torch.arange(96), 12)
     return list(make_data().train.batches(order))
 
 

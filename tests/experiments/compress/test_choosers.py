@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = jobs.SMALL | {"compare": (), "size": None, "evaluations"
 
 def rate_at_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> float:
     """Run a search and return the learning rate that its agent had at last."""
-    made: list[BaseAlgorithm] = []
+    made: list[Any] = []
 
     def watched(*args: Any) -> BaseAlgorithm:
         made.append(make_agent(*args))

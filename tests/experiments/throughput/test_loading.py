@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,7 +41,7 @@ def test_images_are_those_of_a_bare_loader(tree: Path, size: int | None) -> None
 
 def test_loaders_are_timed_on_the_same_images(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    settings = {"images": 10, "image_size": 8, "rounds": 1, "device": "cpu"}
+    settings: dict[str, Any] = {"images": 10, "image_size": 8, "rounds": 1, "device": "cpu"}
     rows = run(Config(parts=("loader",), data_root=tree, out=out, **settings), quiet())["loader"]
     assert [row["calls"] for row in rows] == list(CALLS)
     for row in rows:
