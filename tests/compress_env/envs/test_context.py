@@ -15,7 +15,8 @@ from gymnasium.wrappers import TransformObservation
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from compress_env.allocation import channel_norms, gates, relative_errors
+from compress_env.allocation import channel_norms, relative_errors
+from compress_env.allocation.scores import gates
 from compress_env.envs import context
 from compress_env.envs.base import LayerState, LayerwiseCompressionEnv
 from compress_env.envs.context import LayerContext, curves_of, share_lost

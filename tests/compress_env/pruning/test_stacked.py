@@ -29,7 +29,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet20": (partial(build_model, "resnet20", 3, (1, 8, 8)), 8),
 }
 """Networks and the sides of their images."""
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def make_task(
@@ -76,7 +76,7 @@ def together(
     return stack.accuracies("validation")
 
 
-def assert_same(got: nn.Module, expected: nn.Module, **tolerance: float) -> None:
+def assert_same(got: nn.Module, expected: nn.Module, **tolerance: Any) -> None:
     for name, tensor in expected.state_dict().items():
         torch.testing.assert_close(got.state_dict()[name], tensor, **(tolerance or CLOSE))
 
@@ -171,7 +171,9 @@ def test_ends_an_episode_as_the_environment_does() -> None:
             env.reset()
             for _ in env.walk:
                 info = env.step(np.array([action], np.float32))[-1]
-        networks.append(copy.deepcopy(envs[0]._network_after(envs[0]._executed)))
+        found = copy.deepcopy(envs[0]._network_after(envs[0]._executed))
+        assert isinstance(found, LiveChannels)
+        networks.append(found)
         models.append(envs[1].compressed_model())
         accuracies.append(info["accuracy"])
     last, seed = len(envs[1].walk) - 1, envs[1].task_seed
@@ -189,7 +191,7 @@ def test_what_is_removed_or_zero_stays_zero_and_frozen_parameters_stay() -> None
     networks = prune(task, 2)
     with torch.no_grad():
         for network in networks:
-            network.model.get_submodule("merge").weight[:, 0] = 0.0  # type: ignore[union-attr,operator,index]
+            network.model.get_submodule("merge").weight[:, 0] = 0.0  # type: ignore[operator]
     stack = StackedNetworks(task, networks)
     zeros = {name: tensor.detach() == 0 for name, tensor in stack._parameters.items()}
     removed = sum(int(where.sum()) for where in zeros.values())

@@ -26,8 +26,9 @@ def rate_at_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: A
     made: list[Any] = []
 
     def watched(*args: Any) -> BaseAlgorithm:
-        made.append(make_agent(*args))
-        return made[-1]
+        agent: BaseAlgorithm = make_agent(*args)
+        made.append(agent)
+        return agent
 
     monkeypatch.setattr(stages, "make_agent", watched)
     run(Config(out=folder, **SMALL | settings), quiet())
