@@ -262,15 +262,6 @@ class Config:
             check_algorithm(self.algo)
         if self.model is not None and not _is_object(self.model):
             check_model_name(self.model)
-        try:
-            RolloutSchedule(1.0, self.n_episodes, self.agent_rate_drops, self.agent_rate_decay)
-        except ValueError as error:
-            raise ValueError(f"agent_rate_{error}") from None
-        if (self.agent_rate_drops or self.agent_rate_decay < 1.0) and not has_rate(self.searcher):
-            raise ValueError(
-                f"{self.searcher} has no learning rate for agent_rate_drops and agent_rate_decay; "
-                f"those that have: {', '.join(filter(has_rate, LEARNERS))}"
-            )
         _ = self.title  # which says if it cannot be written
         self._check_data()
         self._check_numbers()
@@ -278,6 +269,7 @@ class Config:
         check_name("reward", self.reward, REWARDS)
         check_name("effort", self.effort, EVALUATIONS)
         check_name("schedule", self.schedule, get_args(Schedule))
+        self._check_rates()
         for name in self.compare:
             check_name("comparison", name, COMPARED)
         if not self.prunes and self.size is None:
@@ -302,6 +294,17 @@ class Config:
             raise ValueError(f"distill must be in [0, 1], got {self.distill}")
         if self.train_epochs is not None and self.weights is not None:
             raise ValueError("give train_epochs or weights, not both")
+
+    def _check_rates(self) -> None:
+        try:
+            RolloutSchedule(1.0, self.n_episodes, self.agent_rate_drops, self.agent_rate_decay)
+        except ValueError as error:
+            raise ValueError(f"agent_rate_{error}") from None
+        if (self.agent_rate_drops or self.agent_rate_decay < 1.0) and not has_rate(self.searcher):
+            raise ValueError(
+                f"{self.searcher} has no learning rate for agent_rate_drops and agent_rate_decay; "
+                f"those that have: {', '.join(filter(has_rate, LEARNERS))}"
+            )
 
     def _check_data(self) -> None:
         """Check the name of a data set, which may also be a folder, or code."""
