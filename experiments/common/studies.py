@@ -77,7 +77,7 @@ class StudyConfig:
         """Load the data set with as many images as are wanted.
 
         Args:
-            options: Others of `compress_env.data.load_data`.
+            options: Others of `compress_env.data.bundle.load_data`.
 
         Raises:
             ValueError: If there is no such data set.
