@@ -119,6 +119,7 @@ def check_run(command: list[str], data: Path, n_classes: int, side: int, *more: 
     return table
 
 
+@pytest.mark.slow
 def test_a_command_runs_on_a_small_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("compress_env.data.bundle._MAX_WORKERS", 0)

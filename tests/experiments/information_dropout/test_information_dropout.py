@@ -117,6 +117,7 @@ def test_mean_over_no_pixels_is_nan() -> None:
 
 
 @pytest.mark.usefixtures("small_studies", "_softplus")
+@pytest.mark.slow
 def test_a_stopped_experiment_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(small(tmp_path / "whole"), quiet())
     assert (whole["information_strokes"] > 0).all()

@@ -321,6 +321,7 @@ def test_cells_die_with_a_sweep_that_is_killed(tmp_path: Path) -> None:
         assert events(folder, name) == ["started", "interrupted"]
 
 
+@pytest.mark.slow
 def test_main_job_is_swept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -108,6 +108,7 @@ def test_actors_are_timed_and_a_stopped_measurement_goes_on(
     assert all(row["steps"] == 8 and row["steps_per_s"] > 0 for row in results["actors"])
 
 
+@pytest.mark.slow
 def test_candidates_are_timed_one_by_one_and_stacked(tmp_path: Path) -> None:
     config = Config(
         parts=("candidates",),
