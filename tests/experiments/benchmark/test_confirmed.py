@@ -35,13 +35,9 @@ pytestmark = pytest.mark.usefixtures("blank_figures")
 AGENTS = ("uniform", "random", "cma_es")
 
 
-@pytest.fixture(scope="module")
-def out(_tiny_tasks: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A benchmark of three agents on two tasks from two seeds."""
-    path = tmp_path_factory.mktemp("confirmed") / "out"
-    config = Config(algo=AGENTS, task=NOISY, seeds=(0, 1), evaluations=10, out=path)
-    assert run(config, quiet()) == []
-    return path
+@pytest.fixture
+def out(confirmed: Path) -> Path:
+    return confirmed
 
 
 @pytest.fixture
