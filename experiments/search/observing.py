@@ -9,9 +9,9 @@ from typing import Any
 import gymnasium as gym
 
 from agents import EpisodeSearch
-from compress_env.envs.context import LayerContext
-from compress_env.envs.several import SeveralBudgets
-from compress_env.envs.shaping import PotentialReward
+from compress_env.envs.wrappers.context import LayerContext
+from compress_env.envs.wrappers.several import SeveralBudgets
+from compress_env.envs.wrappers.shaping import PotentialReward
 from experiments.search.entrants import ENTRANTS, agent_of, rule_of
 
 __all__ = ["check_budgets", "check_shaping", "looks", "sees_context", "wrap"]

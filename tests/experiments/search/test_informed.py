@@ -13,7 +13,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents import Rule
-from compress_env.envs.context import LayerContext
+from compress_env.envs.wrappers.context import LayerContext
 from experiments.search.algorithms import make_agent
 from experiments.search.entrants import (
     INFORMABLE,

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from compress_env.envs.shaping import PotentialReward
+from compress_env.envs.wrappers.shaping import PotentialReward
 from experiments.search.observing import check_shaping, sees_context, wrap
 from experiments.search.playing import Episode, play_actions
 from experiments.trial.confirmation import ORDERS

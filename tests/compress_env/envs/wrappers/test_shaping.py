@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compress_env.envs.base import LayerwiseCompressionEnv
-from compress_env.envs.context import LayerContext, curves_of
 from compress_env.envs.options import RewardAt
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
-from compress_env.envs.shaping import PotentialReward, layer_lost
+from compress_env.envs.wrappers.context import LayerContext, curves_of
+from compress_env.envs.wrappers.shaping import PotentialReward, layer_lost
 from tests.compress_env.envs.fakes import Sensitive, data
 from tests.fakes import BranchedNet, PlainNet, seeded
 

@@ -16,11 +16,11 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from compress_env.envs.base import LayerwiseCompressionEnv
-from compress_env.envs.context import LayerContext
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
-from compress_env.envs.several import SeveralBudgets
-from compress_env.envs.shaping import PotentialReward
+from compress_env.envs.wrappers.context import LayerContext
+from compress_env.envs.wrappers.several import SeveralBudgets
+from compress_env.envs.wrappers.shaping import PotentialReward
 from tests.compress_env.envs.fakes import Sensitive, data
 from tests.fakes import BranchedNet, PlainNet, seeded
 

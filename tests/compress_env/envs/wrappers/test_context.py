@@ -17,11 +17,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from compress_env.allocation import channel_norms, relative_errors
 from compress_env.allocation.scores import gates
-from compress_env.envs import context
 from compress_env.envs.base import LayerState, LayerwiseCompressionEnv
-from compress_env.envs.context import LayerContext, curves_of, share_lost
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
+from compress_env.envs.wrappers import context
+from compress_env.envs.wrappers.context import LayerContext, curves_of, share_lost
 from compress_env.quantization.scales import fit_scale
 from compress_env.task.layers import layer_at
 from tests.fakes import BranchedNet, PlainNet, make_data, seeded

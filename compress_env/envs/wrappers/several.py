@@ -9,8 +9,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from compress_env.envs.context import stage_of
 from compress_env.envs.stage import Action, Observation
+from compress_env.envs.wrappers.context import stage_of
 
 __all__ = ["SeveralBudgets"]
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compress_env.envs.base import LayerwiseCompressionEnv
-from compress_env.envs.context import BITS, RATES, curves_of, stage_of
 from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.stage import Action, Observation
+from compress_env.envs.wrappers.context import BITS, RATES, curves_of, stage_of
 
 __all__ = ["PotentialReward", "layer_lost"]
 
@@ -86,7 +86,7 @@ def layer_lost(env: LayerwiseCompressionEnv, curve: NDArray[np.float32], value: 
 
     Args:
         env: The environment that the decision is of.
-        curve: (6,) or (4,), the layer's row of `compress_env.envs.context.curves_of`.
+        curve: (6,) or (4,), the layer's row of `compress_env.envs.wrappers.context.curves_of`.
         value: Pruning rate or bits.
     """
     if isinstance(env, PruningEnv):

@@ -1,0 +1,1 @@
+"""What can an agent be shown, paid or asked beyond the environment itself?"""
