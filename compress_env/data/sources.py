@@ -95,10 +95,14 @@ class Preprocessing:
     def __call__(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return images (b, C, H, W), float32, augmented if a generator is given."""
         largest = _LARGEST.get(images.dtype)
-        images = images.float() if largest is None else images.float() / largest
+        # In place where it is a copy: new memory for 64 large images costs more than the sums.
+        is_copy = largest is not None
+        images = images.float() if largest is None else images.float().div_(largest)
         if generator is not None and self.augment is not None:
-            images = self.augment(images, generator)
-        return images if self._is_identity else (images - self._mean) / self._std
+            images, is_copy = self.augment(images, generator), False
+        if self._is_identity:
+            return images
+        return (images.sub_(self._mean) if is_copy else images - self._mean).div_(self._std)
 
 
 class Labelled:
