@@ -64,3 +64,20 @@ def test_rules_are_those_of_the_best_validation_accuracy() -> None:
         is_deep = ~trials["task"].str.contains("LeNet5") & trials["task"].str.contains(stage)
         rules = trials[is_deep & (trials["n_evaluations"] == 1) & (trials["agent"] != "uniform")]
         assert rules.groupby("agent")["validation_accuracy"].mean().idxmax() == rule
+
+
+def test_what_to_start_from_is_as_it_was_measured() -> None:
+    trials, page = read_runs([FOLDER]), " ".join(PAGES["choosing.md"].split())
+    behind = by_seed(trials, "Quantize", "relative_error", 300).iloc[0] - by_seed(
+        trials, "Quantize", "cma_es", 300
+    )
+    assert f"CMA-ES is {format_mean(behind, 1)} points behind" in page
+    seconds = trials.loc[trials["agent"] == "kl_curve", "seconds"]
+    assert f"{seconds.min():.0f} to {seconds.max():.0f} s on the suite" in page
+    tried = trials.loc[trials["agent"] == "portfolio", "n_evaluations"]
+    assert f"({tried.min():.0f} to {tried.max():.0f} networks)" in page
+    deep = trials[~trials["task"].str.contains("LeNet5")]
+    by_agent = deep.groupby("agent")
+    accuracy = {name: mine.groupby("task")["confirmed_30"].mean() for name, mine in by_agent}
+    for rule in ("l1", "l2", "taylor", "fisher"):
+        assert (accuracy["kl_curve"] - accuracy[rule]).max() > 0.18
