@@ -99,7 +99,7 @@ INFORMED_SPACES: dict[str, Space] = {
     "q_critic_ppo": {
         # Around a good rule a policy has less to find and more to lose.
         "actor_learning_rate": Range(1e-4, 3e-3, log=True),
-        "log_std_init": Range(-2.5, -0.5),
+        "log_std_init": Range(-3.5, -0.5),
         "learning_starts_fraction": Range(0.05, 0.3),
         # Rounds for each step, of which the actor learns in one of so many.
         "gradient_steps": Choice((1, 2, 4)),
@@ -108,9 +108,9 @@ INFORMED_SPACES: dict[str, Space] = {
         "imitation_coef": Choice((0.0, 1.0, 3.0, 10.0)),
         "n_elites": Choice((4, 8, 16)),
     },
-    "cma_es": {"sigma0": Range(0.05, 0.6, log=True)},
-    "tpe": {"spread": Range(0.05, 0.6, log=True)},
-    "random": {"spread": Range(0.05, 0.6, log=True)},
+    "cma_es": {"sigma0": Range(0.025, 0.6, log=True)},
+    "tpe": {"spread": Range(0.025, 0.6, log=True)},
+    "random": {"spread": Range(0.025, 0.6, log=True)},
 }
 """Spaces by agent, around a rule; settings that are not in one stay as they are stored."""
 
