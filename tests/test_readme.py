@@ -236,4 +236,4 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
 def test_extras_are_those_the_quick_start_names() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     named = re.findall(r"^\| `(\w+)` \|", PAGES["quickstart.md"], re.M)
-    assert set(project["optional-dependencies"]) == set(named) and len(named) == 9
+    assert set(project["optional-dependencies"]) == set(named) and len(named) == 10

@@ -139,6 +139,8 @@ def thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_commands_run_on_a_thousand_classes(
     command: list[str], thousand: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if option(command, "--model").startswith("timm/"):
+        pytest.importorskip("timm")
     monkeypatch.chdir(tmp_path)
     if "8-5bit" not in command:
         table = check_run(command, thousand, 1000, 32, "--compare", "uniform")
