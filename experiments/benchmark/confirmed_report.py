@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from compress_env.files import replacing
+from experiments.benchmark.around_rules import best_of, format_around_rules
 from experiments.benchmark.confirmed import is_confirmed, make_confirmed
 from experiments.benchmark.report import (
     format_leaderboard,
@@ -99,8 +100,10 @@ def format_confirmed(
         *_remarks(table, trials, known),
         "## Rules against searches",
         f"Confirmed accuracy of the best rule and of the best search after {budgets[0]} and "
-        f"{budgets[-1]} evaluations, means over seeds; in brackets the difference in points.",
+        f"{budgets[-1]} evaluations, means over seeds; in brackets the difference in points. The "
+        "best are those whose nominees are best on validation images.",
         _format_best(trials, budgets),
+        *format_around_rules(trials),
         "## Does learning win?",
         f"Confirmed accuracy after {budgets[-1]} evaluations, points, paired by seed, with 95 % "
         "intervals, which are not widened for the number of comparisons.",
@@ -207,8 +210,7 @@ def _format_best(trials: pd.DataFrame, budgets: Sequence[int]) -> str:
         cells = [short_name(str(task))]
         for budget in ends:
             rule, search = (
-                _best(rows[mine], f"confirmed_{budget}")
-                for mine in (is_rule[rows.index], ~is_rule[rows.index])
+                _best(rows[mine], budget) for mine in (is_rule[rows.index], ~is_rule[rows.index])
             )
             cells += [_named(rule), _named(search)]
             if rule is not None and search is not None:
@@ -217,9 +219,11 @@ def _format_best(trials: pd.DataFrame, budgets: Sequence[int]) -> str:
     return format_markdown(tuple(headings), lines)
 
 
-def _best(rows: pd.DataFrame, column: str) -> tuple[str, float] | None:
-    means = rows.groupby("agent", sort=False)[column].mean().dropna()
-    return None if means.empty else (str(means.idxmax()), float(means.max()))
+def _best(rows: pd.DataFrame, budget: int) -> tuple[str, float] | None:
+    best = best_of(rows, list(dict.fromkeys(rows["agent"])), budget)
+    if best is None:
+        return None
+    return best, float(rows.loc[rows["agent"] == best, f"confirmed_{budget}"].mean())
 
 
 def _named(best: tuple[str, float] | None) -> str:

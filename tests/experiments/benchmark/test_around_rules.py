@@ -1,0 +1,76 @@
+"""What a leaderboard says of informed agents, on made trials."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.benchmark.around_rules import best_of, difference, format_around_rules
+
+TASK = "compress_env/PruneVGG8Digits-v1"
+
+
+def made(agent: str, test: dict[int, list[float]], policy: float = np.nan) -> list[dict[str, Any]]:
+    """Return trials of an agent, one a seed; its nominees are as good on validation images."""
+    return [
+        {"agent": agent, "task": TASK, "seed": seed, "final_accuracy": policy}
+        | {f"confirmed_{budget}": values[seed] for budget, values in test.items()}
+        | {f"confirmed_validation_{budget}": values[seed] for budget, values in test.items()}
+        for seed in range(len(next(iter(test.values()))))
+    ]
+
+
+@pytest.fixture
+def trials() -> pd.DataFrame:
+    rows = [
+        *made("l1", {30: [0.85], 300: [0.85]}),
+        *made("portfolio", {30: [0.84, 0.84], 300: [0.84, 0.84]}),
+        *made("random", {30: [0.7, 0.7], 300: [0.8, 0.8]}),
+        *made("cma_es", {30: [0.75, 0.75], 300: [0.83, 0.83]}),
+        *made("cma_es+l1", {30: [0.85, 0.85], 300: [0.86, 0.86]}, policy=0.85),
+        *made("random+l1", {30: [0.84, 0.84], 300: [0.84, 0.84]}, policy=0.5),
+        *made("ppo+l1", {30: [0.86, 0.88], 300: [0.89, 0.87]}, policy=0.78),
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_differences_are_paired_by_seed(trials: pd.DataFrame) -> None:
+    over = difference(trials, "ppo+l1", "confirmed_300", "cma_es+l1")
+    assert over.value == pytest.approx(2.0) and over.side == "undecided"
+    over_rule = difference(trials, "random+l1", "confirmed_300", "l1")  # which has a single seed
+    assert over_rule.value == pytest.approx(-1.0) and over_rule.side == "below"
+    last = difference(trials, "ppo+l1", "confirmed_300", "ppo+l1", "confirmed_30")
+    assert last.value == pytest.approx(1.0)
+
+
+def test_the_best_is_chosen_on_validation_images(trials: pd.DataFrame) -> None:
+    chosen_by = trials["agent"].map({"random": 0.9}).fillna(trials["confirmed_validation_300"])
+    trials["confirmed_validation_300"] = chosen_by
+    assert best_of(trials, ["random", "cma_es"], 300) == "random"
+    assert best_of(trials, ["random", "cma_es"], 30) == "cma_es"
+    assert best_of(trials, ["tpe"], 30) is None
+
+
+def test_section_says_what_was_reached(trials: pd.DataFrame) -> None:
+    *_, table, _, aims = format_around_rules(trials)
+    (line,) = (line for line in table.splitlines() if "`cma_es+l1`" in line)
+    assert line.split(" | ")[2:] == [
+        *("2", "85.00 ± 0.00", "86.00 ± 0.00"),
+        *("+1.00 ± 0.00", "+3.00 ± 0.00", "-1.00 ± 0.00 |"),
+    ]
+    (other,) = (line for line in table.splitlines() if "`random+l1`" in line)
+    assert other.endswith("| +4.00 ± 0.00 | - |")
+    few, learners, below, policies = (part for part in aims.split("\n- "))
+    assert "on 1 of 1 tasks" in few and "`ppo+l1` +4.00" in few and "over `cma_es`" in few
+    assert "on 1 of 1 tasks, by more than the intervals on 0" in learners
+    assert "+2.00 ± 12.71 over `cma_es+l1` and +4.00 ± 12.71 over `portfolio`" in learners
+    assert "1 of 3:" in below and "`random+l1` -1.00" in below
+    assert "`cma_es` on 1 of 1" in policies and "`ppo` on 0 of 1" in policies
+    assert "`random`" not in policies
+
+
+def test_there_is_no_section_without_informed_agents(trials: pd.DataFrame) -> None:
+    assert format_around_rules(trials[~trials["agent"].str.contains(r"\+")]) == []
