@@ -28,7 +28,8 @@ class FinetuneConfig:
     distill_temperature: float = 4.0
     """What logits are divided by before their softmax, where answers are compared; above 0."""
     evaluation_batch_size: int = 500
-    """Images per batch when scoring."""
+    """Images per batch when scoring; fewer where more do not fit into memory, and of images above
+    80 pixels a side, whose batches worker processes hand over (64 at 224 pixels)."""
     batch_norm_batches: int = 8
     """Batches of training images from which running statistics are estimated anew."""
     channels_last: bool = False

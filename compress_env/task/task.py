@@ -44,6 +44,8 @@ class ForwardOptions(TypedDict):
     channels_last: bool
 
 
+MOST_VALUES = 64 * 3 * 224 * 224
+"""Numbers in a batch of images when scoring: 500 images up to 80 pixels a side, 64 of 224."""
 Scorer = Callable[[nn.Module], float]
 """Maps a network in evaluation mode to a score in [0, 1], used instead of validation accuracy."""
 
@@ -128,7 +130,8 @@ class CompressionTask:
             check_finite(model)
         self.model = model.to(self.device).eval()
         self._scorer, self._finetuner = scorer, finetuner
-        self._scoring_size = self.config.evaluation_batch_size
+        n_values = math.prod(self.data.image_shape)
+        self._scoring_size = min(self.config.evaluation_batch_size, max(MOST_VALUES // n_values, 1))
         self._scores_channels_last = self.config.channels_last
         self.prepare(self.model)
         self._check_logits()

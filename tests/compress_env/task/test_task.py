@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import multiprocessing
 from typing import Any
 
@@ -228,3 +229,13 @@ def test_scoring_agrees_with_the_plain_layout() -> None:
         plain = task.model(images.contiguous())
     torch.testing.assert_close(task.model(images), plain, rtol=1e-4, atol=1e-5)
     assert images.shape[0] == len(task.data.calibration)
+
+
+def test_large_images_are_scored_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert make_task(evaluation_batch_size=500).scoring_batch_size == 500
+    expected = make_task().score(make_task().model)
+    n_values = math.prod(make_task().data.image_shape)
+    for values, size in ((7 * n_values + 1, 7), (n_values - 1, 1)):
+        monkeypatch.setattr("compress_env.task.task.MOST_VALUES", values)
+        task = make_task()
+        assert task.scoring_batch_size == size and task.score(task.model) == expected
