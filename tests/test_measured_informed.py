@@ -45,3 +45,11 @@ def test_what_is_told_of_wide_exploration_is_as_it_was_measured() -> None:
         assert text.format(round(100.0 * mean)) in told
     rule = round(100.0 * mine["rule_confirmed_validation"].iloc[0])
     assert f"the rule alone on {rule} %" in told.replace("  ", " ")
+
+
+def test_search_for_their_settings_is_as_it_was_measured() -> None:
+    told = (ROOT / "results" / "tune-informed" / "tune.md").read_text(encoding="utf-8")
+    rows = [line for line in told.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == 3
+    for row in rows:
+        assert row in PAGES["agents.md"], row

@@ -28,17 +28,17 @@ __all__ = [
 ]
 
 HEADINGS = ("agent", "sets", "present settings", "chosen instead", "present %", "chosen %")
-HEADING = """# Hyper-parameters
-
-Present settings and those chosen, where these are others, with the mean of {objective}
-(percent, mean over tasks and fresh seeds, 95 % interval over seeds). The best of the searched sets
-are compared with the present one on these seeds, so the chosen one's mean is that of the best of a
-few.
-"""
+HEADING = (
+    "# Hyper-parameters\n\n"
+    "Present settings and those chosen, where these are others, with the mean of {objective} "
+    "(percent, mean over tasks and fresh seeds, 95 % interval over seeds). The best of the "
+    "searched sets are compared with the present one on these seeds, so the chosen one's mean is "
+    "that of the best of a few.\n"
+)
 OBJECTIVES = {
     "anytime": "the best validation accuracy while a search goes on",
-    "confirmed": "the validation accuracy of what a search stands by, under orders that it has not "
-    "seen,",
+    "confirmed": "the validation accuracy of what a search stands by under orders that it has not "
+    "seen",
 }
 ENDING = """
 `{file}` beside this file holds all chosen settings; copied over

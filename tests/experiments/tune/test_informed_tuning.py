@@ -56,9 +56,7 @@ def test_informed_agents_are_judged_by_what_is_confirmed(tmp_path: Path) -> None
     found = json.loads((tmp_path / "out" / "informed.json").read_text())
     assert found == INFORMED | {"cma_es": study.chosen().settings}
     report = (tmp_path / "out" / "tune.md").read_text()
-    assert "of what a search stands by, under orders that it has not seen" in " ".join(
-        report.split()
-    )
+    assert "of what a search stands by under orders that it has not seen (percent" in report
     assert "copied over\n`experiments/search/informed.json`" in report
 
 
