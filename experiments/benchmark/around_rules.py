@@ -24,7 +24,9 @@ __all__ = ["best_of", "difference", "format_around_rules"]
 NOT_BLIND = {*SINGLE, "portfolio", "greedy", "afie", "sbpf"}
 """Agents that need no search, or look at the network."""
 REFERENCES = ("cma_es", "portfolio")
-"""What a learner around a rule is to beat: CMA-ES around the same one, and the best of rules."""
+"""What a learner around a rule is to beat: CMA-ES around one, and the best of the rules."""
+POLICY = "final_confirmed_validation"
+"""Validation accuracy of a final policy under the orders that confirm nominees."""
 NEAR = 2.0
 """Points of validation accuracy by which a final policy may be behind the nominee."""
 
@@ -85,8 +87,8 @@ def format_around_rules(trials: pd.DataFrame) -> list[str]:
         "`AGENT+RULE` searches around what the rule gives. Confirmed test accuracy, percent, mean "
         f"over seeds and 95 % interval; over the rule, and over the same agent from scratch: at "
         f"{budgets[-1]} evaluations, points, paired by seed; final policy: by how many points of "
-        f"validation accuracy it is above the nominee of {budgets[-1]} evaluations, random search "
-        "having none.",
+        f"validation accuracy it is above the nominee of {budgets[-1]} evaluations, both under "
+        "the orders that no search has seen; random search has none.",
         _format_agents(tasks, budgets),
         "What was aimed at. The best of several is the one whose nominees are best on validation "
         "images.",
@@ -131,9 +133,9 @@ def _format_agents(tasks: Tasks, budgets: Sequence[int]) -> str:
 
 def _policy(trials: pd.DataFrame, agent: str, budget: int) -> Interval | None:
     """Return by how many points a final policy is above the nominee; None without a policy."""
-    if agent_of(agent) == "random":
+    if agent_of(agent) == "random" or POLICY not in trials:
         return None
-    found = difference(trials, agent, "final_accuracy", agent, f"confirmed_validation_{budget}")
+    found = difference(trials, agent, POLICY, agent, f"confirmed_validation_{budget}")
     return None if np.isnan(found.value) else found
 
 
@@ -184,7 +186,7 @@ def _learners(tasks: Tasks, budget: int) -> str:
         against = [
             name for name in (f"{search}+{rule_of(best)}", portfolio) if _is_in(trials, name)
         ]
-        apart = {name: difference(trials, best, column, name) for name in against}
+        apart = {name: difference(trials, best, column, name) for name in map(str, against)}
         if len(apart) < len(REFERENCES):
             continue
         n_ahead += all(each.value > 0.0 for each in apart.values())
@@ -192,7 +194,7 @@ def _learners(tasks: Tasks, budget: int) -> str:
         over = " and ".join(f"{format_points(each)} over `{name}`" for name, each in apart.items())
         texts.append(f"{task} `{best}` {over}")
     return _nested(
-        "A learner around a rule is above both CMA-ES around it and the portfolio after "
+        "A learner around a rule is above both CMA-ES around one and the portfolio after "
         f"{budget} evaluations on {n_ahead} of {len(texts)} tasks, by more than the intervals on "
         f"{n_clearly}",
         texts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,8 +20,10 @@ from experiments.common.cli.given import HANDED_OVER
 from experiments.common.cli.user_code import load_object, names_code
 from experiments.common.run_folder import RunFolder
 from experiments.compress.config import Config
+from experiments.search.episodes import Episode
+from experiments.search.policies import StagePolicy
 
-__all__ = ["Given", "load_images", "load_network"]
+__all__ = ["Given", "check_values", "load_images", "load_network"]
 
 
 class Given(NamedTuple):
@@ -157,3 +160,19 @@ def _called(reference: str, make: Callable[[], Any]) -> Any:
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "")
         raise ValueError(f"{reference} fails: {type(error).__name__}: {reason}") from error
+
+
+def check_values(episode: Episode, policy: StagePolicy) -> None:
+    """Check that a policy has done here what it did in the run that it is from.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    if episode.layers != policy.layers:
+        raise ValueError(f"the policy decides {policy.layers}, this network {episode.layers}")
+    for layer, now, then in zip(episode.layers, episode.values, policy.values, strict=True):
+        if not math.isclose(now, then, abs_tol=1e-9):
+            raise ValueError(
+                f"the policy was found under other settings: of {layer} it made {then}, here "
+                f"{now}; give the settings of its run"
+            )

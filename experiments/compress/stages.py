@@ -33,15 +33,15 @@ from experiments.common.inputs import data_digest, network_digest
 from experiments.common.run_folder import RunFolder
 from experiments.compress.choosers import make_agent, make_policy
 from experiments.compress.config import MIXED_BITS, Config, GivenBits, own_names
-from experiments.compress.inputs import Given, load_images, load_network
+from experiments.compress.inputs import Given, check_values, load_images, load_network
 from experiments.compress.plan import Timing, timed
 from experiments.search.actors import open_actors
-from experiments.search.entrants import SINGLE, agent_of, env_options
+from experiments.search.entrants import SINGLE, agent_of, env_options, rule_of
 from experiments.search.episodes import Episode, EpisodeLog, best_episode
 from experiments.search.hyperparameters import stored_settings
 from experiments.search.observing import wrap
 from experiments.search.playing import play_actions
-from experiments.search.policies import Script, StagePolicy, read_policy
+from experiments.search.policies import Script, read_policy
 from experiments.search.resuming import ResumableSearch, read_finished
 
 __all__ = ["Contender", "Job", "Stage"]
@@ -106,7 +106,8 @@ class Job:
         # On the CPU: worker processes are sent what the environments are made from.
         self._data = load_images(config, self._given)
         model = load_network(config, self._data, self._given, folder, console)
-        self.pruning_env = self._pruning_env(model) if config.prunes else None
+        self._model = model
+        self.pruning_env = self._pruning_env(config.searcher) if config.prunes else None
         self.unpruned = self.pruning_env.skipped_layers if self.pruning_env else {}
         self.unquantized, self.n_quantized, self.size_budget_bytes = {}, 0, math.inf
         first: LayerwiseCompressionEnv | None = self.pruning_env
@@ -121,18 +122,18 @@ class Job:
         self.task = self.first_env.task
         self._hold_to_inputs()
 
-    def _pruning_env(self, model: nn.Module) -> PruningEnv:
+    def _pruning_env(self, algorithm: str) -> PruningEnv:
         config = self.config
         with own_names():
             return PruningEnv(
-                model,
+                self._model,
                 self._data,
                 method=config.method,
                 flops_budget=config.macs,
                 params_budget=config.params,
                 channel_round=config.channel_round,
                 variational=config.variational,
-                **self._options("pruning"),
+                **self._options("pruning", algorithm),
             )
 
     def _check_size(self, size: float, model: nn.Module) -> QuantizationEnv:
@@ -146,7 +147,7 @@ class Job:
         """
         if self.pruning_env is None:
             with own_names():
-                return self._quantization_env("", model)
+                return self._quantization_env("", model, self.config.searcher)
         smallest = QuantizationEnv(
             self.pruning_env.smallest_model(),
             self.pruning_env.task.data,
@@ -172,7 +173,7 @@ class Job:
             inputs["policy"] = digest({stage: tuple(each) for stage, each in self._policy.items()})
         self.folder.hold_to(inputs)
 
-    def _options(self, stage: str | None) -> TaskOptions:
+    def _options(self, stage: str, algorithm: str) -> TaskOptions:
         config, shared = self.config, self.folder.state_path / "transitions.sqlite"
         options: TaskOptions = {
             "device": config.device,
@@ -191,7 +192,7 @@ class Job:
             "seed": config.seed,
             "store": config.store or (shared if config.n_envs > 1 else "memory"),
         }
-        prior = None if stage is None else env_options(config.searcher, stage).get("prior")
+        prior = env_options(algorithm, stage).get("prior")
         return options if prior is None else {**options, "prior": prior}
 
     @property
@@ -238,13 +239,24 @@ class Job:
         """
         stages = {}
         if self.pruning_env is not None:
-            stages["pruning"] = self._stage((name, "pruning"), self.pruning_env, algorithm)
+            env = self._first_env(algorithm)
+            stages["pruning"] = self._stage((name, "pruning"), env, algorithm)
         if self.config.size is not None:
-            env = self.first_env  # of the whole network, if nothing is pruned
-            if stages:
-                env = self._quantization_env(name, stages["pruning"].model)
+            env = (
+                self._quantization_env(name, stages["pruning"].model, algorithm)
+                if stages
+                else self._first_env(algorithm)  # of the whole network
+            )
             stages["quantization"] = self._stage((name, "quantization"), env, algorithm)
         return Contender(name, stages)
+
+    def _first_env(self, algorithm: str) -> LayerwiseCompressionEnv:
+        """Return the first stage's environment; the rule in an agent's name is that agent's own."""
+        if rule_of(algorithm) == rule_of(self.config.searcher):
+            return self.first_env
+        if self.pruning_env is not None:
+            return self._pruning_env(algorithm)
+        return self._quantization_env("", self._model, algorithm)
 
     def give_bits(self, name: str, pruning: Stage, bits: GivenBits) -> Contender:
         """Give the layers of a pruned network bits without a search.
@@ -254,12 +266,12 @@ class Job:
             pruning: Where the network comes from.
             bits: Which ones.
         """
-        env = self._quantization_env(name, pruning.model, is_free=bits.is_free)
+        env = self._quantization_env(name, pruning.model, bits.rule, is_free=bits.is_free)
         quantization = self._stage((name, "quantization"), env, bits.rule)
         return Contender(name, {"pruning": pruning, "quantization": quantization})
 
     def _quantization_env(
-        self, name: str, model: nn.Module, *, is_free: bool = False
+        self, name: str, model: nn.Module, algorithm: str, *, is_free: bool = False
     ) -> QuantizationEnv:
         """Make the environment of the last stage; its budget is the nearest that can be met."""
         budget = None if is_free else self._size_budget(name, model)
@@ -269,7 +281,7 @@ class Job:
             size_budget=budget,
             activation_bits=self.config.activation_bits,
             scales="best",
-            **self._options(None if is_free else "quantization"),
+            **self._options("quantization", algorithm),
         )
 
     def _size_budget(self, name: str, model: nn.Module) -> float | None:
@@ -363,7 +375,7 @@ class Job:
             search = ResumableSearch(name, log, self.folder)
             if given is not None:
                 search.act(Script(given.actions), 1)
-                _check_values(log.episodes[0], given)
+                check_values(log.episodes[0], given)
             elif is_single:
                 policy = make_policy(algorithm, env, log, config.seed)
                 if isinstance(policy, Portfolio):
@@ -381,19 +393,3 @@ class Job:
                     agent.set_logger(configure(str(tensorboard), ["tensorboard"]))
                 search.learn(agent, config.n_episodes, limit)
         return log.episodes
-
-
-def _check_values(episode: Episode, policy: StagePolicy) -> None:
-    """Check that a policy has done here what it did in the run that it is from.
-
-    Raises:
-        ValueError: If it has not.
-    """
-    if episode.layers != policy.layers:
-        raise ValueError(f"the policy decides {policy.layers}, this network {episode.layers}")
-    for layer, now, then in zip(episode.layers, episode.values, policy.values, strict=True):
-        if not math.isclose(now, then, abs_tol=1e-9):
-            raise ValueError(
-                f"the policy was found under other settings: of {layer} it made {then}, here "
-                f"{now}; give the settings of its run"
-            )

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -48,6 +51,8 @@ __all__ = [
 Settings = Mapping[str, Any]
 RATES = ("learning_rate", "actor_learning_rate")
 """Settings that a schedule may take the place of."""
+SMALL = 0.01
+"""What the weights of an actor's last layer are multiplied by, so that it starts near action 0."""
 OF_POLICY = ("log_std_init", "n_critics")
 """Settings that an agent's policy takes."""
 
@@ -174,14 +179,64 @@ def make_learner(
         # A minibatch is of the rollout, and no larger.
         rollout = arguments["n_steps"] * n_envs
         arguments["batch_size"] = min(arguments["batch_size"], rollout)
+    spread = None
     if issubclass(agent, OffPolicyAlgorithm):
+        spread = arguments.pop("spread", None)
         arguments |= {"buffer_size": max(n_steps, 1), "policy_kwargs": {"net_arch": [64, 64]}}
         # As many updates per transition as with one environment.
         arguments["gradient_steps"] = arguments.get("gradient_steps", 1) * n_envs
     try:
-        return agent("MlpPolicy", env, seed=seed, device="cpu", **arguments)
+        learner = agent("MlpPolicy", env, seed=seed, device="cpu", **arguments)
     except AssertionError as error:  # as which Stable-Baselines3 refuses some values
         raise ValueError(f"{name} does not take its settings: {error}") from None
+    if isinstance(learner, OffPolicyAlgorithm) and spread is not None:
+        _start_around(learner, spread, seed)
+    return learner
+
+
+class Around(spaces.Box):
+    """A box of actions whose samples are normal around its middle."""
+
+    def __init__(self, box: spaces.Box, spread: float) -> None:
+        """Take the bounds of a box.
+
+        Args:
+            box: The space, any shape.
+            spread: Standard deviation, in halves of its width.
+        """
+        super().__init__(box.low, box.high, dtype=np.float32)
+        self.spread = spread
+
+    def sample(self, mask: None = None, probability: None = None) -> NDArray[Any]:
+        """Return an action of the space's shape, clipped to its bounds."""
+        middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
+        drawn = middle + self.spread * half * self.np_random.standard_normal(self.shape)
+        return np.clip(drawn, self.low, self.high).astype(np.float32)
+
+
+def _start_around(agent: OffPolicyAlgorithm, spread: float, seed: int) -> None:
+    """Let an agent start around action 0: its first, random steps, and its policy's actions.
+
+    Args:
+        agent: One of Stable-Baselines3's that learn from a replay buffer; changed.
+        spread: Standard deviation of the first actions, and of the policy where it has one.
+        seed: Of the random steps.
+    """
+    assert isinstance(agent.action_space, spaces.Box)
+    agent.action_space = Around(agent.action_space, spread)
+    agent.action_space.seed(seed)
+    actor: Any = agent.policy.actor
+    is_gaussian = hasattr(actor, "log_std")
+    with torch.no_grad():
+        last = actor.mu if is_gaussian else actor.mu[-2]  # before tanh
+        last.weight.mul_(SMALL)
+        last.bias.zero_()
+        if is_gaussian:
+            actor.log_std.weight.mul_(SMALL)
+            actor.log_std.bias.fill_(float(np.log(spread)))
+    target: Any = getattr(agent.policy, "actor_target", None)
+    if target is not None:
+        target.load_state_dict(actor.state_dict())
 
 
 def _arguments(settings: dict[str, Any], n_steps: int, n_envs: int) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def bare_loop(
     model.eval()
     correct = torch.zeros((), dtype=torch.int64, device=task.device)
     everything = torch.arange(len(task.data.validation))
-    order = torch.split(everything, task.config.evaluation_batch_size)
+    order = torch.split(everything, task.scoring_batch_size)
     with torch.inference_mode():
         for images, labels in task.data.validation.batches(order):
             correct += (model(images).argmax(1) == labels).sum()
@@ -89,8 +89,13 @@ def time_steps(env: PruningEnv, twin: PruningEnv, n_steps: int, seed: int) -> Ro
         twin: Another one, made with the same arguments.
         n_steps: Steps to time.
         seed: Seed of the random actions.
+
+    Returns:
+        Seconds by phase, and on a GPU `step_peak_mib` and `bare_peak_mib`, the most memory that
+        tensors had while each of the two ran, in MiB; that of both environments is in them.
     """
     env.action_space.seed(seed)
+    device = env.task.device
     rows: Rows = []
     done = True
     for number in range(-len(env.walk), n_steps):  # the first episode warms up
@@ -102,22 +107,39 @@ def time_steps(env: PruningEnv, twin: PruningEnv, n_steps: int, seed: int) -> Ro
         model = twin.compressed_model()
         # The minibatches of that very step.
         generator = derive_generator(env.task_seed, number % len(env.walk), 0)
-        bare_s = 0.0
-        if number % 2:
-            bare_s = bare_loop(model, env.task, env.finetune_steps, generator)
-        start = perf_counter()
-        _, _, done, _, info = env.step(action)
-        synchronize(env.task.device)
-        step_s = perf_counter() - start
-        if not number % 2:
-            bare_s = bare_loop(model, env.task, env.finetune_steps, generator)
+        seconds: dict[str, float] = {}
+        peaks: dict[str, float] = {}
+        for name in ("bare", "step") if number % 2 else ("step", "bare"):
+            _reset_peak(device)
+            if name == "bare":
+                seconds[name] = bare_loop(model, env.task, env.finetune_steps, generator)
+            else:
+                start = perf_counter()
+                _, _, done, _, info = env.step(action)
+                synchronize(device)
+                seconds[name] = perf_counter() - start
+            peaks |= _peak(device, name)
         if number >= 0:
             rows.append(
-                {"method": env.method, "layer": info["layer"], "step_s": step_s, "bare_s": bare_s}
+                {"method": env.method, "layer": info["layer"]}
+                | {f"{name}_s": seconds[name] for name in ("step", "bare")}
                 | {f"{name}_s": env.step_seconds.get(name, 0.0) for name in PHASES}
-                | {"bookkeeping_s": step_s - sum(env.step_seconds.values())}
+                | {"bookkeeping_s": seconds["step"] - sum(env.step_seconds.values())}
+                | peaks
             )
     return rows
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: torch.device, name: str) -> dict[str, float]:
+    """Return the most memory that tensors had since `_reset_peak`, in MiB; nothing on the CPU."""
+    if device.type != "cuda":
+        return {}
+    return {f"{name}_peak_mib": torch.cuda.max_memory_allocated(device) / 2**20}
 
 
 def synchronize(device: torch.device) -> None:

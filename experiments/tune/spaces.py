@@ -31,6 +31,8 @@ Space: TypeAlias = dict[str, "Range | Choice"]
 
 LEARNING_RATE = Range(1e-4, 3e-2, log=True)
 LOG_STD_INIT = Range(-1.5, 0.0)  # standard deviations from 0.22 to 1, in actions in [-1, 1]
+SPREAD = Range(0.025, 0.6, log=True)
+"""Standard deviations around a rule, in actions in [-1, 1]."""
 GAE_LAMBDA = Choice((0.9, 0.95, 1.0))
 ENT_COEF = Choice((0.0, 1e-3, 1e-2))
 LEARNING_STARTS: Space = {
@@ -108,9 +110,22 @@ INFORMED_SPACES: dict[str, Space] = {
         "imitation_coef": Choice((0.0, 1.0, 3.0, 10.0)),
         "n_elites": Choice((4, 8, 16)),
     },
-    "cma_es": {"sigma0": Range(0.025, 0.6, log=True)},
-    "tpe": {"spread": Range(0.025, 0.6, log=True)},
-    "random": {"spread": Range(0.025, 0.6, log=True)},
+    "ppo": {"learning_rate": LEARNING_RATE, "log_std_init": Range(-3.5, -0.5)},
+    "a2c": {"learning_rate": LEARNING_RATE, "log_std_init": Range(-3.5, -0.5)},
+    "ddpg": {"learning_rate": LEARNING_RATE, "spread": SPREAD, "action_noise": SPREAD},
+    "td3": {"learning_rate": LEARNING_RATE, "spread": SPREAD, "action_noise": SPREAD},
+    "sac": {
+        "learning_rate": LEARNING_RATE,
+        "spread": SPREAD,
+        "ent_coef": Choice(("auto", "auto_0.1", "auto_0.01", "auto_0.001")),
+    },
+    "ars": {
+        "delta_std": Range(0.01, 0.3, log=True),
+        "learning_rate": Range(5e-3, 0.3, log=True),
+    },
+    "cma_es": {"sigma0": SPREAD},
+    "tpe": {"spread": SPREAD},
+    "random": {"spread": SPREAD},
 }
 """Spaces by agent, around a rule; settings that are not in one stay as they are stored."""
 

@@ -16,7 +16,7 @@ TASK = "compress_env/PruneVGG8Digits-v1"
 def made(agent: str, test: dict[int, list[float]], policy: float = np.nan) -> list[dict[str, Any]]:
     """Return trials of an agent, one a seed; its nominees are as good on validation images."""
     return [
-        {"agent": agent, "task": TASK, "seed": seed, "final_accuracy": policy}
+        {"agent": agent, "task": TASK, "seed": seed, "final_confirmed_validation": policy}
         | {f"confirmed_{budget}": values[seed] for budget, values in test.items()}
         | {f"confirmed_validation_{budget}": values[seed] for budget, values in test.items()}
         for seed in range(len(next(iter(test.values()))))

@@ -21,8 +21,9 @@ from experiments.compress import compress
 from experiments.compress.compress import Config, run
 from experiments.compress.exports import Export
 from experiments.compress.report import Row, best_row
+from experiments.compress.stages import Job
 from tests.experiments.compress import jobs
-from tests.fakes import slow
+from tests.fakes import quiet, slow
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -187,6 +188,23 @@ def test_every_algorithm_runs_the_job(algo: str, tmp_path: Path) -> None:
     rows = run(Config(out=tmp_path / "out", **settings), Console(file=StringIO()))
     expected = ["baseline", "portfolio", algo] if algo != "portfolio" else ["baseline", "portfolio"]
     assert [row.network for row in rows] == expected
+
+
+def test_the_rule_of_the_search_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a search is compared with acts as it would without it: 0 is the middle for it."""
+    seen: dict[str, dict[str, Any]] = {}
+    search = Job._search
+
+    def spy(job: Job, key: tuple[str, str], env: Any, algorithm: str) -> Any:
+        seen.setdefault(algorithm, {})[key[1]] = env.prior
+        return search(job, key, env, algorithm)
+
+    monkeypatch.setattr(Job, "_search", spy)
+    settings = SMALL | {"evaluations": 2, "finetune_steps": 0, "compare": ("random", "uniform")}
+    run(Config(out=tmp_path / "out", **settings | {"algo": "cma_es+l1"}), quiet())
+    blind = {"pruning": "middle", "quantization": "middle"}
+    assert seen.pop("cma_es+l1") == {"pruning": "l1", "quantization": "relative_error"}
+    assert seen == {"random": blind, "uniform": blind}
 
 
 NAMED = ["--model", "lenet5", "--data", "digits", "--macs", "0.2"]

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents import Rule
 from compress_env.envs.wrappers.context import LayerContext
-from experiments.search.algorithms import make_agent
+from experiments.search.algorithms import Around, make_agent
 from experiments.search.entrants import (
+    CONTRIB,
     INFORMABLE,
     agent_of,
     can_act,
@@ -137,6 +139,36 @@ def test_random_search_is_drawn_around_the_rule() -> None:
     log, agent = searched("random+relative_error", 12, TINY[1])
     assert agent.spread == 0.1
     assert 0.05 < np.std([episode.actions for episode in log.episodes]) < 0.15
+
+
+OFF_POLICY = ("sac", "td3", "ddpg", "tqc", "crossq")
+
+
+@pytest.mark.parametrize("name", [*OFF_POLICY, "ppo", "a2c", "q_critic_ppo"])
+def test_learners_begin_around_the_rule(name: str) -> None:
+    if name in CONTRIB:
+        pytest.importorskip("sb3_contrib")
+    log, agent = searched(f"{name}+l1", 12)
+    first = np.concatenate([episode.actions for episode in log.episodes[:4]])
+    assert 0.0 < np.sqrt(np.mean(first**2)) < 0.25  # uniform actions have 0.58
+    if name in OFF_POLICY:
+        blind = searched(name, 3)[1]
+        assert agent.action_space == blind.action_space == log.action_space
+        assert type(blind.action_space) is spaces.Box
+
+
+def test_first_actions_around_a_rule_are_normal_and_inside_the_box() -> None:
+    around = Around(
+        spaces.Box(
+            np.array([0.0, -2.0], np.float32), np.array([1.0, 2.0], np.float32), dtype=np.float32
+        ),
+        0.5,
+    )
+    around.seed(0)
+    drawn = np.array([around.sample() for _ in range(2000)])
+    assert drawn.dtype == np.float32 and all(around.contains(action) for action in drawn)
+    np.testing.assert_allclose(drawn.mean(0), [0.5, 0.0], atol=0.05)
+    np.testing.assert_allclose(drawn.std(0), [0.22, 0.9], atol=0.05)  # 0.25 and 1, clipped
 
 
 def test_agents_that_look_at_the_nine_work_as_before() -> None:

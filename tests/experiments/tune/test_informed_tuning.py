@@ -91,7 +91,7 @@ def test_informed_settings_that_are_not_searched_stay(
             {"algo": ("cma_es",), "rule": ("l1",)},
             "none of the rules l1 is for compress_env/TinyQuantize-v0",
         ),
-        ({"algo": ("td3",), "rule": RULES}, "unknown algorithm 'td3'; valid: q_critic_ppo, cma"),
+        ({"algo": ("tqc",), "rule": RULES}, "unknown algorithm 'tqc'; valid: q_critic_ppo, ppo"),
         (
             {"algo": ("cma_es",), "rule": RULES, "objective": "confirmed"},
             "nothing is confirmed on compress_env/TinyPrune-v0, which draws no orders",
