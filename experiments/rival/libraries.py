@@ -34,6 +34,8 @@ class Request(NamedTuple):
     """Most multiply-accumulates that may be left."""
     seed: int
     """Seed of what is drawn."""
+    evaluations: int
+    """Most networks that a search may evaluate."""
 
 
 class Pruned(NamedTuple):
@@ -115,7 +117,7 @@ def _taylor(request: Request) -> Pruned:
 
 def _fastnas(request: Request) -> Pruned:
     """NVIDIA Model Optimizer's FastNAS."""
-    return Pruned(*fastnas.search(request.task, request.max_macs))
+    return Pruned(*fastnas.search(*request[:2], request.evaluations, request.seed))
 
 
 LIBRARIES: dict[str, Callable[[Request], Pruned]] = {

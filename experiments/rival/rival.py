@@ -188,7 +188,7 @@ class Rival:
             assert isinstance(self.env, PruningEnv)
             say(console, f"{config.algo}: pruning to {self.env.budget:,.0f} multiply-accumulates")
             start = perf_counter()
-            request = Request(self.task, self.env.budget, config.seed)
+            request = Request(self.task, self.env.budget, config.seed, config.evaluations)
             pruned = LIBRARIES[config.algo](request)
             state = {"n_evaluations": pruned.n_evaluations, "seconds": perf_counter() - start}
             save(path, pruned.model)

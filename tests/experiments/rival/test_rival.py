@@ -49,7 +49,7 @@ def play(config: Config) -> dict[str, Any]:
 
 def make_request(share: float) -> Request:
     task = CompressionTask(seeded(BranchedNet), make_data(), device="cpu")
-    return Request(task, share * total_macs(task.model, task.example_image()), 0)
+    return Request(task, share * total_macs(task.model, task.example_image()), 0, 100)
 
 
 def test_a_row_says_what_the_network_costs_and_is_worth(tmp_path: Path) -> None:
@@ -209,4 +209,12 @@ def test_fastnas_keeps_to_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     request = make_request(0.5)
     pruned = LIBRARIES["fastnas"](request)
     assert total_macs(pruned.model, request.task.example_image()) <= request.max_macs
-    assert pruned.n_evaluations > 5
+    assert 1 < pruned.n_evaluations <= request.evaluations
+    widths = [
+        len(fastnas._rules_within(request.task, n)["nn.Conv2d"]["*"]["channels_ratio"])
+        for n in (100, 8)
+    ]
+    assert widths[0] == 20 > widths[1]
+    assert LIBRARIES["fastnas"](request._replace(evaluations=8)).n_evaluations <= 8
+    with pytest.raises(ValueError, match=r"FastNAS needs at least .* evaluations here, got 1"):
+        LIBRARIES["fastnas"](request._replace(evaluations=1))
