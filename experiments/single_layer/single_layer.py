@@ -86,6 +86,8 @@ class Config(StudyConfig):
     """What the width of a unit's noise follows from: channel or layer."""
     alpha_learning_rate: float = VariationalConfig.alpha_learning_rate
     """Step size of Adam for the parameters of that."""
+    temperature: float = VariationalConfig.temperature
+    """Randomness with which elements go, by information or by weight; the paper's is 1."""
 
     def check(self) -> None:
         """Check what nothing else checks.
@@ -97,7 +99,7 @@ class Config(StudyConfig):
         check_choices(self, "method", "rates")
         if not all(0.0 < rate <= MAX_RATE for rate in self.rates):
             raise ValueError(f"rates must be in (0, {MAX_RATE}], got {self.rates}")
-        check_lowest(self, 0, "epochs", "finetune_steps")
+        check_lowest(self, 0, "epochs", "finetune_steps", "temperature")
 
     def load(self, **options: Any) -> DataBundle:
         """Load the data set with as many images as are wanted, see `StudyConfig.load`."""
@@ -152,7 +154,7 @@ class Measurement(Study[Config]):
     def _settings(self, method: Method) -> tuple[PruningMethod, VariationalConfig]:
         """Return the environment's method, and how elements are selected."""
         if method == "elements_by_weight":
-            return "variational", VariationalConfig(n_steps=0)
+            return "variational", VariationalConfig(n_steps=0, temperature=self.config.temperature)
         if method == "elements_at_random":
             return "variational", VariationalConfig(n_steps=0, temperature=RANDOM_TEMPERATURE)
         config = self.config
@@ -163,6 +165,7 @@ class Measurement(Study[Config]):
             config.alpha,
             config.alpha_learning_rate,
             tolerance=0.0,
+            temperature=config.temperature,
             shuffle=method == "shuffled_information",
         )
 

@@ -43,7 +43,7 @@ from experiments.volatility.report import Curves, format_report, summarize
 __all__ = ["OF_THE_BEST", "Config", "Search", "main", "measure_trials", "run"]
 
 DATASETS = {"digits": "Digits", "mnist": "MNIST"}
-N_SEEDS = {"digits": 10, "mnist": 5}
+N_SEEDS = {"digits": 20, "mnist": 10}
 OF_THE_BEST = (
     "validation_accuracy",
     "test_accuracy",
@@ -115,7 +115,7 @@ class Config:
     (without one, for R_FLOPs) and quantization of LeNet-5; vgg8-pruning (a deep network, digits
     alone, one order of the minibatches)."""
     seeds: tuple[int, ...] = ()
-    """Seeds of the agents; 0 to 9 for digits and 0 to 4 for MNIST when not given."""
+    """Seeds of the agents; 0 to 19 for digits and 0 to 9 for MNIST when not given."""
     episodes: int = 200
     """Episodes of each search."""
     n_envs: int | None = None

@@ -169,6 +169,16 @@ def test_shuffled_information_differs_in_nothing_but_the_choice(tmp_path: Path) 
     assert masks[0].sum() == masks[1].sum() and not torch.equal(*masks)
 
 
+def test_elements_may_go_with_a_probability(tmp_path: Path) -> None:
+    config = replace(small(tmp_path / "out"), temperature=1.0)
+    study = Measurement(config, RunFolder(tmp_path / "out", config))
+    temperatures = {m: study._settings(m)[1].temperature for m in METHODS}
+    assert temperatures.pop("elements_at_random") > 1.0
+    assert set(temperatures.values()) == {1.0}
+    with pytest.raises(ValueError, match="temperature must be 0 or more, got -1"):
+        replace(config, temperature=-1.0).check()
+
+
 def rows_of(errors: dict[str, list[float]], macs: dict[str, float]) -> pd.DataFrame:
     """Rows of one layer and rate, one error per seed; `none` is the unpruned network."""
     return pd.DataFrame(

@@ -296,13 +296,13 @@ def test_comparison_is_signed_and_per_seed() -> None:
 
 def test_cells_tell_searches_of_one_task_apart() -> None:
     cells = Config(data="mnist", algo=("ppo",), data_root=Path("/data")).cells()
-    assert [len(mine) for mine in cells.values()] == [5, 5, 5]
+    assert [len(mine) for mine in cells.values()] == [10, 10, 10]
     names = [cell.name for mine in cells.values() for cell in mine]
-    assert len(set(names)) == 15 and names[5] == "pruning_R_FLOPs-ppo-seed0"
+    assert len(set(names)) == 30 and names[10] == "pruning_R_FLOPs-ppo-seed0"
     trial = cells["pruning, R_FLOPs"][0].config
     assert trial.task == "compress_env/PruneLeNet5MNIST-v0"
     assert json.loads(trial.env_kwargs) == {"reward": "flops", "flops_budget": None}
-    assert len(Config().cells()["quantization"]) == 7 * 10
+    assert len(Config().cells()["quantization"]) == 7 * 20
 
 
 def test_settings_of_one_agent_replace_the_stored_ones() -> None:

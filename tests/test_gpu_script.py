@@ -1,0 +1,61 @@
+"""The script for an hour with a GPU, rehearsed without one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.pages import ROOT
+
+SCRIPT = ROOT / "scripts" / "gpu.sh"
+PARTS = (
+    *("device", "tests", "step-resnet20", "train-bf16-True", "train-bf16-False", "step-vgg8"),
+    *("search", "candidates", "train-vgg8"),
+)
+TIMEOUT = 600
+
+
+def rehearse(work: Path, out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    given = {"WORK": str(work), "OUT": str(out), "PATH": path, "WHEELS": str(work / "none")}
+    return subprocess.run(
+        ["bash", str(SCRIPT), "--device", "cpu", "--tiny"],
+        env={**os.environ, **given, **environment},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_all_parts_run_on_the_cpu_and_are_packed(tmp_path: Path) -> None:
+    done = rehearse(tmp_path / "work", tmp_path / "out", LIMIT="500")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in PARTS:
+        assert f"{name}: done in" in done.stdout, done.stdout
+    with tarfile.open(tmp_path / "out" / "gpu.tar.gz") as packed:
+        names = packed.getnames()
+        assert {f"./{name}.done" for name in PARTS} <= set(names)
+        assert "./train-vgg8/model.safetensors" in names and "./candidates/table.csv" in names
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["gpu.tar.gz"]
+    # An archive of an earlier call is taken up, elsewhere too.
+    archive = shutil.copy(tmp_path / "out" / "gpu.tar.gz", tmp_path / "earlier.tar.gz")
+    again = rehearse(tmp_path / "elsewhere", tmp_path / "out", ARCHIVE=str(archive))
+    assert again.returncode == 0 and again.stdout.count("done before") == len(PARTS)
+
+
+def test_no_more_time_than_there_is_and_no_unknown_argument(tmp_path: Path) -> None:
+    done = rehearse(tmp_path / "work", tmp_path / "out", LIMIT="0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "device: no time left" in done.stdout and "done in" not in done.stdout
+    wrong = subprocess.run(
+        ["bash", str(SCRIPT), "--gpu"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert wrong.returncode == 2 and "unknown argument --gpu" in wrong.stderr
