@@ -16,12 +16,14 @@ from experiments.compress.config import MIXED_BITS, Config
 from experiments.search.algorithms import make_learner, make_single
 from experiments.search.entrants import BITS_ONLY, PRUNING_ONLY
 from experiments.search.episodes import EpisodeLog
+from experiments.search.hyperparameters import INFORMED
 from experiments.search.playing import play
 
 __all__ = ["make_agent", "make_policy"]
 
-SPREAD = 0.3
-"""Standard deviation of the first points of CMA-ES around what the best rule does."""
+SPREAD: float = INFORMED["cma_es"]["sigma0"]
+"""Standard deviation of the first points of CMA-ES around what the best rule does, as around a
+rule."""
 
 
 def make_policy(
