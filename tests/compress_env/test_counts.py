@@ -46,5 +46,5 @@ def test_real_numbers_of_every_kind_become_floats(value: Any) -> None:
     "value", [True, np.True_, "0.5", None, [0.5], np.array([0.5]), 1j], ids=repr
 )
 def test_nothing_else_is_a_real_number(value: Any) -> None:
-    with pytest.raises(TypeError, match="^budget must be a real number, got "):
+    with pytest.raises(TypeError, match=r"^budget must be a real number, got "):
         check_number("budget", value)

@@ -21,7 +21,7 @@ from compress_env.envs.quantization import QuantizationEnv
 from compress_env.envs.wrappers.context import LayerContext
 from compress_env.envs.wrappers.several import SeveralBudgets
 from compress_env.envs.wrappers.shaping import PotentialReward
-from experiments.search.actors import open_actors, synchronous_actors
+from experiments.search.actors import synchronous_actors
 from experiments.search.episodes import EpisodeLog
 from tests.compress_env.envs.fakes import Sensitive, data
 from tests.fakes import BranchedNet, PlainNet, seeded
@@ -188,14 +188,6 @@ def test_copies_do_not_charge_again(n_envs: int) -> None:
     n_networks = len(env.stage.walk) * len({e.values for e in log.episodes})
     assert log.episodes[0].n_evaluations <= spent[0] + n_envs * n_networks
     assert log.episodes[0].n_evaluations > spent[0] and log.episodes[0].seconds > spent[1]
-
-
-@pytest.mark.slow
-def test_workers_tell_what_the_prior_took() -> None:
-    env = pruning(prior="sbpf")
-    with open_actors(env, 2) as actors:
-        assert actors.get_attr("prior_evaluations") == [env.prior_evaluations] * 2
-        assert actors.get_attr("prior_seconds") == [env.prior_seconds] * 2
 
 
 def test_of_several_budgets_the_first_changes() -> None:
