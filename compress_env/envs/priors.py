@@ -56,7 +56,7 @@ class PriorActions(EpisodePlace):
 
         Of several budgets it is the first (`PruningEnv.budget_unit`).
         """
-        given = self._ezpickle_kwargs[self._budget_keyword]
+        given: Any = self._ezpickle_kwargs[self._budget_keyword]
         return None if given is None else float(given)
 
     @property

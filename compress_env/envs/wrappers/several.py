@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -40,7 +40,7 @@ class SeveralBudgets(gym.Wrapper[Observation, Action, Observation, Action], Reco
     keeps those of the loosest budget.
     """
 
-    def __init__(self, env: gym.Env[Observation, Action], budgets: Sequence[float]) -> None:
+    def __init__(self, env: gym.Env[Observation, Action], budgets: Iterable[float]) -> None:
         """Allocate the prior for each budget; until a `reset` the environment keeps its own.
 
         Args:
@@ -127,7 +127,7 @@ class SeveralBudgets(gym.Wrapper[Observation, Action, Observation, Action], Reco
         return np.append(observation, np.float32(self.budget))
 
 
-def _as_numbers(budgets: Sequence[float]) -> tuple[float, ...]:
+def _as_numbers(budgets: Iterable[float]) -> tuple[float, ...]:
     if isinstance(budgets, str) or not isinstance(budgets, Iterable):
         raise TypeError(f"budgets must be a sequence of real numbers, got {budgets!r}")
     return tuple(check_number("budget", budget) for budget in budgets)

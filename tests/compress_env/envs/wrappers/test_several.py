@@ -219,7 +219,7 @@ def test_the_environment_keeps_its_budget_and_its_episode(stage: str) -> None:
         ((0.5, 1e-3), ValueError),
     ):
         with pytest.raises(error):
-            SeveralBudgets(env, bad)
+            SeveralBudgets(env, bad)  # type: ignore[arg-type]
         assert list(env._allocations) == [budget]
     several = SeveralBudgets(env, BUDGETS[stage])
     assert several.budget == env.budget_fraction == budget and env._ezpickle_kwargs == own
