@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from docs.reference_pages import SPECIFICATIONS
+
 __all__ = ["link_modules", "prepare_docstring", "skip_aliases"]
 
-SPECIFICATIONS = {"PruningEnv", "QuantizationEnv", "LayerContext", "SeveralBudgets"}
-"""Classes whose docstrings are pages of their own: the reference shows how they begin."""
 LINK = re.compile(r"\[`?([^\]`]+)`?\]\(\.\./((?:compress_env|agents)/[\w/]+)\.py\)")
 ROOM = re.compile(r"\[(`[\w/]+/`)\]\(\.\./experiments/[\w/]+\.py\)")
 

@@ -17,6 +17,11 @@ __all__ = ["find_rooms", "modules_of", "public_page", "room_page", "rooms_table"
 PACKAGES = ("compress_env", "agents", "experiments")
 PUBLIC = ("compress_env", "agents")
 """The packages whose names are for import; experiments are for running."""
+SPECIFICATIONS = (
+    *("PruningEnv", "QuantizationEnv"),
+    *("LayerContext", "PotentialReward", "SeveralBudgets"),
+)
+"""Classes whose docstrings are sections of their own: the reference shows how they begin."""
 
 
 def find_rooms(package: str) -> list[str]:
@@ -55,7 +60,7 @@ def write_pages(docs: Path) -> None:
     environments = importlib.import_module("compress_env")
     pages = {
         f"generated/{name}.md": f"{inspect.getdoc(getattr(environments, name))}\n"
-        for name in ("PruningEnv", "QuantizationEnv", "LayerContext", "SeveralBudgets")
+        for name in SPECIFICATIONS
     }
     for package in PUBLIC:
         pages[f"reference/{package}.md"] = public_page(package)

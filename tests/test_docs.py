@@ -12,12 +12,14 @@ from typing import Any
 import gymnasium as gym
 import pytest
 
+import compress_env
 from compress_env.networks import models
 from docs.hooks import escape, link_modules, prepare_docstring
 from docs.picture import draw_agents, kind_of, read_task
 from docs.reference_pages import (
     PACKAGES,
     PUBLIC,
+    SPECIFICATIONS,
     find_rooms,
     modules_of,
     public_page,
@@ -137,6 +139,19 @@ def test_pages_are_written_once_and_stale_ones_removed(tmp_path: Path) -> None:
     assert "## Observation" in (tmp_path / "generated" / "PruningEnv.md").read_text(
         encoding="utf-8"
     )
+
+
+def test_environments_and_wrappers_are_specified(tmp_path: Path) -> None:
+    given = [getattr(compress_env, name) for name in compress_env.__all__ if name != "compress"]
+    classes = {e.__name__ for e in given if inspect.isclass(e) and issubclass(e, gym.Env)}
+    assert set(SPECIFICATIONS) == classes >= {"PruningEnv", "PotentialReward"}
+    page = (DOCS / "environments.md").read_text(encoding="utf-8")
+    write_pages(tmp_path)
+    for name in SPECIFICATIONS:
+        assert f"## {name}\n\n```{{include}} generated/{name}.md\n" in page
+        text = (tmp_path / "generated" / f"{name}.md").read_text(encoding="utf-8")
+        assert "\n## " in text
+        prepare_docstring(None, "class", f"compress_env.{name}", None, None, text.splitlines())
 
 
 def test_docstrings_become_what_napoleon_reads() -> None:

@@ -188,7 +188,7 @@ class LayerwiseCompressionEnv(PriorActions):
         self._uncompressed = self._describe(self.task.model, (), None)
         self.unpruned = reward_input(self._uncompressed, self._cost(self._uncompressed, ()))
         self._reward_low = lower_bound(self.reward_fn, self.unpruned)
-        self._allocation = self._allocate_prior()
+        self._allocation = self._allocated(self.budget_fraction)
         self._own_arguments()
         self._restart(self._noise_seed)
 

@@ -46,8 +46,10 @@ class EpisodePlace(StoredTransitions, EzPickle):
     """The name of the prior, or its values."""
     _allocation: tuple[float, ...] | None
     """The prior's value of every decision; None for the middle of each interval."""
-    _allocations: dict[float, tuple[float, ...] | None]
-    """The same by budget, of those that `take_budget` has been asked for."""
+    _allocations: dict[float | None, tuple[float, ...] | None]
+    """The same by budget, of those that it was allocated for; None for none."""
+    prior_evaluations: int
+    prior_seconds: float
     _planned: tuple[float, ...] | None
     """The same from the next decision on."""
     _actions: tuple[float, ...]
@@ -88,6 +90,7 @@ class EpisodePlace(StoredTransitions, EzPickle):
             "is_closed": self.store is None,
             "prior": self.prior,
             "allocations": dict(self._allocations),
+            "prior_spent": (self.prior_evaluations, self.prior_seconds),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -99,6 +102,7 @@ class EpisodePlace(StoredTransitions, EzPickle):
         self._networks.last = state["network"]
         self._evaluated = state["evaluated"]
         self.prior, self._allocations = state["prior"], state["allocations"]
+        self.prior_evaluations, self.prior_seconds = state["prior_spent"]
         if state["is_closed"]:
             self.close()
 

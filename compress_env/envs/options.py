@@ -173,15 +173,19 @@ def open_store(option: StoreOption, functions: Functions) -> TransitionStore | N
     return TransitionStore(None if option == "memory" else option)
 
 
-def noise_seed_of(options: Mapping[str, Any] | None) -> int | None:
+def noise_seed_of(options: Mapping[str, Any] | None, *others: str) -> int | None:
     """Return the noise seed among the options of a reset, or None.
+
+    Args:
+        options: The options.
+        others: Names of those that are valid besides.
 
     Raises:
         TypeError: If it is no integer.
         ValueError: If there is no such option, or it is out of range.
     """
     for name in options or {}:
-        check_name("option of reset", name, ("noise_seed",))
+        check_name("option of reset", name, ("noise_seed", *others))
     given = (options or {}).get("noise_seed")
     if given is None:
         return None

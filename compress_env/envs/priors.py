@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compress_env.counts import check_number
 from compress_env.envs.episode import EpisodePlace
 from compress_env.envs.options import PriorOption
 from compress_env.envs.stage import Action
@@ -43,9 +44,20 @@ class PriorActions(EpisodePlace):
     """
 
     prior_evaluations: int = 0
-    """Networks that were scored to arrive at the prior."""
+    """Networks that were scored to arrive at the prior, of all budgets that it was allocated for.
+
+    A copy has what the original had: what both have in common was spent once."""
     prior_seconds: float = 0.0
-    """Wall-clock time of its rule."""
+    """Wall-clock time of its rule, likewise."""
+
+    @property
+    def budget_fraction(self) -> float | None:
+        """What the budget allows, a fraction of what the uncompressed network costs, if any.
+
+        Of several budgets it is the first (`PruningEnv.budget_unit`).
+        """
+        given: Any = self._ezpickle_kwargs[self._budget_keyword]
+        return None if given is None else float(given)
 
     @property
     def prior_value(self) -> float:
@@ -87,17 +99,45 @@ class PriorActions(EpisodePlace):
                 the place of the first (`PruningEnv.budget_unit`).
 
         Raises:
+            TypeError: If it is no real number.
             ValueError: If there is no budget, or it cannot be met.
             FloatingPointError: As `allocate`.
         """
-        if not self._has_budget:
-            raise ValueError("expected an environment with a budget, got none")
-        changed = self._set_budget(budget)
+        (budget,) = self.allocate_budgets([budget])
+        self._set_budget(budget)
         self._ended = True
-        if budget not in self._allocations:
-            self._allocations[budget] = self._allocate_prior()
-        self._allocation = self._allocations[budget]
-        self._own(changed)
+        self._allocation = self._allocated(budget)
+        self._own({self._budget_keyword: budget})
+
+    def allocate_budgets(self, budgets: Sequence[float]) -> tuple[float, ...]:
+        """Allocate the prior for budgets that `take_budget` may be given; the present one stays.
+
+        So does the episode, and the others are not allocated if one of them cannot be met.
+
+        Args:
+            budgets: As of `take_budget`.
+
+        Returns:
+            The budgets as floats.
+
+        Raises:
+            TypeError: If one is no real number.
+            ValueError: If there is no budget, or one cannot be met.
+            FloatingPointError: As `allocate`.
+        """
+        own = self.budget_fraction
+        if own is None:
+            raise ValueError("expected an environment with a budget, got none")
+        checked = tuple(check_number("budget", budget) for budget in budgets)
+        try:
+            for budget in checked:
+                self._set_budget(budget)
+            for budget in checked:
+                self._set_budget(budget)
+                self._allocated(budget)
+        finally:
+            self._set_budget(own)
+        return checked
 
     def rules(self) -> tuple[str, ...]:
         """Return the names of the rules that `allocate` knows, `compress_env.allocation.rules`."""
@@ -172,6 +212,16 @@ class PriorActions(EpisodePlace):
             return tuple(later)
         return tuple(self._rescale(self._executed, later, result))
 
+    def _allocated(self, budget: float | None) -> tuple[float, ...] | None:
+        """Return the prior's value of every decision, at the first time for a budget allocated.
+
+        Args:
+            budget: The present one.
+        """
+        if budget not in self._allocations:
+            self._allocations[budget] = self._allocate_prior()
+        return self._allocations[budget]
+
     def _allocate_prior(self) -> tuple[float, ...] | None:
         """Return the prior's value of every decision, None for the middle of each interval.
 
@@ -195,8 +245,8 @@ class PriorActions(EpisodePlace):
             raise ValueError(f"prior {name!r} needs a budget, got none")
         start = perf_counter()
         found = self.apply_rule(name)
-        self.prior_evaluations = found.n_evaluations
-        self.prior_seconds = perf_counter() - start
+        self.prior_evaluations += found.n_evaluations
+        self.prior_seconds += perf_counter() - start
         return found.values
 
     def _checked(self, values: tuple[float, ...]) -> tuple[float, ...]:

@@ -234,6 +234,7 @@ class PruningEnv(LayerwiseCompressionEnv):
         warn_of_little(self.plan, len(self.skipped_layers))
         self._full_macs, self._min_macs = self.plan.full("macs"), self.plan.highest((), "macs")
         self.budgets = budgets_of(self.plan, self._ezpickle_kwargs)
+        self._budget_keyword = keyword_of(self.budget_unit)
         walk = [decision.layer for decision in self._decisions]
         self.runs_network = method not in ("magnitude", "random")
         self._calibration = self._calibrate(walk)
@@ -254,10 +255,9 @@ class PruningEnv(LayerwiseCompressionEnv):
         plan, n_layers = self.plan, len(self._decisions)
         return plan.smallest_rate(None, lambda rate: plan.meets([rate] * n_layers, self.budgets))
 
-    def _set_budget(self, budget: float) -> dict[str, float]:
-        changed = {keyword_of(self.budget_unit): budget}
-        self.budgets = budgets_of(self.plan, self._ezpickle_kwargs | changed)
-        return changed
+    def _set_budget(self, budget: float) -> None:
+        given = self._ezpickle_kwargs | {self._budget_keyword: budget}
+        self.budgets = budgets_of(self.plan, given)
 
     def budget_left(self, n_done: int) -> float:
         """Return the share of the budgets' room that the first `n_done` decisions leave."""

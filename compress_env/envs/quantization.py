@@ -13,7 +13,7 @@ import torch
 from gymnasium.utils import EzPickle
 from torch import Tensor, nn
 
-from compress_env.counts import check_count
+from compress_env.counts import check_count, check_number
 from compress_env.data.bundle import DataBundle
 from compress_env.envs.base import LayerwiseCompressionEnv, TaskOptions
 from compress_env.envs.priors import shift_bits
@@ -147,6 +147,7 @@ class QuantizationEnv(LayerwiseCompressionEnv):
     value_name = "bits"
     value_scale = float(MAX_BITS)
     values_are_whole = True
+    _budget_keyword = "size_budget"
 
     def __init__(
         self,
@@ -219,6 +220,7 @@ class QuantizationEnv(LayerwiseCompressionEnv):
     def _budget(self, size_budget: float | None) -> float:
         if size_budget is None:
             return float("inf")
+        size_budget = check_number("size_budget", size_budget)
         lowest = self._min_bytes / self._full_bytes
         if not lowest <= size_budget <= 1.0:
             raise ValueError(
@@ -227,9 +229,8 @@ class QuantizationEnv(LayerwiseCompressionEnv):
             )
         return max(size_budget * self._full_bytes, self._min_bytes)
 
-    def _set_budget(self, budget: float) -> dict[str, float]:
+    def _set_budget(self, budget: float) -> None:
         self.budget_bytes = self._budget(budget)
-        return {"size_budget": budget}
 
     def uniform_value(self) -> float:
         """Return the most bits that, used for every layer, meet the budget."""

@@ -36,6 +36,8 @@ class CompressionStage(gym.Env[Observation, Action]):
     """What `action_low` and `action_high` are divided by in the observation."""
     values_are_whole: bool = False
     """Whether only whole values are executed."""
+    _budget_keyword: str
+    """The argument that the budget is given by; of several, the first."""
 
     @property
     @abstractmethod
@@ -88,11 +90,8 @@ class CompressionStage(gym.Env[Observation, Action]):
         """Whether there is any."""
 
     @abstractmethod
-    def _set_budget(self, budget: float) -> dict[str, float]:
+    def _set_budget(self, budget: float) -> None:
         """Put another budget in place of the present one.
-
-        Returns:
-            The keyword argument that it is.
 
         Raises:
             ValueError: If it cannot be met; all is as it was then.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from compress_env.counts import check_number
 from compress_env.pruning.cost import Unit
 from compress_env.pruning.plan import PruningPlan
 from compress_env.task.layers import format_minimum
@@ -32,6 +33,7 @@ def budgets_of(plan: PruningPlan, fractions: Mapping[str, Any]) -> Budgets:
             the unpruned network has, or None; others do not count.
 
     Raises:
+        TypeError: If a fraction is no real number.
         ValueError: If a fraction is above 1, or below what can be reached.
     """
     return {
@@ -47,6 +49,7 @@ def keyword_of(unit: Unit) -> str:
 
 
 def _limit(plan: PruningPlan, name: str, unit: Unit, given: float) -> float:
+    given = check_number(name, given)
     full, least = plan.full(unit), plan.highest((), unit)
     if not least / full <= given <= 1.0:
         rate, lowest = plan.max_pruning_rate, format_minimum(least / full)

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
+
+import tyro
 
 from agents.common.schedules import RolloutSchedule
 from agents.rules import PRUNING_RULES
@@ -24,6 +26,7 @@ from experiments.common.cli.given import HANDED_OVER
 from experiments.common.cli.progress import check_tensorboard
 from experiments.common.cli.user_code import names_code
 from experiments.search.algorithms import LEARNERS, check_algorithm, has_rate
+from experiments.search.entrants import BITS_ONLY, POLICIES, PRIOR_RULES, PRUNING_ONLY
 from experiments.search.observing import check_shaping
 from experiments.search.policies import read_policy
 
@@ -37,6 +40,14 @@ EVALUATIONS = {"quick": 100, "normal": 100, "thorough": 300}
 """Network evaluations of a search in each stage, by effort; a quick one has none of its own."""
 MIXED_BITS = "8-5bit"
 """8 bits in convolutions and 5 in linear layers (Han, Mao & Dally 2016, arXiv 1510.00149)."""
+CHOOSERS = (
+    f"Who chooses: {', '.join((*LEARNERS, *POLICIES))}; or AGENT+RULE, such as ppo+l1: a search "
+    f"around a rule ({', '.join(PRIOR_RULES)}). portfolio is the best of a few rules. Who knows "
+    f"rates alone ({', '.join(PRUNING_ONLY)}) or bits alone ({', '.join(BITS_ONLY)}) leaves the "
+    "other to uniform, other rules leave bits to relative_error. When not given: portfolio; or, "
+    "with evaluations or more effort, cma_es that starts from it."
+)
+"""What `--help` says of `algo`."""
 COMPARED = ("uniform", RULE, *PRUNING_RULES, "random", "8bit", MIXED_BITS, "uniform-bits")
 """What a search can be compared with: one value for all layers, the rules, random search with as
 many evaluations, and the searched pruned network with 8 bits everywhere, 8 in convolutions and 5 in
@@ -105,13 +116,7 @@ class Config:
     and 300 network evaluations in each stage."""
     evaluations: int | None = None
     """Network evaluations of a search in each stage, in place of effort's."""
-    algo: str | None = None
-    """Who chooses: cma_es, tpe, q_critic_ppo, q_critic_ppo_paper, ppo, kl_ppo, cim_ppo, a2c, ddpg,
-    td3, sac, random, uniform, greedy, portfolio (the best of the rules) or a rule (fisher, taylor,
-    l1, l2, batch_norm, lamp); afie or sbpf, which choose pruning rates only and leave the bits to
-    uniform; or AGENT+RULE, such as ppo+l1: a search around a rule, that of bits around
-    relative_error. When not given: portfolio; or, with evaluations or more effort, cma_es that
-    starts from it."""
+    algo: Annotated[str | None, tyro.conf.arg(help=CHOOSERS)] = None
     compare: tuple[str, ...] = ("uniform", RULE)
     """What it is compared with: uniform, portfolio, rules by name, random, 8bit, 8-5bit (8 bits in
     convolutions, 5 in linear layers), uniform-bits."""

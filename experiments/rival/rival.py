@@ -36,7 +36,7 @@ from experiments.common.run_folder import RunFolder
 from experiments.common.stored import parse, read_table
 from experiments.rival.libraries import LIBRARIES, Request
 from experiments.rival.measures import measure_network
-from experiments.search.entrants import ACCEPTED, can_act, check_agent, check_stage
+from experiments.search.entrants import ACCEPTED, can_act, check_agent, check_stage, with_rule
 from experiments.search.names import full_name, task_id
 from experiments.search.playing import play_values, read_values
 from experiments.train.layout import Layout, fastest
@@ -117,6 +117,7 @@ class Config:
         if self.algo not in OTHERS:
             check_agent(self.algo)
             check_stage(self.algo, self.task)
+            with_rule(self.algo, read_object(self, "env_kwargs"))
         check_lowest(self, 0, "seed", "epochs")
         check_lowest(self, 1, "batch_size", "evaluations")
         if not 0.0 <= self.distill <= 1.0 or not self.learning_rate > 0.0:

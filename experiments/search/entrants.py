@@ -33,6 +33,7 @@ __all__ = [
     "INFORMABLE",
     "LEARNERS",
     "POLICIES",
+    "PRIOR_RULES",
     "PRUNING_ONLY",
     "SINGLE",
     "Entrant",
@@ -49,6 +50,7 @@ __all__ = [
     "rule_of",
     "stages_of",
     "values_episodes",
+    "with_rule",
 ]
 
 
@@ -160,6 +162,8 @@ OTHERWISE = {"pruning": "uniform", "quantization": "relative_error"}
 """What a stage has instead of a rule for the other."""
 VALUES = {"pruning": "pruning rates", "quantization": "bits"}
 """What is decided, by stage."""
+PRIOR_RULES = tuple(dict.fromkeys(rule for rules in PRIORS.values() for rule in rules))
+"""All of them."""
 ENTRY_POINTS = {
     gym.spec(f"compress_env/{task}-v0").entry_point: stage
     for task, stage in (("Pruning", "pruning"), ("Quantization", "quantization"))
@@ -171,7 +175,7 @@ NOT_RESUMABLE = ("ars",)
 ACCEPTED = (
     f"{', '.join((*LEARNERS, *POLICIES))}; of sb3-contrib {', '.join(CONTRIB)}; "
     "my_module:MyAgent, looked for in the current directory too; or AGENT+RULE, such as ppo+l1 or "
-    f"cma_es+relative_error, around a rule ({', '.join((*PRIORS['pruning'], *BIT_RULES))})"
+    f"cma_es+relative_error, around a rule ({', '.join(PRIOR_RULES)})"
 )
 """All names of agents, as `--help` tells them."""
 
@@ -245,6 +249,25 @@ def env_options(name: str, stage: str | None = None) -> dict[str, Any]:
     return {"prior": rule if stage is None or rule in PRIORS[stage] else OTHERWISE[stage]}
 
 
+def with_rule(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keywords of an environment, and those that an agent's name asks for (`env_options`).
+
+    Args:
+        name: A name that `check_agent` accepts.
+        given: What somebody has given.
+
+    Raises:
+        ValueError: If the two disagree.
+    """
+    asked = env_options(name)
+    for key, value in asked.items():
+        if given.get(key, value) != value:
+            raise ValueError(
+                f"{name} asks for the {key} {value!r}, env_kwargs for {given[key]!r}: leave one out"
+            )
+    return {**given, **asked}
+
+
 def check_algorithm(name: str, *, takes_rule: bool = True) -> None:
     """Check the name of an agent that needs no other package.
 
@@ -284,7 +307,7 @@ def _check_rule(name: str) -> None:
             f"{agent} does not search, so it takes no rule, got {name!r}; those that do: "
             f"{', '.join(INFORMABLE)}"
         )
-    check_name("rule", rule, dict.fromkeys(r for rules in PRIORS.values() for r in rules))
+    check_name("rule", rule, PRIOR_RULES)
 
 
 def check_packages(name: str) -> None:

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
+from stable_baselines3.common.vec_env import VecEnv
 
 from agents import EpisodeSearch
+from compress_env.counts import check_number
 from compress_env.envs.wrappers.context import LayerContext
 from compress_env.envs.wrappers.several import SeveralBudgets
 from compress_env.envs.wrappers.shaping import PotentialReward
 from experiments.search.entrants import ENTRANTS, agent_of, rule_of
 
-__all__ = ["check_budgets", "check_shaping", "looks", "sees_context", "wrap"]
+__all__ = ["check_budgets", "check_shaping", "discount_as", "looks", "sees_context", "wrap"]
 
 
 def looks(name: str) -> bool:
@@ -44,12 +46,30 @@ def wrap(
         name: A name that `check_agent` accepts.
         env: The environment.
         shaping: Weight of a `PotentialReward`, for an agent that is shown the context; 0 for none.
+            It does not discount, as our learners do not; for others there is `discount_as`.
         budgets: Budgets of a `SeveralBudgets`, if there are any.
     """
     observed = LayerContext(env) if sees_context(name) else env
     if shaping and sees_context(name):
         observed = PotentialReward(observed, shaping)
     return SeveralBudgets(observed, budgets) if budgets else observed
+
+
+def discount_as(agent: Any, actors: VecEnv) -> None:
+    """Let a `PotentialReward` discount as an agent does, or no policy would keep its rank.
+
+    Args:
+        agent: An agent; one without an attribute `gamma` does not discount.
+        actors: Environments with a `PotentialReward`, of episodes that have not begun.
+
+    Raises:
+        ValueError: If `gamma` is out of range.
+        TypeError: If it is no number.
+    """
+    gamma = check_number("gamma", getattr(agent, "gamma", 1.0))
+    if not 0.0 <= gamma <= 1.0:
+        raise ValueError(f"shaping is for agents whose gamma is in [0, 1], got {gamma}")
+    actors.env_method("set_wrapper_attr", "gamma", gamma)
 
 
 def check_shaping(name: str, shaping: float) -> None:

@@ -18,9 +18,9 @@ from experiments.search.entrants import (
     LEARNERS,
     check_agent,
     check_stage,
-    env_options,
     n_envs_of,
     values_episodes,
+    with_rule,
 )
 from experiments.search.hyperparameters import check_settings, stored_settings
 from experiments.search.names import full_name, task_id
@@ -58,7 +58,8 @@ class Config:
     the agent's critic values most (q_critic_ppo)."""
     shaping: float = 0.0
     """Weight of the saliency that decisions lose in a learner's reward (`PotentialReward`), for
-    AGENT+RULE; tables tell the reward without it."""
+    AGENT+RULE, discounted by the agent's own `gamma` (1 if it has none); tables tell the reward
+    without it."""
     budgets: tuple[float, ...] = ()
     """Budgets that one policy is for (`SeveralBudgets`), in place of the task's own, each a
     fraction; the rows of table.csv are then of one of them each."""
@@ -98,7 +99,7 @@ class Config:
             )
         check_shaping(self.algo, self.shaping)
         check_budgets(self.algo, self.budgets)
-        read_object(self, "env_kwargs")
+        with_rule(self.algo, read_object(self, "env_kwargs"))
         check_settings(self.algo, read_object(self, "settings"))
 
     def complete(self) -> Config:
@@ -121,10 +122,11 @@ def make_task(config: Config, **options: Any) -> LayerwiseCompressionEnv:
         options: Further keyword arguments of the environment.
 
     Raises:
-        ValueError: If there is no such task, or it does not take the arguments.
+        ValueError: If there is no such task, it does not take the arguments, or the agent's rule
+            is another than their prior.
         FileNotFoundError: If data are not there.
     """
-    given = read_object(config, "env_kwargs") | env_options(config.algo) | options
+    given = with_rule(config.algo, read_object(config, "env_kwargs")) | options
     if config.data_root is not None:
         given["data_root"] = config.data_root
     try:

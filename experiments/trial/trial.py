@@ -43,7 +43,7 @@ from experiments.search.algorithms import Learner, make_agent
 from experiments.search.entrants import SINGLE, goes_on, n_envs_of
 from experiments.search.episodes import EpisodeLog, best_episode, is_over, run_policy
 from experiments.search.foreign import blaming, source_of
-from experiments.search.observing import wrap
+from experiments.search.observing import discount_as, wrap
 from experiments.search.playing import Episode, play
 from experiments.search.resuming import ResumableSearch, read_finished
 from experiments.trial.config import Config, make_task
@@ -174,6 +174,8 @@ class Trial:
             seed=self.config.seed,
             settings=read_object(self.config, "settings"),
         )
+        if self.config.shaping:
+            discount_as(agent, log)
         made += [agent] if isinstance(agent, Learner) else []
         has_critic = goes_on(name) and isinstance(agent, WITH_CRITIC)
         watch = OverestimationCallback() if has_critic else None

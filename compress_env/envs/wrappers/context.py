@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from compress_env.envs.base import LayerState, LayerwiseCompressionEnv
@@ -76,7 +77,7 @@ CONTEXTS: dict[type[LayerwiseCompressionEnv], type[PruningContext | Quantization
 _CURVES: WeakKeyDictionary[LayerwiseCompressionEnv, NDArray[np.float32]] = WeakKeyDictionary()
 
 
-class LayerContext(gym.ObservationWrapper[Observation, Action, Observation]):
+class LayerContext(gym.ObservationWrapper[Observation, Action, Observation], RecordConstructorArgs):
     """Adds to a `LayerState` what a layer has learned and what decisions have come to **(ours)**.
 
     The nine entries of the environment come first, as they are. All are float32 in [0, 1] and
@@ -132,6 +133,7 @@ class LayerContext(gym.ObservationWrapper[Observation, Action, Observation]):
             TypeError: If it is of neither stage.
             ValueError: If a wrapper has changed the observation.
         """
+        RecordConstructorArgs.__init__(self)
         super().__init__(env)
         self.stage = stage_of(env)
         n_own = len(LayerState._fields)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
 
+from compress_env.counts import check_number
+from compress_env.envs.options import noise_seed_of
 from compress_env.envs.stage import Action, Observation
 from compress_env.envs.wrappers.context import stage_of
 
 __all__ = ["SeveralBudgets"]
 
 
-class SeveralBudgets(gym.Wrapper[Observation, Action, Observation, Action]):
+class SeveralBudgets(gym.Wrapper[Observation, Action, Observation, Action], RecordConstructorArgs):
     """Gives each episode one of several budgets, which is part of what is observed **(ours)**.
 
     `reset` draws the budget: all of them come once, in random order, before any comes again.
@@ -37,21 +40,23 @@ class SeveralBudgets(gym.Wrapper[Observation, Action, Observation, Action]):
     keeps those of the loosest budget.
     """
 
-    def __init__(self, env: gym.Env[Observation, Action], budgets: Sequence[float]) -> None:
-        """Allocate the prior for each budget; `reset` comes next.
+    def __init__(self, env: gym.Env[Observation, Action], budgets: Iterable[float]) -> None:
+        """Allocate the prior for each budget; until a `reset` the environment keeps its own.
 
         Args:
             env: A pruning or quantization environment with a budget, with or without wrappers.
             budgets: Fractions of what the uncompressed network costs, at least one, all different.
 
         Raises:
-            TypeError: If it is of neither stage, or its observations are no vectors.
+            TypeError: If it is of neither stage, its observations are no vectors, or the budgets
+                are no real numbers.
             ValueError: If it has no budget, or the budgets are not different or cannot be met.
             FloatingPointError: If a rule meets gradients that are not finite.
         """
+        self.budgets = _as_numbers(budgets)
+        RecordConstructorArgs.__init__(self, budgets=self.budgets)
         super().__init__(env)
         self.stage = stage_of(env)
-        self.budgets = tuple(float(budget) for budget in budgets)
         if not self.budgets or len(set(self.budgets)) < len(self.budgets):
             raise ValueError(f"expected budgets that differ, at least one, got {self.budgets}")
         inner = env.observation_space
@@ -61,8 +66,14 @@ class SeveralBudgets(gym.Wrapper[Observation, Action, Observation, Action]):
         low, high = (np.append(bound, end) for bound, end in ends)
         self.observation_space = spaces.Box(low, high, dtype=np.float32)
         self._left: list[float] = []  # to come before any comes again, the next one last
-        for budget in self.budgets:
-            self._begin(budget)
+        self.stage.allocate_budgets(self.budgets)
+
+    @property
+    def budget(self) -> float:
+        """That of the present episode."""
+        budget = self.stage.budget_fraction
+        assert budget is not None  # or there would be no wrapper
+        return budget
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -74,14 +85,17 @@ class SeveralBudgets(gym.Wrapper[Observation, Action, Observation, Action]):
             options: Those of the environment, and `{"budget": b}`.
 
         Raises:
-            ValueError: If the budget cannot be met, or there is no such option.
+            TypeError: If the budget is no real number, or a seed no integer.
+            ValueError: If the budget cannot be met, there is no such option, or a seed is out of
+                range.
         """
+        noise_seed_of(options, "budget")  # before anything is changed
         given = dict(options or {})
         budget = given.pop("budget", None)
         if seed is not None:
             self.env.reset(seed=seed)
             self._left = []
-        self._begin(self._draw() if budget is None else budget)
+        self.stage.take_budget(self._draw() if budget is None else budget)
         observation, info = self.env.reset(options=given)
         return self._with_budget(observation), info | {"budget": self.budget}
 
@@ -99,14 +113,10 @@ class SeveralBudgets(gym.Wrapper[Observation, Action, Observation, Action]):
 
     def restore_episode(self, state: dict[str, Any]) -> Observation:
         """Take the actions of an episode again, and return the observation that followed them."""
-        self._begin(state["budget"])
+        self.stage.take_budget(state["budget"])
         self._left = list(state["left"])
         restore = self.env.get_wrapper_attr("restore_episode")
         return self._with_budget(restore(state))
-
-    def _begin(self, budget: float) -> None:
-        self.stage.take_budget(budget)
-        self.budget = budget
 
     def _draw(self) -> float:
         if not self._left:
@@ -115,3 +125,9 @@ class SeveralBudgets(gym.Wrapper[Observation, Action, Observation, Action]):
 
     def _with_budget(self, observation: Observation) -> Observation:
         return np.append(observation, np.float32(self.budget))
+
+
+def _as_numbers(budgets: Iterable[float]) -> tuple[float, ...]:
+    if isinstance(budgets, str) or not isinstance(budgets, Iterable):
+        raise TypeError(f"budgets must be a sequence of real numbers, got {budgets!r}")
+    return tuple(check_number("budget", budget) for budget in budgets)

@@ -7,6 +7,7 @@ from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from compress_env.envs.base import LayerwiseCompressionEnv
@@ -17,17 +18,21 @@ from compress_env.envs.wrappers.context import BITS, RATES, curves_of, stage_of
 __all__ = ["PotentialReward", "layer_lost"]
 
 
-class PotentialReward(gym.Wrapper[Observation, Action, Observation, Action]):
+class PotentialReward(gym.Wrapper[Observation, Action, Observation, Action], RecordConstructorArgs):
     """Adds to each reward what a decision does to a potential (Ng, Harada & Russell 1999).
+
+    Each decision is charged at once for what it takes from the network, and the last one is given
+    all of it back: credit before the end of an episode, by which no policy gains or loses.
+
+    ## Added to the reward
 
     The reward r becomes r + gamma Phi(s') - Phi(s), where **(ours)**
 
         Phi(s) = -weight * (share of the network's saliency that is lost so far)
 
-    and Phi = 0 before the first decision and after the end. So each decision is charged at once for
-    what it takes from the network, and the last one is given all of it back. With gamma = 1 the
-    return of every episode stays what it was, but for rounding; with another gamma, the learner's
-    own, each return is what it was, and no policy gains or loses by it.
+    and Phi = 0 before the first decision and after the end. With gamma = 1 the return of every
+    episode stays what it was, but for rounding; a learner that discounts needs its own gamma here,
+    and then each discounted return is what it was.
 
     What is lost is the mean over all layers of what `LayerContext` tells of each: for pruning, the
     share of the layer's Fisher information at the rate that was executed; for quantization, the
@@ -51,6 +56,7 @@ class PotentialReward(gym.Wrapper[Observation, Action, Observation, Action]):
             TypeError: If it is of neither stage.
             ValueError: If a number is out of range.
         """
+        RecordConstructorArgs.__init__(self, weight=weight, gamma=gamma)
         super().__init__(env)
         self.stage = stage_of(env)
         if not (math.isfinite(weight) and weight >= 0.0):

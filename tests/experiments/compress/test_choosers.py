@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import tyro
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.common.paper import PAPER
+from agents.rules import BIT_RULES, PRUNING_RULES
 from experiments.compress import stages
 from experiments.compress.choosers import make_agent
 from experiments.compress.compress import Config, run
+from experiments.search.entrants import CONTRIB, ENTRANTS
 from tests.experiments.compress import jobs
 from tests.fakes import quiet
 
@@ -34,6 +38,25 @@ def rate_at_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: A
     run(Config(out=folder, **SMALL | settings), quiet())
     (agent,) = made
     return float(agent.policy.critic.optimizer.param_groups[0]["lr"])
+
+
+def test_help_names_everyone_who_may_choose(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        tyro.cli(Config, args=["--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    (told,) = re.findall(r"Who chooses: (.*?)\(default", shown)
+    agents, rules = told.split("around a rule (")
+    for name in ENTRANTS:
+        accepted = name in re.split(r"[,;] ", agents)
+        assert accepted != (name in CONTRIB)
+        if accepted:
+            Config(algo=name).check()
+    accepting = rules.partition(")")[0].split(", ")
+    assert {"kl_curve", "relative_error"} < set(accepting)
+    for rule in (*PRUNING_RULES, *BIT_RULES):
+        assert rule in accepting
+    for rule in accepting:
+        Config(algo=f"ppo+{rule}").check()
 
 
 def test_rate_of_a_learner_follows_its_rollouts(

@@ -28,6 +28,7 @@ from experiments.search.entrants import (
     goes_on,
     rule_of,
     stages_of,
+    with_rule,
 )
 from experiments.search.episodes import EpisodeLog, run_learner, run_policy
 from experiments.search.observing import wrap
@@ -65,6 +66,12 @@ def test_names_are_of_an_agent_and_a_rule() -> None:
     assert env_options("ppo+l1") == {"prior": "l1"} and env_options("ppo") == {}
     assert env_options("ppo+l1", "quantization") == {"prior": "relative_error"}
     assert env_options("ppo+relative_error", "pruning") == {"prior": "uniform"}
+    given = {"prior": "l1", "seed": 3}
+    assert with_rule("ppo+l1", given) == with_rule("ppo", given) == given
+    assert with_rule("ppo+l1", {"seed": 3}) == given
+    for other in ("l2", [0.5]):
+        with pytest.raises(ValueError, match=r"^ppo\+l1 asks for the prior 'l1', env_kwargs for"):
+            with_rule("ppo+l1", {"prior": other})
     assert stages_of("ppo+l1") == stages_of("afie") == ("pruning",)
     assert stages_of("ppo+relative_error") == ("quantization",)
     assert stages_of("ppo+uniform") == stages_of("my:Agent") == ("pruning", "quantization")

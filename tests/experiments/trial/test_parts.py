@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from compress_env.envs.wrappers.shaping import PotentialReward
-from experiments.search.observing import check_shaping, sees_context, wrap
+from experiments.search.observing import check_shaping, discount_as, sees_context, wrap
 from experiments.search.playing import Episode, play_actions
 from experiments.trial.confirmation import ORDERS
 from experiments.trial.parts import parts_of
 from experiments.trial.trial import Config, make_task, run
+from tests.experiments.trial.foreign import FOREIGN
 from tests.fakes import NOISY, TINY, quiet, stop_after_state
 
 BUDGETS = (0.3, 0.5, 0.8)
@@ -133,6 +136,33 @@ def test_the_reward_is_shaped_for_those_who_see_the_context_alone() -> None:
         with pytest.raises(ValueError, match="shaping is for learners around a rule"):
             check_shaping(name, 0.5)
         check_shaping(name, 0.0)
+
+
+@pytest.mark.parametrize(("algo", "gamma"), [(f"{FOREIGN}:SmallPPO+l1", 0.99), (ALGO, 1.0)])
+def test_shaping_is_discounted_as_the_agent_does(
+    algo: str, gamma: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, step = set[float](), PotentialReward.step
+
+    def watched(self: PotentialReward, action: Any) -> Any:
+        seen.add(self.gamma)
+        return step(self, action)
+
+    monkeypatch.setattr(PotentialReward, "step", watched)
+    run(Config(algo, TINY[0], evaluations=9, shaping=0.5, out=tmp_path / "out"), quiet())
+    assert seen == {gamma}
+
+
+def test_a_potential_reward_inside_takes_the_gamma_of_an_agent() -> None:
+    env = wrap(ALGO, make_task(Config(ALGO, TINY[0])), shaping=0.5, budgets=(0.5, 0.8))
+    actors = DummyVecEnv([lambda: env])
+    discount_as(SimpleNamespace(gamma=0.9), actors)
+    inner = env.env  # type: ignore[attr-defined]
+    assert isinstance(inner, PotentialReward) and inner.gamma == 0.9
+    discount_as(object(), actors)
+    assert inner.gamma == 1.0
+    with pytest.raises(ValueError, match=r"gamma is in \[0, 1\], got 1.5"):
+        discount_as(SimpleNamespace(gamma=1.5), actors)
 
 
 @pytest.mark.parametrize(

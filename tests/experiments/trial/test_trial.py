@@ -129,6 +129,10 @@ def test_help_names_every_agent(capsys: pytest.CaptureFixture[str]) -> None:
         ({"env_kwargs": '{"bits": 3}'}, "cannot make the task .* unexpected keyword"),
         ({"env_kwargs": '{"flops_budget": 2}'}, "flops_budget must be in"),
         (
+            {"algo": "ppo+l1", "env_kwargs": '{"prior": "l2"}'},
+            r"ppo\+l1 asks for the prior 'l1', env_kwargs for 'l2': leave one out",
+        ),
+        (
             {"task": "compress_env/None-v0"},
             "unknown task 'None-v0'.* valid: ",
         ),

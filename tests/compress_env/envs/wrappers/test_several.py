@@ -21,6 +21,8 @@ from compress_env.envs.quantization import QuantizationEnv
 from compress_env.envs.wrappers.context import LayerContext
 from compress_env.envs.wrappers.several import SeveralBudgets
 from compress_env.envs.wrappers.shaping import PotentialReward
+from experiments.search.actors import synchronous_actors
+from experiments.search.episodes import EpisodeLog
 from tests.compress_env.envs.fakes import Sensitive, data
 from tests.fakes import BranchedNet, PlainNet, seeded
 
@@ -160,6 +162,34 @@ def test_a_rule_is_applied_once_for_each_budget(monkeypatch: pytest.MonkeyPatch)
     assert asked == ["l1"] * 5
 
 
+def test_what_rules_take_counts_once_for_each_budget() -> None:
+    alone = pruning(prior="sbpf")
+    each, seconds = alone.prior_evaluations, alone.prior_seconds
+    assert each == 1 + 5 * len(alone.walk) and seconds > 0.0
+    env = SeveralBudgets(alone, (0.4, 0.5, 0.8))  # the first is its own
+    assert alone.prior_evaluations == 3 * each and alone.prior_seconds > seconds
+    for _ in range(4):
+        env.reset()
+    assert alone.prior_evaluations == 3 * each
+    env.reset(options={"budget": 0.6})
+    assert alone.prior_evaluations == 4 * each
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_copies_do_not_charge_again(n_envs: int) -> None:
+    env = SeveralBudgets(pruning(prior="sbpf"), (0.5, 0.8))
+    spent = (env.stage.prior_evaluations, env.stage.prior_seconds)
+    for copied in (pickle.loads(pickle.dumps(env)), copy.deepcopy(env), copy.copy(env)):
+        assert (copied.stage.prior_evaluations, copied.stage.prior_seconds) == spent
+    log = EpisodeLog(synchronous_actors(env, n_envs, 0), counts_prior=True)
+    log.reset()
+    while not log.episodes:
+        log.step(np.zeros((n_envs, 1), np.float32))
+    n_networks = len(env.stage.walk) * len({e.values for e in log.episodes})
+    assert log.episodes[0].n_evaluations <= spent[0] + n_envs * n_networks
+    assert log.episodes[0].n_evaluations > spent[0] and log.episodes[0].seconds > spent[1]
+
+
 def test_of_several_budgets_the_first_changes() -> None:
     env = pruning(prior="uniform", params_budget=0.9)
     env.take_budget(0.7)
@@ -175,6 +205,103 @@ def test_an_episode_under_way_ends_with_another_budget() -> None:
     env.take_budget(0.6)
     with pytest.raises(gym.error.ResetNeeded):
         env.step(np.zeros(1, np.float32))
+
+
+def test_the_environment_keeps_its_budget_and_its_episode(stage: str) -> None:
+    env, action = STAGES[stage](), np.array([0.3], np.float32)
+    env.reset()
+    env.step(action)
+    twin = copy.deepcopy(env)
+    budget, own = env.budget_fraction, dict(env._ezpickle_kwargs)
+    for bad, error in (
+        ((0.5, 1.5), ValueError),
+        ((0.5, "x"), TypeError),
+        ((0.5, 1e-3), ValueError),
+    ):
+        with pytest.raises(error):
+            SeveralBudgets(env, bad)  # type: ignore[arg-type]
+        assert list(env._allocations) == [budget]
+    several = SeveralBudgets(env, BUDGETS[stage])
+    assert several.budget == env.budget_fraction == budget and env._ezpickle_kwargs == own
+    np.testing.assert_array_equal(env.step(action)[0], twin.step(action)[0])
+    env.reset(), twin.reset()
+    np.testing.assert_array_equal(several.step(action)[0][:-1], twin.step(action)[0])
+
+
+def test_a_rule_that_fails_leaves_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: PruningEnv, rule: str) -> Any:
+        raise FloatingPointError
+
+    env = pruning(prior="l1")
+    env.reset()
+    monkeypatch.setattr(PruningEnv, "apply_rule", fail)
+    with pytest.raises(FloatingPointError):
+        env.take_budget(0.6)
+    assert env.budget_fraction == 0.4 and env.budgets == pruning(prior="uniform").budgets
+    env.step(np.zeros(1, np.float32))
+
+
+def test_is_made_again_from_its_specification() -> None:
+    made = gym.make("compress_env/QuantizeLeNet5Digits-v1", **(QUICK | {"reward_at": "episode"}))
+    env = SeveralBudgets(PotentialReward(LayerContext(made), 0.5, gamma=0.9), [0.3, 0.5])
+    assert env.spec is not None
+    again = gym.make(env.spec)
+    assert isinstance(again, SeveralBudgets) and again.budgets == (0.3, 0.5)
+    assert isinstance(again.env, PotentialReward) and isinstance(again.env.env, LayerContext)
+    assert (again.env.weight, again.env.gamma) == (0.5, 0.9)
+    action = np.array([0.3], np.float32)
+    for one in (env, again):
+        one.reset(seed=3)
+    np.testing.assert_array_equal(env.step(action)[0], again.step(action)[0])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is different from the unwrapped version")
+        check_env(env)
+
+
+@pytest.mark.parametrize("wrap", [LayerContext, PotentialReward])
+def test_gymnasium_checks_what_is_made_by_name(wrap: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is different from the unwrapped version")
+        check_env(wrap(gym.make("compress_env/QuantizeLeNet5Digits-v1", **QUICK)))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"budgets": 0.3},
+            ValueError,
+            r"'budgets', did you mean 'budget'\? valid: noise_seed, bud",
+        ),
+        ({"budget": "abc"}, TypeError, "^budget must be a real number, got 'abc'$"),
+        ({"budget": [0.3]}, TypeError, r"^budget must be a real number, got \[0.3\]$"),
+        ({"budget": True}, TypeError, "^budget must be a real number, got True$"),
+        ({"budget": float("nan")}, ValueError, "must be in .*, got nan$"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_told_in_one_line(
+    options: Any, error: type[Exception], message: str, stage: str
+) -> None:
+    env = SeveralBudgets(STAGES[stage](), BUDGETS[stage])
+    env.reset(seed=0)
+    with pytest.raises(error, match=message):
+        env.reset(options=options)
+    env.step(np.zeros(1, np.float32))  # nothing has happened
+
+
+def test_budgets_are_floats(stage: str) -> None:
+    env = SeveralBudgets(STAGES[stage](), np.array(BUDGETS[stage]))
+    assert env.budgets == BUDGETS[stage]
+    for given in (1, np.float32(0.5), np.int64(1)):
+        budget = env.reset(options={"budget": given})[1]["budget"]
+        assert type(budget) is float and budget == given
+    for bad in (0.3, "0.3", None):
+        with pytest.raises(TypeError, match="budgets must be a sequence of real numbers, got"):
+            SeveralBudgets(env.stage, bad)  # type: ignore[arg-type]
+    for wrong in ("abc", True, [0.3]):
+        with pytest.raises(TypeError, match=f"{keyword(env.stage)} must be a real number, got"):
+            STAGES[stage](**{keyword(env.stage): wrong})
 
 
 def test_what_cannot_be_is_refused(stage: str) -> None:
