@@ -34,6 +34,7 @@ from experiments.common.cli.say import say
 from experiments.common.drawing.figures import make_panels
 from experiments.common.inputs import data_digest
 from experiments.common.run_folder import RunFolder
+from experiments.common.stored import typed
 from experiments.train.layout import Layout, fastest
 
 __all__ = ["Config", "draw", "main", "run"]
@@ -42,6 +43,14 @@ STATE = "training"
 OF_RECIPE = ("epochs", "batch_size", "learning_rate", "weight_decay", "label_smoothing")
 """Settings that are the recipe's where they are not given."""
 EVALUATION_BATCH = 500
+COLUMNS = {
+    "epoch": int,
+    "loss": float,
+    "learning_rate": float,
+    "validation_accuracy": float,
+    "seconds": float,
+}
+"""Columns of `epochs.csv`, and what they hold."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class Config:
     label_smoothing: float | None = None
     """Share of the target spread over all classes; the recipe's when not given."""
     seed: int = 0
-    """Seed of the initial weights, the order of the images and their augmentation."""
+    """Seed of the initial weights, the order of the images, their augmentation and dropout."""
     device: str = "auto"
     """auto, cpu, cuda and so on."""
     bf16: bool | None = None
@@ -141,7 +150,7 @@ class Run:
             )
             if state is not None:
                 self.training.restore(state["training"])
-                self.rows = [dict(row) for row in state["rows"]]
+                self.rows = _checked_rows(state["rows"], self.training.n_done)
 
     def _layout(self, state: Mapping[str, Any] | None) -> Layout:
         if state is not None:
@@ -209,6 +218,19 @@ class Run:
         return top_accuracies(
             self.model, source.batches(batches), tops, channels_last=self.layout.channels_last
         )
+
+
+def _checked_rows(rows: Sequence[Mapping[str, Any]], n_epochs: int) -> list[dict[str, Any]]:
+    """Return the rows of finished epochs that a state holds.
+
+    Raises:
+        ValueError: If there are more of them, or fewer.
+        KeyError: If a column is missing.
+        TypeError: If one holds something else than it should.
+    """
+    if len(rows) != n_epochs:
+        raise ValueError(f"expected the rows of {n_epochs} finished epochs, got {len(rows)}")
+    return [{name: typed(kind, row[name]) for name, kind in COLUMNS.items()} for row in rows]
 
 
 def run(config: Config, console: Console) -> dict[str, Any]:
