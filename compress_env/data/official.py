@@ -116,7 +116,8 @@ class OfficialDataset:
         """Split the test images in two and keep at most 50,000 of the training images."""
         if request.size is not None:
             raise ValueError(
-                f"{self.name} images keep their size; size= is for digits, imagenet and folder"
+                f"{self.name} images keep their size; size= (--image-size) is for digits, imagenet "
+                "and folder"
             )
         train, test = self._read(request)
         if len(train) > _MAX_TRAIN_IMAGES:
@@ -155,7 +156,7 @@ class OfficialDataset:
     ) -> tuple[TensorSource, TensorSource]:
         from compress_env.data.image_folders import decode_split
 
-        train, test = decode_split(root, self.num_classes, shape)
+        train, test = decode_split(self.name, root, self.num_classes, shape)
         return self._prepared(*train, train=True), self._prepared(*test, train=False)
 
     def _source(self, request: DataRequest, *, train: bool) -> TensorSource:
