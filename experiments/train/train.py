@@ -22,6 +22,7 @@ from rich.console import Console
 
 from compress_env.data.bundle import DATASETS, DataBundle, load_data
 from compress_env.names import check_name
+from compress_env.networks.libraries import preparation_of
 from compress_env.networks.models import RECIPES, build_model, check_model_name, save_checkpoint
 from compress_env.networks.training import Recipe, Training
 from compress_env.seeding import global_seed
@@ -135,6 +136,7 @@ class Run:
             data_root=config.data_root,
             download=config.download,
             size=config.image_size,
+            preparation=preparation_of(config.model),
         )
         self.data: DataBundle = data.to(self.device)
         folder.hold_to({"data": data_digest(data)})
