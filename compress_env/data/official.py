@@ -52,9 +52,9 @@ READ_ERRORS = (
 class Preparation:
     """What becomes of photographs before a network sees them."""
 
-    mean: tuple[float, float, float]
+    mean: tuple[float, ...]
     """Mean of red, green and blue that is taken away, in [0, 1]."""
-    std: tuple[float, float, float]
+    std: tuple[float, ...]
     """Standard deviation that they are divided by then."""
     interpolation: str = "bilinear"
     """How they are scaled: a value of torchvision's `InterpolationMode`."""
