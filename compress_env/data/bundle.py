@@ -6,6 +6,7 @@ import as PyTorch, and every worker process imports this module.
 
 import copy
 import functools
+import logging
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -26,9 +27,11 @@ from compress_env.data.datasets import (
     stratified_split,
 )
 from compress_env.data.official import (
+    IMAGENET,
     READ_ERRORS,
     DataRequest,
     OfficialDataset,
+    Preparation,
     named_bundle,
     reason_of,
 )
@@ -42,6 +45,7 @@ __all__ = [
     "DataRequest",
     "DatasetSource",
     "ImageSource",
+    "Preparation",
     "RandomCropFlip",
     "TensorSource",
     "cache_dir",
@@ -51,13 +55,12 @@ __all__ = [
     "stream_folder",
 ]
 
+_logger = logging.getLogger(__name__)
 # Every process of a search holds a copy: 8 of them 8 GiB. 7,133 images of 224x224.
 _MAX_DECODED_BYTES = 2**30
 _MAX_WORKERS = 8
 _N_VALIDATION = 10_000
 """Training images of ImageNet that validate."""
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def load_data(
@@ -68,6 +71,7 @@ def load_data(
     size: int | None = None,
     n_calibration: int = 512,
     seed: int = 0,
+    preparation: Preparation | None = None,
 ) -> DataBundle:
     """Load a named data set.
 
@@ -81,6 +85,9 @@ def load_data(
             they are).
         n_calibration: Number of calibration images; all training images if there are fewer.
         seed: Seed of the splits.
+        preparation: What the images of `imagenet` and `folder` go through, in place of the usual
+            scaling and ImageNet's mean and standard deviation; other data sets have their own. See
+            `compress_env.networks.libraries.preparation_of`.
 
     Returns:
         The bundle, on the CPU.
@@ -94,7 +101,16 @@ def load_data(
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     root = default_data_root() if data_root is None else Path(data_root).expanduser()
-    return DATASETS[name](DataRequest(root, download, size, n_calibration, seed))
+    own = IMAGENET if preparation is None else preparation
+    if own != IMAGENET and name in ("imagenet", "folder"):
+        _logger.info(
+            "%s: images with mean %s and standard deviation %s, as the weights that are published "
+            "of the network",
+            name,
+            own.mean,
+            own.std,
+        )
+    return DATASETS[name](DataRequest(root, download, size, n_calibration, seed, own))
 
 
 def _digits(
@@ -174,13 +190,17 @@ def _imagenet(request: DataRequest) -> DataBundle:
     except READ_ERRORS as error:
         raise ValueError(f"imagenet: corrupt file in {root} ({reason_of(error)})") from error
     check_same_classes("imagenet", {"train": train.wnids, "val": held_out.wnids})
-    # 256 for 224, the usual evaluation crop.
-    train.transform = held_out.transform = _resize(round(size * 256 / 224), size)
+    own = request.preparation
+    train.transform = held_out.transform = _resize(round(size / own.crop), size, own)
     augmented = copy.copy(train)
     augmented.transform = v2.Compose(
-        [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+        [
+            v2.RandomResizedCrop(size, **_interpolation(own)),
+            v2.RandomHorizontalFlip(),
+            v2.PILToTensor(),
+        ]
     )
-    sources = _lazy(train, augmented=augmented), _lazy(held_out)
+    sources = _lazy(train, own, augmented=augmented), _lazy(held_out, own)
     training, test = sources
     n_validation = max(1, min(_N_VALIDATION, len(training) // 10))
     sizes = [len(training) - n_validation, n_validation]
@@ -209,7 +229,7 @@ def _folder(request: DataRequest) -> DataBundle:
     trees = [ImageTree(request.root / split, allow_empty=split != "train") for split in splits]
     classes = {split: tree.classes for split, tree in zip(splits, trees, strict=True)}
     check_same_classes("folder", classes)
-    sources = _folder_sources(trees, request.size)
+    sources = _folder_sources(trees, request)
     return named_bundle("folder", request, len(classes["train"]), *sources)
 
 
@@ -225,32 +245,33 @@ def _unsplit_folder(request: DataRequest) -> DataBundle:
     n_held_out = len(tree) // 10
     if n_held_out == 0:
         raise ValueError(f"folder: expected at least 10 images in {request.root}, got {len(tree)}")
-    (source,) = _folder_sources([tree], request.size)
+    (source,) = _folder_sources([tree], request)
     sizes = [len(tree) - 2 * n_held_out, n_held_out, n_held_out]
     splits = stratified_split(source.labels, sizes, request.seed)
     sources = [source.subset(chosen) for chosen in splits]
     return named_bundle("folder", request, len(tree.classes), *sources)
 
 
-def _folder_sources(trees: Sequence[Any], size: int | None) -> list[ImageSource]:
+def _folder_sources(trees: Sequence[Any], request: DataRequest) -> list[ImageSource]:
     """Keep the images of all trees in memory if they fit, otherwise read them when needed."""
     from torchvision.transforms import v2
 
     from compress_env.data.image_folders import decode, decode_all
 
+    size, own = request.size, request.preparation
     for tree in trees:
         tree.transform = v2.PILToTensor() if size is None else _resize(size, size)
     shape = decode(trees[0], 0).shape
     augment = RandomCropFlip(padding=max(1, min(shape[1:]) // 8))
     augments = [augment, *[None] * (len(trees) - 1)]  # the training images come first
     if sum(len(tree) for tree in trees) * math.prod(shape) > _MAX_DECODED_BYTES:
-        return [_lazy(tree, augment=a) for tree, a in zip(trees, augments, strict=True)]
+        return [_lazy(tree, own, augment=a) for tree, a in zip(trees, augments, strict=True)]
     return [
         TensorSource(
             torch.from_numpy(decode_all(tree, shape)),
             torch.tensor(tree.targets),
-            mean=_IMAGENET_MEAN,
-            std=_IMAGENET_STD,
+            mean=own.mean,
+            std=own.std,
             augment=a,
         )
         for tree, a in zip(trees, augments, strict=True)
@@ -276,23 +297,34 @@ def stream_folder(root: str | Path, *, size: int | None = None) -> DatasetSource
 
     tree = ImageTree(Path(root), allow_empty=False)
     tree.transform = v2.PILToTensor() if size is None else _resize(size, size)
-    return _lazy(tree)
+    return _lazy(tree, IMAGENET)
 
 
-def _resize(shorter_side: int, size: int) -> Any:
+def _resize(shorter_side: int, size: int, own: Preparation = IMAGENET) -> Any:
     """Resize the shorter side and cut out the middle: uint8 tensor (3, size, size)."""
     from torchvision.transforms import v2
 
-    return v2.Compose([v2.Resize(shorter_side), v2.CenterCrop(size), v2.PILToTensor()])
+    scaled = v2.Resize(shorter_side, **_interpolation(own))
+    return v2.Compose([scaled, v2.CenterCrop(size), v2.PILToTensor()])
 
 
-def _lazy(dataset: Any, *, augmented: Any = None, augment: Augment | None = None) -> DatasetSource:
+def _interpolation(own: Preparation) -> dict[str, Any]:
+    """Return torchvision's option; left out where it is the default, for digests' sake."""
+    from torchvision.transforms import v2
+
+    is_default = own.interpolation == IMAGENET.interpolation
+    return {} if is_default else {"interpolation": v2.InterpolationMode(own.interpolation)}
+
+
+def _lazy(
+    dataset: Any, own: Preparation, *, augmented: Any = None, augment: Augment | None = None
+) -> DatasetSource:
     return DatasetSource(
         dataset,
         augmented=augmented,
         labels=torch.tensor(dataset.targets),
-        mean=_IMAGENET_MEAN,
-        std=_IMAGENET_STD,
+        mean=own.mean,
+        std=own.std,
         augment=augment,
         num_workers=min(_MAX_WORKERS, os.cpu_count() or 1),
     )

@@ -100,12 +100,15 @@ def open_image(path: str) -> Image.Image:
         return image.convert("RGB")
 
 
-def decode_all(tree: ImageTree, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def decode_all(
+    tree: ImageTree, shape: tuple[int, ...], name: str | None = None
+) -> NDArray[np.uint8]:
     """Return all images of a tree, (n, C, H, W), from the cache or decoded into it.
 
     Args:
         tree: The tree, with a transform to uint8 tensors.
         shape: Shape of one image, (C, H, W).
+        name: As for :func:`decode`.
 
     Raises:
         ValueError: If an image cannot be read or has another shape.
@@ -117,17 +120,18 @@ def decode_all(tree: ImageTree, shape: tuple[int, ...]) -> NDArray[np.uint8]:
             _logger.info("decoding %d images of %s", len(tree), tree.root)
             images = np.empty((len(tree), *shape), np.uint8)
             for index in range(len(tree)):
-                images[index] = decode(tree, index, shape)
+                images[index] = decode(tree, index, shape, name)
             write_to_cache(path, functools.partial(_write_array, images))
     return images
 
 
 def decode_split(
-    root: Path, num_classes: int, shape: tuple[int, ...]
+    name: str, root: Path, num_classes: int, shape: tuple[int, ...]
 ) -> list[tuple[Tensor, Tensor]]:
     """Decode the trees `root/train` and `root/test`.
 
     Args:
+        name: Name of the data set that they stand for.
         root: Holds the two trees.
         num_classes: Classes that each must have.
         shape: Shape that each image must have, (C, H, W).
@@ -139,17 +143,25 @@ def decode_split(
         FileNotFoundError: If a tree is not there.
         ValueError: If the classes are others than expected, or an image cannot be read.
     """
-    trees = [ImageTree(root / split, allow_empty=False) for split in ("train", "test")]
-    check_same_classes("folder", {"train": trees[0].classes, "test": trees[1].classes})
+    splits = ("train", "test")
+    missing = [f"{split}/" for split in splits if not (root / split).is_dir()]
+    if missing:
+        raise FileNotFoundError(
+            f"{name}: expected a tree of train/CLASS and test/CLASS in {root}, there is no "
+            f"{' and no '.join(missing)}; name another directory with data_root= (--data-root)"
+        )
+    trees = [ImageTree(root / split, allow_empty=False) for split in splits]
+    check_same_classes(name, {"train": trees[0].classes, "test": trees[1].classes})
     for tree in trees:
         if len(tree.classes) != num_classes:
             raise ValueError(
-                f"folder: expected {num_classes} classes in train/ and test/ of {root}, got "
+                f"{name}: expected {num_classes} classes in train/ and test/ of {root}, got "
                 f"{len(tree.classes)}"
             )
         tree.transform = v2.PILToTensor()
     return [
-        (torch.from_numpy(decode_all(tree, shape)), torch.tensor(tree.targets)) for tree in trees
+        (torch.from_numpy(decode_all(tree, shape, name)), torch.tensor(tree.targets))
+        for tree in trees
     ]
 
 
@@ -176,13 +188,17 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_N_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def decode(tree: ImageTree, index: int, shape: tuple[int, ...] | None = None) -> Tensor:
+def decode(
+    tree: ImageTree, index: int, shape: tuple[int, ...] | None = None, name: str | None = None
+) -> Tensor:
     """Return one image, (C, H, W).
 
     Args:
         tree: As for :func:`decode_all`.
         index: Number of the image.
         shape: Shape that it must have; any when None.
+        name: Name of the data set whose images all have that shape; the first image of the tree
+            has it when None.
 
     Raises:
         ValueError: If it cannot be read or has another shape.
@@ -194,11 +210,21 @@ def decode(tree: ImageTree, index: int, shape: tuple[int, ...] | None = None) ->
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"folder: cannot read the image {path}: {reason}") from error
     if shape is not None and image.shape != shape:
-        raise ValueError(
-            f"folder: {path} has shape {tuple(image.shape)}, the first image {tuple(shape)}: "
-            "give all a common side with size="
-        )
+        raise ValueError(_wrong_shape(path, tuple(image.shape), tuple(shape), name))
     return image
+
+
+def _wrong_shape(
+    path: str, found: tuple[int, ...], expected: tuple[int, ...], name: str | None
+) -> str:
+    has, option = f"{path} has shape {found}", "size= (--image-size)"
+    if name is None:
+        return f"folder: {has}, the first image {expected}: give all a common side with {option}"
+    side = "x".join(map(str, expected[1:]))
+    return (
+        f"{name}: {has}, its images have {expected}: scale it to {side}, or load the tree as the "
+        f"data set folder with {option}"
+    )
 
 
 def _is_hidden(name: str) -> bool:

@@ -23,7 +23,15 @@ from compress_env.data.datasets import (
     stratified_split,
 )
 
-__all__ = ["READ_ERRORS", "DataRequest", "OfficialDataset", "named_bundle", "reason_of"]
+__all__ = [
+    "IMAGENET",
+    "READ_ERRORS",
+    "DataRequest",
+    "OfficialDataset",
+    "Preparation",
+    "named_bundle",
+    "reason_of",
+]
 
 _MAX_TRAIN_IMAGES = 50_000
 READ_ERRORS = (
@@ -41,6 +49,33 @@ READ_ERRORS = (
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """What becomes of photographs before a network sees them."""
+
+    mean: tuple[float, ...]
+    """Mean of red, green and blue that is taken away, in [0, 1]."""
+    std: tuple[float, ...]
+    """Standard deviation that they are divided by then."""
+    interpolation: str = "bilinear"
+    """How they are scaled: a value of torchvision's `InterpolationMode`."""
+    crop: float = 224 / 256
+    """Side of the middle that is cut out, a fraction of the shorter side before, in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        """Check the crop.
+
+        Raises:
+            ValueError: If it is out of range.
+        """
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"crop must be in (0, 1], got {self.crop}")
+
+
+IMAGENET = Preparation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+"""The usual one, with the mean and the standard deviation of ImageNet."""
+
+
+@dataclass(frozen=True)
 class DataRequest:
     """What a builder of a named data set needs."""
 
@@ -54,6 +89,8 @@ class DataRequest:
     """Number of calibration images; all training images if there are fewer."""
     seed: int = 0
     """Seed of the splits."""
+    preparation: Preparation = IMAGENET
+    """Of the images of `imagenet`; of `folder`, mean and standard deviation alone count."""
 
 
 def named_bundle(
@@ -116,7 +153,8 @@ class OfficialDataset:
         """Split the test images in two and keep at most 50,000 of the training images."""
         if request.size is not None:
             raise ValueError(
-                f"{self.name} images keep their size; size= is for digits, imagenet and folder"
+                f"{self.name} images keep their size; size= (--image-size) is for digits, imagenet "
+                "and folder"
             )
         train, test = self._read(request)
         if len(train) > _MAX_TRAIN_IMAGES:
@@ -155,7 +193,7 @@ class OfficialDataset:
     ) -> tuple[TensorSource, TensorSource]:
         from compress_env.data.image_folders import decode_split
 
-        train, test = decode_split(root, self.num_classes, shape)
+        train, test = decode_split(self.name, root, self.num_classes, shape)
         return self._prepared(*train, train=True), self._prepared(*test, train=False)
 
     def _source(self, request: DataRequest, *, train: bool) -> TensorSource:

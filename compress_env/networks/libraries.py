@@ -12,13 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["LIBRARIES", "build_timm", "build_torchvision"]
+from compress_env.data.official import IMAGENET, Preparation
+
+__all__ = ["LIBRARIES", "build_timm", "build_torchvision", "preparation_of"]
 
 _ONE_OUTPUT: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": False},
 }
 """Options of networks that would return more than the logits while they are trained."""
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+"""Those of timm's configurations that torchvision has too."""
 
 
 def build_torchvision(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -75,6 +79,30 @@ def build_timm(name: str, num_classes: int, image_shape: tuple[int, int, int]) -
     )
     _check_images(f"timm/{name}", model, num_classes, image_shape)
     return model
+
+
+def preparation_of(model: str) -> Preparation | None:
+    """Return what timm prepares images with for the weights that it publishes of a network.
+
+    Args:
+        model: Name of a network, as in `build_model`; `timm/NAME.TAG` is of these weights,
+            `timm/NAME` of timm's default ones.
+
+    Returns:
+        None for other networks, those without published weights, and those of other images.
+    """
+    library, _, name = model.partition("/")
+    if library != "timm" or not name:
+        return None
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError:  # which building the network tells
+        return None
+    known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if known is None or len(known.mean) != 3:
+        return None
+    how = known.interpolation if known.interpolation in _INTERPOLATIONS else IMAGENET.interpolation
+    return Preparation(tuple(known.mean), tuple(known.std), how, known.crop_pct)
 
 
 LIBRARIES: dict[str, Callable[[str, int, tuple[int, int, int]], nn.Module]] = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from compress_env.data.datasets import ImageSource
+from compress_env.seeding import derive_generator, global_seed
 from compress_env.task.distillation import distillation_loss
 from compress_env.task.finetune import compute_logits, use_channels_last
 from compress_env.task.parts import Parts
@@ -43,18 +45,22 @@ class Recipe:
     label_smoothing: float = 0.0
     """Share of the target spread over all classes, in [0, 1]."""
     seed: int = 0
-    """Seed of the initial weights, the order of the images and their augmentation."""
+    """Seed of the initial weights, the order of the images, their augmentation and dropout."""
 
 
 class Training:
     """A network that is being trained in place; between two epochs it can stop and go on.
+
+    What dropout and its kin draw in an epoch follows from the seed and the number of the epoch;
+    PyTorch's global random state is left as it was.
 
     Minibatches that do not fit into memory are computed in parts: see `compress_env.task.parts`.
 
     Args:
         model: A network from images (b, C, H, W) to logits (b, K).
         train: Its training images, on the network's device.
-        recipe: How to train; the seed is of the order of the images and their augmentation.
+        recipe: How to train; the seed is of the order of the images, their augmentation and
+            dropout.
         bf16: Whether the forward pass runs under autocast in bfloat16; weights stay float32.
         channels_last: Whether network and images are laid out channels last.
         teacher: A network for the same images, in evaluation mode, to distil from.
@@ -107,12 +113,18 @@ class Training:
             RuntimeError: If training diverges.
         """
         self.model.train()
-        losses = [self._step(images, labels) for images, labels in self._batches()]
+        with self._seeded():
+            losses = [self._step(images, labels) for images, labels in self._batches()]
         loss = float(torch.stack(losses).mean())
         if not math.isfinite(loss):
             raise RuntimeError(f"training diverged: the loss is {loss}")
         self.n_done += 1
         return loss
+
+    def _seeded(self) -> AbstractContextManager[None]:
+        """Seed inside the block what layers draw from that have no generator, as dropout."""
+        own = derive_generator(self._generator.initial_seed(), self.n_done)
+        return global_seed(own.initial_seed(), next(self.model.parameters()).device)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self._train), generator=self._generator)
@@ -152,12 +164,25 @@ class Training:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on after the epoch that a state was taken at."""
+        """Go on after the epoch that a state was taken at.
+
+        Raises:
+            ValueError: If it is of no epoch of this training. What else does not fit ends with what
+                PyTorch says of it.
+        """
+        n_done = int(state["epochs"])
+        if not 0 <= n_done <= self.recipe.epochs:
+            raise ValueError(f"expected 0 to {self.recipe.epochs} finished epochs, got {n_done}")
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._generator.set_state(state["generator"])
-        self.n_done = int(state["epochs"])
+        if self._schedule.last_epoch != n_done * self.n_batches:
+            raise ValueError(
+                f"expected {n_done * self.n_batches} minibatches in {n_done} epochs, got "
+                f"{self._schedule.last_epoch}"
+            )
+        self.n_done = n_done
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +201,8 @@ def train_by_recipe(
     Args:
         model: A network from images (b, C, H, W) to logits (b, K).
         train: Its training images, on the network's device.
-        recipe: How to train; the seed is of the order of the images and their augmentation.
+        recipe: How to train; the seed is of the order of the images, their augmentation and
+            dropout.
         progress: Called with (epochs done, epochs) after each epoch.
 
     Raises:

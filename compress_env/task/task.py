@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from compress_env.data.bundle import DataBundle, ImageSource, load_data
 from compress_env.networks.intake import check_finite, check_stored, unwrapped
+from compress_env.networks.libraries import preparation_of
 from compress_env.networks.models import load_baseline, load_checkpoint
 from compress_env.seeding import global_seed, random_states
 from compress_env.task.config import FinetuneConfig
@@ -115,7 +116,8 @@ class CompressionTask:
         self.config = config or FinetuneConfig()
         self.device = select_device(device)
         if isinstance(data, str):
-            data = load_data(data, data_root=data_root, download=download)
+            own = preparation_of(model) if isinstance(model, str) else None
+            data = load_data(data, data_root=data_root, download=download, preparation=own)
         self.data = data.to(self.device)
         if isinstance(model, str):
             model = load_baseline(model, self.data, checkpoint=checkpoint, device=self.device)

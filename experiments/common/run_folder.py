@@ -205,6 +205,8 @@ class RunFolder:
     def read_state(self, name: str) -> dict[str, Any] | None:
         """Return what `write_state` has written, or None. Nothing in the file is executed.
 
+        Tensors are on the CPU, wherever they were: a run may go on without the GPU it began on.
+
         Raises:
             ValueError: If the file is not readable.
         """
@@ -213,7 +215,7 @@ class RunFolder:
             return None
         try:
             _check_sums(path)
-            state: dict[str, Any] = torch.load(path, weights_only=True)
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever an unreadable file makes PyTorch raise
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ValueError(f"cannot read {str(path)!r}: {reason}") from None

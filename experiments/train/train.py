@@ -22,6 +22,7 @@ from rich.console import Console
 
 from compress_env.data.bundle import DATASETS, DataBundle, load_data
 from compress_env.names import check_name
+from compress_env.networks.libraries import preparation_of
 from compress_env.networks.models import RECIPES, build_model, check_model_name, save_checkpoint
 from compress_env.networks.training import Recipe, Training
 from compress_env.seeding import global_seed
@@ -34,6 +35,7 @@ from experiments.common.cli.say import say
 from experiments.common.drawing.figures import make_panels
 from experiments.common.inputs import data_digest
 from experiments.common.run_folder import RunFolder
+from experiments.common.stored import typed
 from experiments.train.layout import Layout, fastest
 
 __all__ = ["Config", "draw", "main", "run"]
@@ -42,6 +44,14 @@ STATE = "training"
 OF_RECIPE = ("epochs", "batch_size", "learning_rate", "weight_decay", "label_smoothing")
 """Settings that are the recipe's where they are not given."""
 EVALUATION_BATCH = 500
+COLUMNS = {
+    "epoch": int,
+    "loss": float,
+    "learning_rate": float,
+    "validation_accuracy": float,
+    "seconds": float,
+}
+"""Columns of `epochs.csv`, and what they hold."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ class Config:
     label_smoothing: float | None = None
     """Share of the target spread over all classes; the recipe's when not given."""
     seed: int = 0
-    """Seed of the initial weights, the order of the images and their augmentation."""
+    """Seed of the initial weights, the order of the images, their augmentation and dropout."""
     device: str = "auto"
     """auto, cpu, cuda and so on."""
     bf16: bool | None = None
@@ -126,6 +136,7 @@ class Run:
             data_root=config.data_root,
             download=config.download,
             size=config.image_size,
+            preparation=preparation_of(config.model),
         )
         self.data: DataBundle = data.to(self.device)
         folder.hold_to({"data": data_digest(data)})
@@ -141,7 +152,7 @@ class Run:
             )
             if state is not None:
                 self.training.restore(state["training"])
-                self.rows = [dict(row) for row in state["rows"]]
+                self.rows = _checked_rows(state["rows"], self.training.n_done)
 
     def _layout(self, state: Mapping[str, Any] | None) -> Layout:
         if state is not None:
@@ -209,6 +220,19 @@ class Run:
         return top_accuracies(
             self.model, source.batches(batches), tops, channels_last=self.layout.channels_last
         )
+
+
+def _checked_rows(rows: Sequence[Mapping[str, Any]], n_epochs: int) -> list[dict[str, Any]]:
+    """Return the rows of finished epochs that a state holds.
+
+    Raises:
+        ValueError: If there are more of them, or fewer.
+        KeyError: If a column is missing.
+        TypeError: If one holds something else than it should.
+    """
+    if len(rows) != n_epochs:
+        raise ValueError(f"expected the rows of {n_epochs} finished epochs, got {len(rows)}")
+    return [{name: typed(kind, row[name]) for name, kind in COLUMNS.items()} for row in rows]
 
 
 def run(config: Config, console: Console) -> dict[str, Any]:

@@ -70,6 +70,8 @@ class Search(NamedTuple):
     """Id of a task, with the data set's name left out."""
     env_kwargs: str = "{}"
     """Keyword arguments in place of the task's own, JSON."""
+    data: tuple[str, ...] = tuple(DATASETS)
+    """Data sets that there is such a task for."""
 
     def cell(self, agent: str, seed: int) -> str:
         """Return the name of a cell."""
@@ -84,7 +86,7 @@ SEARCHES = {
     "quantization": Search("quantization", "compress_env/QuantizeLeNet5{}-v0"),
     # With drawn orders a search would end with a confirmation, which says nothing of its reward.
     "vgg8-pruning": Search(
-        "pruning, VGG8", "compress_env/PruneVGG8{}-v1", '{"transition_noise": false}'
+        "pruning, VGG8", "compress_env/PruneVGG8{}-v1", '{"transition_noise": false}', ("digits",)
     ),
 }
 """By the name that `--task` has for it."""
@@ -144,7 +146,7 @@ class Config:
         check_choices(self, "algo", "task")
         if self.improvements and is_given(self, "algo"):
             raise ValueError("improvements has agents of its own: leave out algo")
-        searches = [SEARCHES[check_name("task", name, SEARCHES)] for name in self.task]
+        searches = [self._search_of(name) for name in self.task]
         single = [agent for agent in self.agents if agent in SINGLE]
         if single:
             raise ValueError(f"expected agents of many episodes, got {single[0]}, which has one")
@@ -152,6 +154,16 @@ class Config:
         check_lowest(self, 2, "episodes")
         given = self._read_settings()
         return {search.label: self._cells_of(search, given) for search in searches}
+
+    def _search_of(self, task: str) -> Search:
+        search = SEARCHES[check_name("task", task, SEARCHES)]
+        if self.data not in search.data:
+            mine = ", ".join(name for name, each in SEARCHES.items() if self.data in each.data)
+            raise ValueError(
+                f"task {task} is for data {', '.join(search.data)}; for {self.data} there are: "
+                f"{mine}"
+            )
+        return search
 
     def _read_settings(self) -> dict[str, dict[str, Any]]:
         given = read_object(self, "settings")

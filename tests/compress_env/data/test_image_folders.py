@@ -187,8 +187,13 @@ def test_a_tree_that_is_not_cifar10_is_refused(cifar: Path) -> None:
     with pytest.raises(ValueError, match=r"expected 100 classes in train/ and test/ of .*, got 10"):
         load_data("cifar100", data_root=cifar)
     Image.new("RGB", (16, 16)).save(cifar / "train" / "bird" / "1.png")
-    with pytest.raises(ValueError, match=r"has shape \(3, 16, 16\)"):
+    message = (
+        r"^cifar10: .*1\.png has shape \(3, 16, 16\), its images have \(3, 32, 32\): scale it to "
+        r"32x32, or load the tree as the data set folder with size= \(--image-size\)$"
+    )
+    with pytest.raises(ValueError, match=message):
         load_data("cifar10", data_root=cifar)
+    assert load_data("folder", data_root=cifar, size=32).image_shape == (3, 32, 32)
     (cifar / "train" / "bird" / "1.png").write_bytes(b"cut off")
     with pytest.raises(ValueError, match=r"cannot read the image .*1\.png"):
         load_data("cifar10", data_root=cifar)
@@ -196,5 +201,9 @@ def test_a_tree_that_is_not_cifar10_is_refused(cifar: Path) -> None:
 
 def test_cifar10_without_its_test_images_is_refused(cifar: Path) -> None:
     (cifar / "test").rename(cifar / "other")
-    with pytest.raises(FileNotFoundError):
+    message = (
+        "^cifar10: expected a tree of train/CLASS and test/CLASS in .*, there is no test/; name "
+        r"another directory with data_root= \(--data-root\)$"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
         load_data("cifar10", data_root=cifar)

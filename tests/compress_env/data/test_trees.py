@@ -14,6 +14,7 @@ from torch import Tensor
 from compress_env.data import bundle as data_module
 from compress_env.data.bundle import (
     DatasetSource,
+    Preparation,
     TensorSource,
     cache_dir,
     load_data,
@@ -49,7 +50,7 @@ def test_folder(tree: Path) -> None:
     assert bundle.train.labels.tolist() == [0] * 4 + [1] * 4
     mean, std = (
         torch.tensor(values)[:, None, None]
-        for values in (data_module._IMAGENET_MEAN, data_module._IMAGENET_STD)
+        for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     )
     expected = (_first_pixels(tree / "train" / "dog" / "0.png") / 255 - mean) / std
     torch.testing.assert_close(read_all(bundle.train)[0][4], expected)
@@ -196,6 +197,39 @@ def test_imagenet(imagenet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, again = (read_all(bundle.train, torch.Generator().manual_seed(s))[0] for s in (1, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, plain)
+
+
+HALVES = Preparation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", 0.7)
+
+
+def test_imagenet_is_prepared_as_a_network_wants(
+    imagenet: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(data_module, "_MAX_WORKERS", 0)
+    for path in (imagenet / "imagenet" / "val").rglob("*.png"):
+        Image.open(path).resize((30, 40)).save(path)
+    with caplog.at_level("INFO"):
+        bundle = load_data("imagenet", data_root=imagenet, size=14, preparation=HALVES)
+    assert "imagenet: images with mean (0.5, 0.5, 0.5)" in caplog.text
+    image = Image.open(imagenet / "imagenet" / "val" / "cat" / "0.png").convert("RGB")
+    # 14 / 0.7 = 20 pixels is the shorter side, of which the middle stays.
+    pixels = np.array(image.resize((20, 26), Image.Resampling.BICUBIC))[6:20, 3:17]
+    expected = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - 0.5) / 0.5
+    torch.testing.assert_close(read_all(bundle.test)[0][0], expected)
+    plain = load_data("imagenet", data_root=imagenet, size=14)
+    assert bundle.digest() != plain.digest()
+    assert not torch.equal(read_all(plain.test)[0][0], expected)
+
+
+@pytest.mark.parametrize("limit", [100, 2**30], ids=["read", "in-memory"])
+def test_folder_is_normalised_as_a_network_wants(
+    limit: int, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_module, "_MAX_DECODED_BYTES", limit)
+    monkeypatch.setattr(data_module, "_MAX_WORKERS", 0)
+    bundle = load_data("folder", data_root=tree, preparation=HALVES)
+    expected = _first_pixels(tree / "train" / "cat" / "0.png") / 255 * 2 - 1
+    torch.testing.assert_close(read_all(bundle.train)[0][0], expected)
 
 
 def test_imagenet_validates_on_ten_thousand_images_at_most(

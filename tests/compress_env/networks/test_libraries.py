@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from compress_env.data.bundle import Preparation
+from compress_env.networks.libraries import preparation_of
 from compress_env.networks.models import build_model
 
 
@@ -82,3 +84,20 @@ def test_timm_itself_builds_a_network() -> None:
     pytest.importorskip("timm")
     model = build_model("timm/resnet10t", 4, (1, 32, 32))
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv1_100", "mobilenetv1_100.ra4_e3600_r224_in1k"])
+def test_timm_tells_what_its_weights_were_trained_with(name: str) -> None:
+    pytest.importorskip("timm")
+    halves = (0.5, 0.5, 0.5)
+    assert preparation_of(f"timm/{name}") == Preparation(halves, halves, "bicubic", 0.875)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "torchvision/resnet18", "timm/no_such_net", "timm/"])
+def test_other_networks_take_images_as_usual(name: str) -> None:
+    assert preparation_of(name) is None
+
+
+def test_networks_of_timm_take_images_as_usual_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert preparation_of("timm/mobilenetv1_100") is None

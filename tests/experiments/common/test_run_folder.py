@@ -139,6 +139,18 @@ def test_flipped_bit_of_a_state_is_noticed(tmp_path: Path) -> None:
                 folder.read_state("x")
 
 
+def test_state_from_a_gpu_is_read_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(RunFolder(tmp_path / "run", Settings())) as folder:
+        with monkeypatch.context() as patch:  # what the file says of where its tensors were
+            patch.setattr("torch.serialization.location_tag", lambda storage: "cuda:0")
+            folder.write_state("x", {"weights": torch.ones(4)})
+        found = folder.read_state("x")
+    assert found is not None and found["weights"].device.type == "cpu"
+    assert torch.equal(found["weights"], torch.ones(4))
+
+
 def test_number_of_a_tensor_is_covered(tmp_path: Path) -> None:
     with closing(RunFolder(tmp_path / "run", Settings())) as folder:
         folder.write_state("x", {"weights": torch.full((4,), 1.2345)})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
+from compress_env.data.bundle import DataBundle
 from compress_env.networks.checkpoints import read_safetensors, save_checkpoint
 from compress_env.networks.models import build_model
 from experiments.common.cli.parsing import parse_command
 from experiments.compress.compress import Config, run
+from experiments.compress.inputs import Given, load_images
 from tests.fakes import quiet
 from tests.pages import PAGES
 
@@ -98,6 +102,34 @@ def test_commands_are_valid(
     config.check()
     assert config.searcher == "q_critic_ppo_paper" and config.data == "imagenet"
     assert config.agent_rate_drops and config.agent_rate_decay == 0.99
+
+
+@pytest.mark.parametrize("data", ["imagenet", "folder"])
+def test_images_are_normalised_as_the_published_weights_want(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("timm")
+    monkeypatch.setattr("compress_env.data.bundle._MAX_WORKERS", 0)
+    monkeypatch.setenv("COMPRESS_ENV_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    make_tree(tmp_path, 2, 40)
+    Image.new("RGB", (40, 40), "white").save(next((tmp_path / "imagenet" / "val").rglob("*.JPEG")))
+    for command in COMMANDS:
+        Path(option(command, "--weights")).touch()
+        (tmp_path / "DATA").mkdir(exist_ok=True)
+        config = replace(parse_command(Config, command), data_root=tmp_path, image_size=32)
+        if data == "folder":
+            config = replace(config, data=str(tmp_path / "imagenet"), data_root=None)
+        images = load_images(config, Given())
+        whitest = max(float(batch.max()) for batch, _ in all_of(images))
+        is_timm = option(command, "--model").startswith("timm/")
+        assert whitest == pytest.approx(1.0 if is_timm else (1 - 0.406) / 0.225, abs=1e-3)
+
+
+def all_of(data: DataBundle) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield the images that judge."""
+    for source in (data.validation, data.test):
+        yield from source.batches([torch.arange(len(source))])
 
 
 def check_run(command: list[str], data: Path, n_classes: int, side: int, *more: str) -> Any:

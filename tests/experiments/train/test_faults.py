@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,51 @@ def test_full_disk_ends_a_training_which_then_goes_on(
     assert not list(folder.rglob(".*-*")), "half-written files"
     row = run(Config(resume=folder), quiet())
     assert same_weights(folder, tmp_path / "whole") and row["test_accuracy"] > 0
+
+
+def without(column: str) -> Callable[[dict[str, Any]], None]:
+    return lambda state: state["rows"][0].pop(column)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda state: state["rows"].clear(), "expected the rows of 1 finished epochs, got 0"),
+        (lambda state: state["rows"].append({}), "expected the rows of 1 finished epochs, got 2"),
+        (lambda state: state.update(rows=3), "TypeError: "),
+        (lambda state: state["training"].update(epochs=3), "expected 0 to 2 finished epochs"),
+        (without("seconds"), "KeyError: 'seconds'"),
+        (without("validation_accuracy"), "KeyError: 'validation_accuracy'"),
+        (lambda state: state["rows"][0].update(seconds="long"), "a finite number, got 'long'"),
+    ],
+    ids=["no-rows", "more-rows", "a-number", "epochs", "no-seconds", "no-accuracy", "a-text"],
+)
+def test_damaged_state_is_told_in_one_line(
+    damage: Callable[[dict[str, Any]], None], message: str, stopped: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(stopped, folder)
+    state = torch.load(folder / "state" / "training.pt", weights_only=True)
+    damage(state)
+    torch.save(state, folder / "state" / "training.pt")
+    with pytest.raises(ValueError, match=r"training\.pt' does not fit this run: ") as caught:
+        run(Config(resume=folder), quiet())
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a training that was stopped after its first epoch."""
+
+    def fail() -> None:
+        raise OSError("stopped")
+
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        in_second_epoch(patch, fail)
+        with pytest.raises(OSError, match="stopped"):
+            run(Config(out=folder, **SETTINGS), quiet())
+    return folder
 
 
 @pytest.fixture

@@ -154,6 +154,15 @@ def test_unknown_searches_are_named() -> None:
         Config(task=("budget",)).cells()
 
 
+def test_search_that_a_data_set_has_not_is_told() -> None:
+    message = (
+        "^task vgg8-pruning is for data digits; for mnist there are: budget-pruning, "
+        "reward-pruning, quantization$"
+    )
+    with pytest.raises(ValueError, match=message):
+        Config(data="mnist", task=("quantization", "vgg8-pruning")).cells()
+
+
 def made_up(noise: dict[str, float], overestimation: dict[str, float]) -> tuple[Any, Any]:
     """Rows and curves of agents whose rewards are noise of so much around the seed's level."""
     rng = np.random.default_rng(0)
