@@ -6,7 +6,7 @@ are in the units of the action space everywhere; only inside the critic are they
 
 from copy import deepcopy
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import torch as th
@@ -28,6 +28,7 @@ from agents.common.spaces import check_spaces
 
 __all__ = ["GaussianActor", "MlpPolicy", "QCriticPolicy", "check_spaces"]
 
+Ensemble: TypeAlias = Literal["mean", "lowest"]
 _HIDDEN_UNITS = 64
 N_LOWEST = 2
 """Networks of an ensemble that a target is the lowest of."""
@@ -98,7 +99,9 @@ class QCriticPolicy(ActorCriticPolicy):
 
     With `n_critics` above 1 the critic is an ensemble: networks that differ in how they begin and
     learn the same targets. Its value is the mean over them; a target is the lower one of two that
-    are drawn anew for each minibatch (Chen et al. 2021, REDQ, arXiv 2101.05982).
+    are drawn anew for each minibatch (Chen et al. 2021, REDQ, arXiv 2101.05982). With
+    ``ensemble="lowest"`` the value is the lowest: networks differ most where they have seen
+    nothing, so that the actor is not drawn there (An et al. 2021, arXiv 2110.01548).
 
     The actor samples from an unbounded Gaussian; what an environment executes, and what every
     critic call sees, is that sample clipped to the bounds.
@@ -112,6 +115,7 @@ class QCriticPolicy(ActorCriticPolicy):
         activation_fn: activation of the hidden layers of both networks.
         log_std_init: initial log standard deviation, relative to half the action space's width.
         n_critics: networks in the critic's ensemble.
+        ensemble: ``"mean"`` or ``"lowest"``, what of them the actor learns from.
         use_sde: must be False; accepted because Stable-Baselines3 passes it.
         features_extractor_class: built once for the actor and once for the critic.
         features_extractor_kwargs: its arguments.
@@ -132,6 +136,7 @@ class QCriticPolicy(ActorCriticPolicy):
         activation_fn: type[nn.Module] = nn.ReLU,
         log_std_init: float = -0.5,
         n_critics: int = 1,
+        ensemble: Ensemble = "mean",
         use_sde: bool = False,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
@@ -143,6 +148,9 @@ class QCriticPolicy(ActorCriticPolicy):
         check_spaces(observation_space, action_space)
         _check_net_arch(net_arch)
         self.n_critics = checked("n_critics", n_critics, Range(1, is_whole=True))
+        if ensemble not in get_args(Ensemble):
+            raise ValueError(f"ensemble must be one of {get_args(Ensemble)}, got {ensemble!r}")
+        self.ensemble = ensemble
         if use_sde:
             raise ValueError("use_sde must be False: the actor's noise is a plain Gaussian")
         super().__init__(
@@ -207,7 +215,7 @@ class QCriticPolicy(ActorCriticPolicy):
         inherited = super()._get_constructor_parameters()
         for name in ("squash_output", "full_std", "use_expln", "ortho_init"):
             del inherited[name]
-        return inherited | {"n_critics": self.n_critics}
+        return inherited | {"n_critics": self.n_critics, "ensemble": self.ensemble}
 
     def set_training_mode(self, mode: bool) -> None:
         """Put actor and critic into training or evaluation mode; the targets never train."""
@@ -226,8 +234,11 @@ class QCriticPolicy(ActorCriticPolicy):
         return self.actor.log_std.exp() * self.actor.half_width
 
     def q_values(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
-        """Return Q(s, clip(a)), the mean of the ensemble, (B, 1), for actions (B, D)."""
-        return self.each_q_value(obs, actions).mean(dim=1, keepdim=True)
+        """Return Q(s, clip(a)) of the ensemble (`ensemble`), (B, 1), for actions (B, D)."""
+        each = self.each_q_value(obs, actions)
+        if self.ensemble == "lowest":
+            return each.amin(dim=1, keepdim=True)
+        return each.mean(dim=1, keepdim=True)
 
     def each_q_value(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """Return Q(s, clip(a)) of each network of the ensemble, (B, n_critics)."""

@@ -53,7 +53,7 @@ RATES = ("learning_rate", "actor_learning_rate")
 """Settings that a schedule may take the place of."""
 SMALL = 0.01
 """What the weights of an actor's last layer are multiplied by, so that it starts near action 0."""
-OF_POLICY = ("log_std_init", "n_critics")
+OF_POLICY = ("log_std_init", "n_critics", "ensemble")
 """Settings that an agent's policy takes."""
 
 

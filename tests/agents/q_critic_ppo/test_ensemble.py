@@ -32,6 +32,18 @@ def test_value_is_the_mean_of_the_ensemble() -> None:
         assert found.shape == (5, 1) and th.allclose(found, mean)
 
 
+def test_value_is_the_lowest_of_a_cautious_ensemble(tmp_path: Path) -> None:
+    agent = make_agent(policy_kwargs=FIVE | {"ensemble": "lowest"}).learn(5)
+    policy, states, actions = agent.policy, observations(), th.linspace(-1.0, 1.0, 5).unsqueeze(1)
+    lowest = policy.each_q_value(states, actions).amin(dim=1, keepdim=True)
+    assert th.equal(policy.q_values(states, actions), lowest)
+    agent.save(tmp_path / "agent")
+    loaded = QCriticPPO.load(tmp_path / "agent", device="cpu")
+    assert th.equal(loaded.policy.q_values(states, actions), lowest)
+    with pytest.raises(ValueError, match=r"ensemble must be one of .'mean', 'lowest'., got 'max'"):
+        make_agent(policy_kwargs={"ensemble": "max"})
+
+
 def test_a_target_is_the_lower_of_two_that_are_drawn() -> None:
     policy = make_agent(policy_kwargs=FIVE).policy
     states, actions = observations(), th.zeros(5, 1)

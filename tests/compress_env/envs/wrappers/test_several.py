@@ -165,7 +165,7 @@ def test_a_rule_is_applied_once_for_each_budget(monkeypatch: pytest.MonkeyPatch)
 def test_what_rules_take_counts_once_for_each_budget() -> None:
     alone = pruning(prior="sbpf")
     each, seconds = alone.prior_evaluations, alone.prior_seconds
-    assert each == 1 + 5 * len(alone.walk) and seconds > 0.0
+    assert each > len(alone.walk) and seconds > 0.0
     env = SeveralBudgets(alone, (0.4, 0.5, 0.8))  # the first is its own
     assert alone.prior_evaluations == 3 * each and alone.prior_seconds > seconds
     for _ in range(4):
