@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
+from experiments.budgets.report import format_budgets, read_budgets
 from experiments.common.drawing.intervals import format_mean
 from experiments.search.names import short_name
+from experiments.sweep.folder import SweepFolder
 from tests.pages import PAGES, ROOT
 
 COLUMNS = ("confirmed_30", "confirmed_100", "by_critic_100", "final_confirmed")
@@ -53,3 +55,9 @@ def test_search_for_their_settings_is_as_it_was_measured() -> None:
     assert len(rows) == 3
     for row in rows:
         assert row in PAGES["agents.md"], row
+
+
+def test_one_policy_for_several_budgets_is_as_it_was_measured() -> None:
+    rows = read_budgets(SweepFolder(ROOT / "results" / "budgets"))
+    assert rows.groupby(["kind", "budget"])["seed"].nunique().tolist() == [3] * 8 + [1] * 4
+    assert format_budgets(rows).split("\n\n")[1].strip() in PAGES["agents.md"]
