@@ -11,6 +11,8 @@ from tests.pages import PAGES, README, ROOT
 
 FOLDER = ROOT / "results" / "benchmark-v1"
 BUDGETS = (30, 100, 300)
+BLIND = {"cma_es": 5, "tpe": 5, "random": 5}
+AROUND = ("cma_es", "random", "q_critic_ppo")
 RULES = {"pruning": ("Prune", "kl_curve"), "bits": ("Quantize", "relative_error")}
 
 
@@ -38,9 +40,9 @@ def test_second_leaderboard_is_summed_up_as_it_was_measured() -> None:
             f"`{rule}` {format_mean(alone)}",
             format_mean(by_seed(trials, stage, "portfolio", 300)),
         ]
-        for search in ("cma_es", "tpe", "random"):
+        for search, n_seeds in (BLIND | {f"{name}+{rule}": 3 for name in AROUND}).items():
             found = [by_seed(trials, stage, search, budget) for budget in BUDGETS]
-            assert len(found[0]) == 5
+            assert len(found[0]) == n_seeds
             cells = [*first, f"`{search}`", *map(format_mean, found)]
             row = f"| {' | '.join(cells)} |".replace("|  ", "| ")
             assert row in PAGES["leaderboard.md"], row
@@ -48,6 +50,18 @@ def test_second_leaderboard_is_summed_up_as_it_was_measured() -> None:
         for budget in (30, 300):
             ahead = by_seed(trials, stage, "cma_es", budget) - alone.iloc[0]
             told[label, budget] = format_mean(abs(ahead.mean()) / ahead.mean() * ahead, 1)
+        for budget in (100, 300):
+            around = by_seed(trials, stage, f"cma_es+{rule}", budget) - alone.iloc[0]
+            told[f"around {label}", budget] = format_mean(around, 1)
+    few, many = told["around pruning", 100], told["around pruning", 300]
+    assert f"is ahead of it by {few} points after 100 evaluations" in page
+    assert f"by {many} after 300, on MobileNet-v2" in page
+    assert f"it gains {told['around bits', 300]} after 300" in page
+    chosen = " ".join(PAGES["choosing.md"].split())
+    assert f"it adds {few} points in 100 evaluations and {many} in 300" in chosen
+    assert f"in 300 evaluations is {told['around bits', 300]} points" in chosen
+    shown = f"adds {few} to it with 100 for pruning, {told['around bits', 100]} for bits"
+    assert shown in README
     assert f"by {told['pruning', 30]} points for pruning and {told['bits', 30]} for bits" in page
     assert f"is ahead of `kl_curve` by {told['pruning', 300]} points" in page
     assert f"is behind `relative_error` by {told['bits', 300]} points" in page
@@ -81,3 +95,19 @@ def test_what_to_start_from_is_as_it_was_measured() -> None:
     accuracy = {name: mine.groupby("task")["confirmed_30"].mean() for name, mine in by_agent}
     for rule in ("l1", "l2", "taylor", "fisher"):
         assert (accuracy["kl_curve"] - accuracy[rule]).max() > 0.18
+
+
+def test_what_is_told_of_policies_and_single_tasks_is_as_it_was_measured() -> None:
+    trials, page = read_runs([FOLDER]), " ".join(PAGES["leaderboard.md"].split())
+    mine = trials[trials["agent"].str.startswith("q_critic_ppo+")]
+    behind = 100.0 * (mine["confirmed_validation_300"] - mine["final_confirmed_validation"])
+    assert f"in {(behind > 5.0).sum()} of {len(behind)} searches it ends more than 5" in page
+    assert f"behind the nominee, up to {behind.max():.0f}, as it leaves" in page
+    for task, rule, text in (
+        ("PruneMobileNetV2Digits-v1", "kl_curve", "on MobileNet-v2 by {}."),
+        ("QuantizeDenseNetDigits-v1", "relative_error", "on DenseNet it loses {}:"),
+    ):
+        here = trials[trials["task"] == f"compress_env/{task}"].set_index("agent")
+        alone = here.loc[rule, "confirmed_300"]
+        gain = 100.0 * (here.loc[f"cma_es+{rule}", "confirmed_300"] - alone)
+        assert text.format(format_mean(abs(gain.mean()) / gain.mean() * gain, 1)) in page

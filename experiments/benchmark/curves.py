@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from experiments.benchmark.confirmed import agent_scores, confirmed_interval, scored
 from experiments.benchmark.table import Reference
 from experiments.common.intervals import Interval, iqm_name
-from experiments.search.entrants import SINGLE
+from experiments.search.entrants import SINGLE, agent_of, rule_of
 from experiments.search.names import short_name
 from experiments.trial.confirmation import budgets_in
 
@@ -22,7 +22,7 @@ __all__ = ["Point", "anytime_points", "draw_anytime", "draw_anytime_scores"]
 
 MARKERS = "os^vD<>PX*hp"
 TICKS = (1, 3, 10, 30, 100, 300, 1000, 3000)
-LOWEST_SCORE = -0.5
+LOWEST_SCORE = 0.0
 """Who stays below is named instead of drawn: others could not be told apart."""
 
 
@@ -98,8 +98,11 @@ def _draw(
         points = {agent: found for agent, found in points.items() if agent not in below}
     figure = Figure(figsize=(8.0, 4.8), layout="constrained")
     axes = figure.subplots()
+    searches = list(dict.fromkeys(agent_of(agent) for agent in points if agent not in SINGLE))
     for number, (agent, found) in enumerate(points.items()):
-        _draw_agent(axes, agent, found, number, scale)
+        # Around a rule an agent has the colour that it has blind.
+        color = f"C{searches.index(agent_of(agent)) % 10}" if agent not in SINGLE else "0.4"
+        _draw_agent(axes, agent, found, (MARKERS[number % len(MARKERS)], color), scale)
     axes.set(xscale="log", xlabel="network evaluations", ylabel=label, title=title)
     most = max((point.evaluations for found in points.values() for point in found), default=1.0)
     ticks = [tick for tick in TICKS if tick <= most]
@@ -114,15 +117,19 @@ def _draw(
     return figure
 
 
-def _draw_agent(axes: Axes, agent: str, found: list[Point], number: int, scale: float) -> None:
+def _draw_agent(
+    axes: Axes, agent: str, found: list[Point], look: tuple[str, str], scale: float
+) -> None:
+    marker, color = look
+    line = "" if agent in SINGLE else "-" if rule_of(agent) is None else "--"
     values = scale * np.array([point.found.value for point in found])
     ends = scale * np.array([[point.found.low, point.found.high] for point in found])
     axes.errorbar(
         [point.evaluations for point in found],
         values,
         yerr=np.nan_to_num([values - ends[:, 0], ends[:, 1] - values]),
-        fmt=MARKERS[number % len(MARKERS)] + ("" if agent in SINGLE else "-"),
-        color=f"C{number % 10}",
+        fmt=marker + line,
+        color=color,
         markersize=5,
         capsize=2,
         label=agent,
