@@ -1,4 +1,4 @@
-"""The script for an hour with a GPU, rehearsed without one."""
+"""The script for eight minutes with a GPU, rehearsed without one."""
 
 from __future__ import annotations
 
