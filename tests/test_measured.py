@@ -13,7 +13,7 @@ import pytest
 
 from compress_env.suite import SUITE, SUITE_CIFAR, SUITE_V0, describe_suite
 from experiments.benchmark import table as benchmark_table
-from experiments.benchmark.report import NOT_LEARNING, beats, format_leaderboard, verdicts
+from experiments.benchmark.report import NOT_LEARNING, difference, format_leaderboard, verdicts
 from experiments.benchmark.table import (
     BEST_KNOWN,
     OPPONENTS,
@@ -230,7 +230,7 @@ def test_wins_of_learners_are_counted_as_the_trials_have_them() -> None:
         learners = sorted(set(rows["agent"]) - NOT_LEARNING)
         assert len(learners) == 13
         for agent, opponent in product(learners, OPPONENTS):
-            side = beats(rows, agent, opponent).side
+            side = difference(rows, agent, "validation_accuracy", opponent).side
             n_compared += 1
             if side == "above":
                 wins.append((str(task), agent, opponent))
@@ -261,8 +261,11 @@ def test_further_seeds_of_ars_are_reported_as_they_were_measured() -> None:
     assert "`ars` beats both" in verdict and verdict in page
     on_test = trials.assign(validation_accuracy=trials["test_accuracy"])
     for opponent in OPPONENTS:
-        assert format_interval(beats(on_test, "ars", opponent)) in page
-    seen, unseen = (format_interval(beats(rows, "ars", "cma_es"), 1) for rows in (trials, on_test))
+        assert format_interval(difference(on_test, "ars", "validation_accuracy", opponent)) in page
+    seen, unseen = (
+        format_interval(difference(rows, "ars", "validation_accuracy", "cma_es"), 1)
+        for rows in (trials, on_test)
+    )
     assert f"CMA-ES by {seen} points of validation" in told and f"on test images {unseen}" in told
 
 
@@ -327,8 +330,8 @@ def test_volatility_is_summed_up_as_it_was_measured() -> None:
         family = [a for a in volatility_report.PPO_FAMILY if (LABELS[0], a) in curves]
         for search, agent in product(LABELS, family):
             found = volatility_report.judge_dispersions(table, curves, search, agent, "ddpg")
-            for measure, difference in found.items():
-                steadier.setdefault(agent, []).append((search, measure, difference.side))
+            for measure, apart in found.items():
+                steadier.setdefault(agent, []).append((search, measure, apart.side))
         for search, reward in product(LABELS, ("best_reward", "final_reward")):
             by_agent = {
                 agent: rows.sort_values("seed")[reward]

@@ -11,47 +11,24 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from experiments.benchmark.report import NOT_LEARNING
+from experiments.benchmark.report import NOT_LEARNING, difference
 from experiments.common.drawing.intervals import format_mean, format_points
-from experiments.common.intervals import Interval, mean_interval
+from experiments.common.intervals import Interval
 from experiments.compress.report import format_markdown
 from experiments.search.entrants import SINGLE, agent_of, rule_of
 from experiments.search.names import short_name
 from experiments.trial.confirmation import budgets_in
 
-__all__ = ["best_of", "difference", "format_around_rules"]
+__all__ = ["best_of", "format_around_rules"]
 
-NOT_BLIND = {*SINGLE, "portfolio", "greedy", "afie", "sbpf"}
-"""Agents that need no search, or look at the network."""
-REFERENCES = ("cma_es", "portfolio")
+SEARCH, PORTFOLIO = "cma_es", "portfolio"
 """What a learner around a rule is to beat: CMA-ES around one, and the best of the rules."""
+NOT_BLIND = {*SINGLE, PORTFOLIO, "greedy", "afie", "sbpf"}
+"""Agents that need no search, or look at the network."""
 POLICY = "final_confirmed_validation"
 """Validation accuracy of a final policy under the orders that confirm nominees."""
 NEAR = 2.0
 """Points of validation accuracy by which a final policy may be behind the nominee."""
-
-
-def difference(
-    trials: pd.DataFrame, agent: str, column: str, other: str, other_column: str | None = None
-) -> Interval:
-    """Compare two agents of a task, seed by seed, or with the only seed of an agent without chance.
-
-    Args:
-        trials: Of one task.
-        agent: An agent.
-        column: What is compared, of the first agent.
-        other: The one that it is compared with, perhaps itself.
-        other_column: What is compared of that one; the same when not given.
-
-    Returns:
-        Mean of the differences in points, above 0 in favour of the first, and its 95 % interval.
-    """
-    first, second = (
-        trials[trials["agent"] == name].set_index("seed")[name_of_column]
-        for name, name_of_column in ((agent, column), (other, other_column or column))
-    )
-    reference = second.iloc[0] if other in SINGLE else second
-    return mean_interval(100.0 * (first - reference).dropna().to_numpy(float))
 
 
 def best_of(trials: pd.DataFrame, agents: Sequence[str], budget: int) -> str | None:
@@ -182,13 +159,11 @@ def _learners(tasks: Tasks, budget: int) -> str:
         best = best_of(trials, learners, budget)
         if best is None:
             continue
-        search, portfolio = REFERENCES
-        against = [
-            name for name in (f"{search}+{rule_of(best)}", portfolio) if _is_in(trials, name)
-        ]
-        apart = {name: difference(trials, best, column, name) for name in map(str, against)}
-        if len(apart) < len(REFERENCES):
+        searches = [name for name in _informed(trials) if agent_of(name) == SEARCH]
+        around = best_of(trials, searches, budget)
+        if around is None or not _is_in(trials, PORTFOLIO):
             continue
+        apart = {name: difference(trials, best, column, name) for name in (around, PORTFOLIO)}
         n_ahead += all(each.value > 0.0 for each in apart.values())
         n_clearly += all(each.side == "above" for each in apart.values())
         over = " and ".join(f"{format_points(each)} over `{name}`" for name, each in apart.items())

@@ -18,7 +18,7 @@ from experiments.search.names import short_name
 from experiments.trial.trials import TOLERANCE
 
 __all__ = [
-    "beats",
+    "difference",
     "draw_scores",
     "format_leaderboard",
     "format_tasks",
@@ -34,24 +34,27 @@ LOWEST = -1.0
 """Scores below are written, not drawn: they would leave no room for the others."""
 
 
-def beats(
-    trials: pd.DataFrame, agent: str, opponent: str, column: str = "validation_accuracy"
+def difference(
+    trials: pd.DataFrame, agent: str, column: str, other: str, other_column: str | None = None
 ) -> Interval:
-    """Compare accuracies of two agents on one task, seed by seed.
+    """Compare two agents of a task, seed by seed, or with the only seed of an agent without chance.
 
     Args:
         trials: Of one task.
         agent: An agent.
-        opponent: The one that it is compared with.
-        column: The accuracies.
+        column: What is compared, of the first agent.
+        other: The one that it is compared with, perhaps itself.
+        other_column: What is compared of that one; the same when not given.
 
     Returns:
-        Mean of the differences in points (percentage points), above 0 in favour of the first, and
-        its 95 % interval.
+        Mean of the differences in points, above 0 in favour of the first, and its 95 % interval.
     """
-    accuracies = trials.pivot(index="seed", columns="agent", values=column)
-    differences = 100.0 * (accuracies[agent] - accuracies[opponent]).dropna().to_numpy()
-    return mean_interval(differences)
+    first, second = (
+        trials[trials["agent"] == name].set_index("seed")[name_of_column]
+        for name, name_of_column in ((agent, column), (other, other_column or column))
+    )
+    reference = second.iloc[0] if other in SINGLE else second
+    return mean_interval(100.0 * (first - reference).dropna().to_numpy(float))
 
 
 def verdicts(trials: pd.DataFrame, column: str = "validation_accuracy") -> list[str]:
@@ -93,7 +96,7 @@ def _verdict(trials: pd.DataFrame, column: str) -> str:
     if not learners:
         return "no learner was run."
     found = {
-        agent: {opponent: beats(trials, agent, opponent, column) for opponent in OPPONENTS}
+        agent: {opponent: difference(trials, agent, column, opponent) for opponent in OPPONENTS}
         for agent in learners
     }
     better = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -11,6 +12,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from torch import Tensor, nn
 
 from compress_env.data.bundle import DataBundle
@@ -125,3 +128,12 @@ class Named:
     def __call__(self, model: nn.Module) -> float:
         self.n_calls += 1
         return 0.5
+
+
+def check_wrapped(env: gym.Env[Any, Any]) -> None:
+    """Let Gymnasium and Stable-Baselines3 check a wrapped environment; a warning is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*is different from the unwrapped version")
+        check_env(env, skip_render_check=True)
+        sb3_check_env(env)

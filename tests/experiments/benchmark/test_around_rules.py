@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.benchmark.around_rules import best_of, difference, format_around_rules
+from experiments.benchmark.around_rules import best_of, format_around_rules
+from experiments.benchmark.report import difference
 
 TASK = "compress_env/PruneVGG8Digits-v1"
 
@@ -70,6 +71,14 @@ def test_section_says_what_was_reached(trials: pd.DataFrame) -> None:
     assert "1 of 3:" in below and "`random+l1` -1.00" in below
     assert "`cma_es` on 1 of 1" in policies and "`ppo` on 0 of 1" in policies
     assert "`random`" not in policies
+
+
+def test_a_learner_is_compared_with_the_best_search_around_any_rule(trials: pd.DataFrame) -> None:
+    better = pd.DataFrame(made("cma_es+l2", {30: [0.86, 0.86], 300: [0.9, 0.9]}, policy=0.9))
+    *_, aims = format_around_rules(pd.concat([trials, better], ignore_index=True))
+    (line,) = (line for line in aims.splitlines() if "over `portfolio`" in line)
+    assert "`ppo+l1` -2.00 ± 12.71 over `cma_es+l2` and" in line
+    assert "portfolio after 300 evaluations on 0 of 1 tasks" in aims
 
 
 def test_there_is_no_section_without_informed_agents(trials: pd.DataFrame) -> None:

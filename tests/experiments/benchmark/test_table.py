@@ -11,7 +11,7 @@ import pytest
 
 from compress_env.suite import SUITE
 from experiments.benchmark import table as benchmark_table
-from experiments.benchmark.report import beats, draw_scores, format_leaderboard, verdicts
+from experiments.benchmark.report import difference, draw_scores, format_leaderboard, verdicts
 from experiments.benchmark.table import (
     BEST_KNOWN,
     Reference,
@@ -135,7 +135,9 @@ def test_differences_and_verdicts_by_hand() -> None:
     found = rows(ppo=[0.93, 0.95, 0.97], random=[0.9, 0.91, 0.92], cma_es=[0.9, 0.99, 0.9])
     # Differences 3, 4 and 5: mean 4, deviation 1, t = 4.3027 with two degrees of freedom.
     half = 4.3027 / np.sqrt(3)
-    assert beats(found, "ppo", "random") == pytest.approx((4.0, 4.0 - half, 4.0 + half), rel=1e-4)
+    assert difference(found, "ppo", "validation_accuracy", "random") == pytest.approx(
+        (4.0, 4.0 - half, 4.0 + half), rel=1e-4
+    )
     (line,) = verdicts(found)
     assert line.startswith(
         "- A-v0: no learner beats both; random search is beaten by `ppo`, CMA-ES is beaten by "

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import pickle
 import time
-import warnings
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import TransformObservation
-from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from compress_env.allocation import channel_norms, relative_errors
@@ -24,6 +21,7 @@ from compress_env.envs.wrappers import context
 from compress_env.envs.wrappers.context import LayerContext, curves_of, share_lost
 from compress_env.quantization.scales import fit_scale
 from compress_env.task.layers import layer_at
+from tests.compress_env.envs.fakes import check_wrapped
 from tests.fakes import BranchedNet, PlainNet, make_data, seeded
 
 QUICK: dict[str, Any] = {"finetune_steps": 0, "device": "cpu"}
@@ -74,11 +72,7 @@ def test_docstring_tables_are_the_observation_space(env: LayerContext) -> None:
 
 
 def test_passes_both_checks(env: LayerContext) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", ".*is different from the unwrapped version")
-        check_env(env, skip_render_check=True)
-        sb3_check_env(env)
+    check_wrapped(env)
     assert env.observation_space.dtype == np.float32
 
 

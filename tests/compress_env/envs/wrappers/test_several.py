@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import FrameStackObservation
-from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from compress_env.envs.base import LayerwiseCompressionEnv
@@ -23,7 +22,7 @@ from compress_env.envs.wrappers.several import SeveralBudgets
 from compress_env.envs.wrappers.shaping import PotentialReward
 from experiments.search.actors import synchronous_actors
 from experiments.search.episodes import EpisodeLog
-from tests.compress_env.envs.fakes import Sensitive, data
+from tests.compress_env.envs.fakes import Sensitive, check_wrapped, data
 from tests.fakes import BranchedNet, PlainNet, seeded
 
 QUICK: dict[str, Any] = {"finetune_steps": 0, "device": "cpu", "scorer": Sensitive()}
@@ -105,11 +104,7 @@ def test_what_is_given_does_not_change_what_is_drawn(stage: str) -> None:
 
 def test_passes_both_checks(stage: str) -> None:
     env = SeveralBudgets(PotentialReward(LayerContext(STAGES[stage]())), BUDGETS[stage])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", ".*is different from the unwrapped version")
-        check_env(env, skip_render_check=True)
-        sb3_check_env(env)
+    check_wrapped(env)
     assert env.observation_space.dtype == np.float32
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -22,7 +20,7 @@ from compress_env.envs.pruning import PruningEnv
 from compress_env.envs.quantization import QuantizationEnv
 from compress_env.envs.wrappers.context import LayerContext, curves_of
 from compress_env.envs.wrappers.shaping import PotentialReward, layer_lost
-from tests.compress_env.envs.fakes import Sensitive, data
+from tests.compress_env.envs.fakes import Sensitive, check_wrapped, data
 from tests.fakes import BranchedNet, PlainNet, seeded
 
 Build = Callable[[], nn.Module]
@@ -130,10 +128,7 @@ def test_a_failed_episode_is_given_all_back() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_passes_the_check_and_goes_on_in_a_copy(stage: str) -> None:
     env = PotentialReward(made(stage, "plain", "layer"), 0.5)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", ".*is different from the unwrapped version")
-        check_env(env, skip_render_check=True)
+    check_wrapped(env)
     env.reset()
     action = np.array([0.4], np.float32)
     env.step(action)
