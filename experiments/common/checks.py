@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["check_choices", "check_lowest", "read_object"]
+__all__ = ["check_choices", "check_lowest", "read_object", "with_asked"]
 
 
 def check_choices(config: Any, *names: str) -> None:
@@ -47,3 +48,26 @@ def read_object(config: Any, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{name} must be a JSON object, got {text!r}")
     return content
+
+
+def with_asked(
+    given: Mapping[str, Any], asked: Mapping[str, Any], asker: str = "another setting"
+) -> dict[str, Any]:
+    """Return keyword arguments of an environment, and those that something else asks for.
+
+    Args:
+        given: What somebody has given as `env_kwargs`.
+        asked: What else is asked for; None asks for nothing.
+        asker: Who asks.
+
+    Raises:
+        ValueError: If the two disagree.
+    """
+    found = {key: value for key, value in asked.items() if value is not None}
+    for key, value in found.items():
+        if key in given and given[key] != value and str(given[key]) != str(value):
+            mine = value if isinstance(value, int | float) else str(value)
+            raise ValueError(
+                f"{asker} asks for the {key} {mine!r}, env_kwargs for {given[key]!r}: leave one out"
+            )
+    return {**given, **found}

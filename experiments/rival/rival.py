@@ -27,7 +27,7 @@ from compress_env.networks.training import Recipe, Training
 from compress_env.quantization.packing import load, save
 from compress_env.seeding import derive_generator
 from compress_env.task.finetune import reestimate_batch_norm
-from experiments.common.checks import check_lowest, read_object
+from experiments.common.checks import check_lowest, read_object, with_asked
 from experiments.common.cli.command import run_command, run_measurement
 from experiments.common.cli.heartbeat import Heartbeat, format_seconds, time_left
 from experiments.common.cli.say import say
@@ -36,7 +36,7 @@ from experiments.common.run_folder import RunFolder
 from experiments.common.stored import parse, read_table
 from experiments.rival.libraries import LIBRARIES, Request
 from experiments.rival.measures import measure_network
-from experiments.search.entrants import ACCEPTED, can_act, check_agent, check_stage, with_rule
+from experiments.search.entrants import ACCEPTED, can_act, check_agent, check_stage
 from experiments.search.names import full_name, task_id
 from experiments.search.playing import play_values, read_values
 from experiments.train.layout import Layout, fastest
@@ -117,7 +117,6 @@ class Config:
         if self.algo not in OTHERS:
             check_agent(self.algo)
             check_stage(self.algo, self.task)
-            with_rule(self.algo, read_object(self, "env_kwargs"))
         check_lowest(self, 0, "seed", "epochs")
         check_lowest(self, 1, "batch_size", "evaluations")
         if not 0.0 <= self.distill <= 1.0 or not self.learning_rate > 0.0:
@@ -125,19 +124,19 @@ class Config:
                 "expected distill in [0, 1] and learning_rate above 0, got "
                 f"{self.distill} and {self.learning_rate}"
             )
-        read_object(self, "env_kwargs")
+        _ = self.trial.env_options
 
     @property
     def trial(self) -> trial.Config:
         """The search of an agent; for the other rows, what names the task."""
         budgets = {BUDGETS[name]: getattr(self, name) for name in BUDGETS}
-        given = {name: value for name, value in budgets.items() if value is not None}
+        given = with_asked(read_object(self, "env_kwargs"), budgets)
         return trial.Config(
             "uniform" if self.algo in OTHERS else self.algo,
             self.task,
             self.seed,
             evaluations=self.evaluations,
-            env_kwargs=json.dumps(read_object(self, "env_kwargs") | given),
+            env_kwargs=json.dumps(given),
             data_root=self.data_root,
         )
 

@@ -22,6 +22,7 @@ from agents import CIMPPO, CMAES, KLPPO, TPE, QCriticPPO
 from agents.q_critic_ppo import PAPER, PAPER_ENVS
 from agents.rules import BIT_RULES, PRUNING_RULES
 from compress_env.names import check_name
+from experiments.common.checks import with_asked
 from experiments.search.foreign import find
 
 __all__ = [
@@ -259,13 +260,7 @@ def with_rule(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If the two disagree.
     """
-    asked = env_options(name)
-    for key, value in asked.items():
-        if given.get(key, value) != value:
-            raise ValueError(
-                f"{name} asks for the {key} {value!r}, env_kwargs for {given[key]!r}: leave one out"
-            )
-    return {**given, **asked}
+    return with_asked(given, env_options(name), name)
 
 
 def check_algorithm(name: str, *, takes_rule: bool = True) -> None:

@@ -12,7 +12,7 @@ import gymnasium as gym
 import tyro
 
 from compress_env.envs.base import LayerwiseCompressionEnv
-from experiments.common.checks import check_lowest, read_object
+from experiments.common.checks import check_lowest, read_object, with_asked
 from experiments.search.entrants import (
     ACCEPTED,
     LEARNERS,
@@ -99,8 +99,26 @@ class Config:
             )
         check_shaping(self.algo, self.shaping)
         check_budgets(self.algo, self.budgets)
-        with_rule(self.algo, read_object(self, "env_kwargs"))
+        _ = self.env_options
         check_settings(self.algo, read_object(self, "settings"))
+
+    @property
+    def env_options(self) -> dict[str, Any]:
+        """Keyword arguments of the environment: `env_kwargs`, and what other settings ask for.
+
+        Raises:
+            ValueError: If two disagree, or `env_kwargs` are no JSON object.
+        """
+        given = with_rule(self.algo, read_object(self, "env_kwargs"))
+        limits = {"flops_budget", "params_budget", "filters_budget", "size_budget"}.intersection(
+            given
+        )
+        if self.budgets and limits:
+            raise ValueError(
+                f"budgets are in place of the task's own: leave {', '.join(sorted(limits))} out of "
+                "env_kwargs"
+            )
+        return with_asked(given, {"data_root": self.data_root, "store": self.store})
 
     def complete(self) -> Config:
         """Return the same trial with every hyper-parameter in `settings`.
@@ -126,9 +144,7 @@ def make_task(config: Config, **options: Any) -> LayerwiseCompressionEnv:
             is another than their prior.
         FileNotFoundError: If data are not there.
     """
-    given = with_rule(config.algo, read_object(config, "env_kwargs")) | options
-    if config.data_root is not None:
-        given["data_root"] = config.data_root
+    given = config.env_options | options
     try:
         task = task_id(config.task, others=True)
         # A registered one is meant as it is named: of its version, too.

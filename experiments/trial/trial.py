@@ -83,7 +83,7 @@ class Trial:
         config.check()
         self.config = config
         self.folder = folder
-        self.env = make_task(config, **({} if config.store is None else {"store": config.store}))
+        self.env = make_task(config)
         self.observed = wrap(config.algo, self.env, shaping=config.shaping, budgets=config.budgets)
         self._hold_to_inputs()
         self.is_stochastic = self.env.transition_noise

@@ -136,7 +136,8 @@ def save_networks(cells: Sequence[Cell], folder: SweepFolder, console: Console) 
     models = {}
     waiting = [cell for cell in cells if not folder.finished(cell.name)]
     for task, config in {cell.config.task: cell.config for cell in waiting}.items():
-        model, stored = make_task(config).task.model, stored_digest(folder.path, task)
+        model = make_task(replace(config, store=None)).task.model
+        stored = stored_digest(folder.path, task)
         if stored is None:
             say(console, f"{task}: the network before compression")
             models[task] = model

@@ -187,8 +187,12 @@ def test_a_budget_out_of_reach_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         (Config("tp_l2", QUANTIZE), r"tp_l2 prunes, .* asks for bits"),
         (replace(SMALL, distill=2.0), r"expected distill in \[0, 1\]"),
         (replace(SMALL, task=TINY[0]), "TinyPrune-v0 has one order of the minibatches"),
+        (
+            replace(SMALL, env_kwargs='{"flops_budget": 0.3}'),
+            r"^another setting asks for the flops_budget 0.5, env_kwargs for 0.3: leave one out$",
+        ),
     ],
-    ids=["other budget", "share", "name", "stage", "library", "distill", "order"],
+    ids=["other budget", "share", "name", "stage", "library", "distill", "order", "two budgets"],
 )
 def test_a_wrong_setting_is_told_in_a_line(config: Config, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):

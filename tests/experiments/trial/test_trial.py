@@ -99,6 +99,18 @@ def test_help_names_every_agent(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"data_root": Path("here"), "env_kwargs": '{"data_root": "there"}'},
+            r"^another setting asks for the data_root 'here', env_kwargs for 'there': leave one",
+        ),
+        (
+            {"store": Path("here"), "env_kwargs": '{"store": "memory"}'},
+            r"^another setting asks for the store 'here', env_kwargs for 'memory': leave one out$",
+        ),
+        (
+            {"algo": "ppo", "budgets": (0.3, 0.5), "env_kwargs": '{"flops_budget": 0.4}'},
+            r"^budgets are in place of the task's own: leave flops_budget out of env_kwargs$",
+        ),
         ({"algo": "magic"}, r"unknown algorithm 'magic'; valid: .*, my_module:MyAgent"),
         ({"algo": "no_module:A"}, "cannot import agent 'no_module:A': No module named"),
         ({"algo": "json:A"}, "module 'json' has no 'A'"),
