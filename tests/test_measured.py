@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from experiments.benchmark.table import (
     update_best_known,
 )
 from experiments.common.drawing.intervals import format_interval, format_mean
-from experiments.common.intervals import paired_interval
 from experiments.common.stored import find_stored
 from experiments.compress.report import (
     FILE_HEADINGS,
@@ -39,10 +37,7 @@ from experiments.search.hyperparameters import HYPERPARAMETERS
 from experiments.single_layer.report import format_report as single_layer_report
 from experiments.suite.snr import better_half, snr_of, snr_row
 from experiments.tables.tables import read_runs, summarize
-from experiments.trial.trials import read_trials
-from experiments.volatility import report as volatility_report
-from experiments.volatility.volatility import OF_LENET5, SEARCHES, measure_trials
-from tests.pages import PAGES, README, ROOT
+from tests.pages import PAGES, ROOT
 
 
 @pytest.mark.parametrize("runs", ["default", "digits", "mnist", "mnist-variational"])
@@ -284,84 +279,6 @@ def test_what_the_actors_learning_rate_does_is_as_it_was_measured() -> None:
         assert f"| {name} | {cells} |" in PAGES["archive/leaderboard.md"]
     found = HYPERPARAMETERS["q_critic_ppo"]["actor_learning_rate"]
     assert found == rates[-1] == pytest.approx(0.018, abs=5e-4)
-
-
-LABELS = [SEARCHES[name].label for name in OF_LENET5]
-
-
-@cache
-def measured_volatility(folder: Path) -> tuple[pd.DataFrame, volatility_report.Curves]:
-    """Measure the searches of a folder again from the rewards in it."""
-    rows = read_trials(folder)
-    labels = {cell: Path(cell).name.split("-")[0].replace("_", ", ", 1) for cell in rows["cell"]}
-    assert set(labels.values()) == set(LABELS)
-    return measure_trials(folder, labels)
-
-
-@pytest.mark.parametrize(
-    ("name", "dataset"),
-    [
-        ("volatility-digits", "digits"),
-        ("volatility-mnist", "mnist"),
-        ("volatility-slow-actor", "digits"),
-        ("volatility-one-step", "digits"),
-    ],
-)
-def test_volatility_is_reported_as_it_was_measured(name: str, dataset: str) -> None:
-    folder = ROOT / "results" / name
-    report = (folder / "volatility.md").read_text(encoding="utf-8")
-    blocks = report.split("\n\n")
-    verdict = blocks[blocks.index("## Verdict") + 1]
-    tables = [block for block in blocks if block.startswith("|")]
-    assert verdict.startswith("- The reward of the PPO family") and len(tables) == len(LABELS)
-    assert all(block in PAGES["volatility.md"] for block in (verdict, *tables))
-    table, curves = measured_volatility(folder)
-    agents = list(dict.fromkeys(read_trials(folder)["agent"]))
-    summary = volatility_report.summarize(table, curves, agents)
-    text = volatility_report.format_report(table, curves, summary, f"LeNet-5 on {dataset}")
-    assert text == report
-
-
-def test_volatility_is_summed_up_as_it_was_measured() -> None:
-    steadier: dict[str, list[tuple[str, str, str]]] = {}
-    raw: list[str] = []
-    for name in ("volatility-digits", "volatility-mnist"):
-        table, curves = measured_volatility(ROOT / "results" / name)
-        family = [a for a in volatility_report.PPO_FAMILY if (LABELS[0], a) in curves]
-        for search, agent in product(LABELS, family):
-            found = volatility_report.judge_dispersions(table, curves, search, agent, "ddpg")
-            for measure, apart in found.items():
-                steadier.setdefault(agent, []).append((search, measure, apart.side))
-        for search, reward in product(LABELS, ("best_reward", "final_reward")):
-            by_agent = {
-                agent: rows.sort_values("seed")[reward]
-                for agent, rows in table[table["search"] == search].groupby("agent")
-            }
-            raw.append(paired_interval(by_agent["q_critic_ppo_q"], by_agent["ppo"]).side)
-    page = PAGES["volatility.md"].replace("\n  ", " ")
-
-    steadier = {
-        agent: [row for row in found if row[2] != "not counted"]
-        for agent, found in steadier.items()
-    }
-    own = steadier["ppo"]
-    lower, higher = ([m for _, m, outcome in own if outcome == o] for o in ("below", "above"))
-    assert (len(own), len(lower), len(higher)) == (15, 12, 0)
-    assert [lower.count(m) for m in ("drawdown", "within runs", "across seeds")] == [6, 5, 1]
-    assert "12 of 15 comparisons on two data sets say so, none the opposite" in page
-    assert "in all six searches, dispersion within runs in five. From seed to seed it is in" in page
-    for page_of_results in (README, PAGES["results.md"]):
-        assert "PPO's is, in 12 of 15 comparisons, the opposite in none" in page_of_results
-
-    both = steadier["q_critic_ppo"] + steadier["q_critic_ppo_q"]
-    budget = [outcome for search, _, outcome in both if search == "pruning, budget"]
-    elsewhere = [outcome for search, _, outcome in both if search != "pruning, budget"]
-    assert (len(budget), budget.count("below"), budget.count("above")) == (10, 7, 0)
-    assert (len(elsewhere), elsewhere.count("below"), elsewhere.count("above")) == (20, 4, 5)
-    assert "(7 of 10 comparisons, none the opposite); elsewhere 4 of 20 say so and 5" in page
-
-    assert (len(raw), raw.count("below"), raw.count("above")) == (12, 7, 0)
-    assert "in 7 of 12 comparisons, better in none" in page
 
 
 def test_hyper_parameters_are_those_that_were_found() -> None:
