@@ -16,6 +16,8 @@ from experiments.volatility.report import Curves
 
 __all__ = ["draw_curves", "draw_measures", "draw_overestimation"]
 
+WIDTH = 20
+"""Characters of a title that a panel has room for."""
 MEASURES = {
     "dispersion_across": "across seeds\n(interquartile range)",
     "dispersion_within": "within runs\n(interquartile range of differences)",
@@ -36,7 +38,7 @@ def draw_curves(curves: Curves, agents: Sequence[str], title: str) -> Figure:
             panel.plot(episodes, means.mean(axis=0), color="k", linewidth=1.2)
         row[0].set_ylabel(f"{search}\nreward")
     for panel, agent in zip(axes[0], agents, strict=True):
-        panel.set_title(agent)
+        panel.set_title(_broken(agent), fontsize=11)
     for panel in axes[-1]:
         panel.set_xlabel("episode")
     figure.suptitle(
@@ -84,6 +86,16 @@ def draw_overestimation(rows: pd.DataFrame, agents: Sequence[str], title: str) -
     axes[0].invert_yaxis()
     figure.suptitle(f"{title}: what critics overestimate, second half of the episodes")
     return figure
+
+
+def _broken(name: str) -> str:
+    """Break a name that is too long for a panel after the underscores nearest to `WIDTH`."""
+    lines = [""]
+    for part in name.replace("_", "_ ").split(" "):
+        if lines[-1] and len(lines[-1] + part) > WIDTH:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _draw_seeds(axes: Axes, rows: pd.DataFrame, column: str, agents: Sequence[str]) -> None:

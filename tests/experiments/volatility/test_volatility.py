@@ -284,6 +284,14 @@ def test_figures_show_every_seed() -> None:
     assert [label.get_text() for label in panel.get_yticklabels()] == ["ddpg", "ppo"]
 
 
+def test_titles_of_panels_do_not_run_into_each_other() -> None:
+    names = [*IMPROVEMENTS, "my_module:" + "A" * 30]
+    _, curves = made_up(dict.fromkeys(names, 1.0), {})
+    titles = [panel.get_title() for panel in draw_curves(curves, names, "title").axes]
+    assert ["".join(title.split("\n")) for title in titles] == names
+    assert max(len(line) for title in titles[:-1] for line in title.split("\n")) <= 20
+
+
 def test_raw_q_is_compared_with_ppo() -> None:
     noise = {"ppo": 1.0, "q_critic_ppo": 1.0, "q_critic_ppo_q": 5.0}
     rows, curves = made_up(noise, {})
