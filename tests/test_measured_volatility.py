@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from experiments.common.intervals import paired_interval
+from experiments.search.entrants import IMPROVEMENTS
 from experiments.trial.trials import read_trials
 from experiments.volatility import report as volatility_report
 from experiments.volatility.volatility import OF_LENET5, SEARCHES, measure_trials
@@ -91,3 +92,35 @@ def test_volatility_is_summed_up_as_it_was_measured() -> None:
 
     assert (len(raw), raw.count("below"), raw.count("above")) == (12, 7, 0)
     assert "in 7 of 12 comparisons, better in none" in page
+
+
+@pytest.mark.parametrize(("name", "network", "dataset"), [("improvements-vgg8", "VGG8", "digits")])
+def test_what_improvements_do_is_reported_as_it_was_measured(
+    name: str, network: str, dataset: str
+) -> None:
+    folder = ROOT / "results" / name
+    report = (folder / "volatility.md").read_text(encoding="utf-8")
+    tables = [block for block in report.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 2 and all(table in PAGES["volatility.md"] for table in tables)
+    trials = read_trials(folder)
+    labels = {cell: Path(cell).name.split("-")[0].replace("_", ", ", 1) for cell in trials["cell"]}
+    rows, curves = measure_trials(folder, labels)
+    summary = volatility_report.summarize(rows, curves, list(IMPROVEMENTS))
+    assert set(rows["agent"]) == set(IMPROVEMENTS) and rows["seed"].nunique() == 10
+    title = f"{network} on {dataset}"
+    assert volatility_report.format_report(rows, curves, summary, title) == report
+
+
+def test_what_is_told_of_improvements_is_as_it_was_measured() -> None:
+    folder, page = ROOT / "results" / "improvements-vgg8", " ".join(PAGES["volatility.md"].split())
+    found = pd.read_csv(folder / "summary.csv").set_index("agent")
+    right = {name: f"{100 * found['final_accuracy'][name]:.0f} %" for name in IMPROVEMENTS}
+    whole, by_v, _, bare, _ = right.values()
+    assert f"is right on {bare} of the images, not on {whole}" in page
+    assert f"earns 0.28 more ({by_v} right)" in page
+    share = found["dispersion_across"]["q_critic_ppo_paper_v"] / found["dispersion_across"].iloc[0]
+    assert share == pytest.approx(1 / 3, abs=0.02)
+    assert f"promises {found['q_overestimation'].iloc[0]:.2f} too much" in page
+    trials = read_trials(folder)
+    assert (trials[trials["agent"] == "q_critic_ppo_paper"]["q_overestimation"] > 0.0).all()
+    assert trials.loc[trials["agent"] == "q_critic_ppo_paper", "q_settled"].isna().all()
