@@ -6,6 +6,7 @@ import pandas as pd
 
 from experiments.budgets.report import format_budgets, read_budgets
 from experiments.common.drawing.intervals import format_mean
+from experiments.search.hyperparameters import INFORMED
 from experiments.search.names import short_name
 from experiments.sweep.folder import SweepFolder
 from tests.pages import PAGES, ROOT
@@ -47,6 +48,17 @@ def test_what_is_told_of_wide_exploration_is_as_it_was_measured() -> None:
         assert text.format(round(100.0 * mean)) in told
     rule = round(100.0 * mine["rule_confirmed_validation"].iloc[0])
     assert f"the rule alone on {rule} %" in told.replace("  ", " ")
+
+
+def test_policies_after_300_evaluations_are_told_as_they_were_measured() -> None:
+    rows = pd.read_csv(PATH.with_name("policies.csv"))
+    columns = ["final_validation", "late_validation", "best_validation"]
+    for (task, _), mine in rows.groupby(["task", "variant"]):
+        cells = [", ".join(f"{100 * each:.1f}" for each in mine[name]) for name in columns]
+        assert f" | {' | '.join(cells)} |" in PAGES["agents.md"], task
+    slow = rows[rows["variant"] == "slower actor"].groupby("task")["seed"].apply(list)
+    assert slow.tolist() == [[100, 101, 102]] * 2
+    assert INFORMED["q_critic_ppo"]["actor_learning_rate"] == 3e-4
 
 
 def test_search_for_their_settings_is_as_it_was_measured() -> None:
