@@ -25,6 +25,7 @@ from compress_env.data.datasets import (
 
 __all__ = [
     "IMAGENET",
+    "PREPARED",
     "READ_ERRORS",
     "DataRequest",
     "OfficialDataset",
@@ -71,6 +72,8 @@ class Preparation:
             raise ValueError(f"crop must be in (0, 1], got {self.crop}")
 
 
+PREPARED = ("imagenet", "folder")
+"""Data sets of photographs, which go through what a network expects; others have their own."""
 IMAGENET = Preparation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """The usual one, with the mean and the standard deviation of ImageNet."""
 

@@ -122,8 +122,12 @@ def test_images_are_normalised_as_the_published_weights_want(
             config = replace(config, data=str(tmp_path / "imagenet"), data_root=None)
         images = load_images(config, Given())
         whitest = max(float(batch.max()) for batch, _ in all_of(images))
-        is_timm = option(command, "--model").startswith("timm/")
-        assert whitest == pytest.approx(1.0 if is_timm else (1 - 0.406) / 0.225, abs=1e-3)
+        usual, is_timm = (1 - 0.406) / 0.225, option(command, "--model").startswith("timm/")
+        assert whitest == pytest.approx(1.0 if is_timm else usual, abs=1e-3)
+        for preparation, expected in (("imagenet", usual), ("timm/mobilenetv1_100", 1.0)):
+            images = load_images(replace(config, preparation=preparation), Given())
+            whitest = max(float(batch.max()) for batch, _ in all_of(images))
+            assert whitest == pytest.approx(expected, abs=1e-3)
 
 
 def all_of(data: DataBundle) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
