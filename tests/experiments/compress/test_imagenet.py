@@ -21,6 +21,8 @@ from compress_env.networks.models import build_model
 from experiments.common.cli.parsing import parse_command
 from experiments.compress.compress import Config, run
 from experiments.compress.inputs import Given, load_images
+from experiments.throughput import throughput
+from experiments.train import train
 from tests.fakes import quiet
 from tests.pages import PAGES
 
@@ -102,6 +104,19 @@ def test_commands_are_valid(
     config.check()
     assert config.searcher == "q_critic_ppo_paper" and config.data == "imagenet"
     assert config.agent_rate_drops and config.agent_rate_decay == 0.99
+
+
+@pytest.mark.parametrize(
+    ("command", "config_class"), [("train", train.Config), ("throughput", throughput.Config)]
+)
+def test_other_commands_are_valid(command: str, config_class: type[Any]) -> None:
+    lines = re.findall(rf"compress-env {command} (-[^`\n]*)", TEXT)
+    lines = [line for line in lines if "NAME" not in line]
+    assert lines
+    for line in lines:
+        config = parse_command(config_class, shlex.split(line))
+        check = config.recipe if command == "train" else config.check
+        check()
 
 
 @pytest.mark.parametrize("data", ["imagenet", "folder"])
