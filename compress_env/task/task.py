@@ -21,6 +21,7 @@ from compress_env.seeding import global_seed, random_states
 from compress_env.task.config import FinetuneConfig
 from compress_env.task.devices import select_device
 from compress_env.task.finetune import (
+    Carry,
     Penalty,
     channels_last_of,
     compute_logits,
@@ -246,6 +247,7 @@ class CompressionTask:
         anneal: bool = False,
         warmup_steps: int = 0,
         penalty: Penalty | None = None,
+        carry: Carry | None = None,
         distill: float | None = None,
         halve: bool = False,
     ) -> None:
@@ -258,6 +260,7 @@ class CompressionTask:
             anneal: Whether the learning rate falls to 0 along a cosine; constant otherwise.
             warmup_steps: Minibatches over which the learning rate rises to its full value.
             penalty: What is added to the loss, if anything.
+            carry: Of a fine-tuning in parts, what each hands on to the next.
             distill: Weight of the uncompressed network's answers, in [0, 1]; as in the
                 configuration when None.
             halve: Whether minibatches that do not fit into memory are computed in parts.
@@ -279,9 +282,10 @@ class CompressionTask:
                 learning_rate=config.learning_rate,
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
-                anneal_steps=n_steps if anneal else None,
+                anneal_steps=(carry.n_steps if carry else n_steps) if anneal else None,
                 warmup_steps=warmup_steps,
                 penalty=penalty,
+                carry=carry,
                 teacher=self.model,
                 distill=config.distill,
                 distill_temperature=config.distill_temperature,
