@@ -17,6 +17,7 @@ from torch import nn
 
 from compress_env.networks.checkpoints import read_safetensors
 from compress_env.networks.training import Training
+from compress_env.task.scoring import top_accuracies
 from experiments.common.cli.command import one_line
 from experiments.train import train
 from experiments.train.train import Config, run
@@ -164,7 +165,7 @@ def test_scoring_takes_fewer_images_where_they_do_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(Config(out=tmp_path / "whole", **SETTINGS), quiet())
-    once = train.top_accuracies
+    once = top_accuracies
 
     def narrow(model: nn.Module, batches: Any, *rest: Any, **options: Any) -> list[float]:
         kept = list(batches)
