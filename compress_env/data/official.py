@@ -175,7 +175,8 @@ class OfficialDataset:
             tree = "" if self.tree_shape is None else " or a tree of train/CLASS and test/CLASS"
             raise FileNotFoundError(
                 f"{self.name}: no {missing[0]}{tree} in {request.root}; download it with "
-                "download=True (--download) or name another directory with data_root= (--data-root)"
+                "download=True (--download, or in --env-kwargs) or name another directory with "
+                "data_root= (--data-root)"
             )
         lock = FileLock(request.root / f".{self.name}.lock") if request.download else nullcontext()
         try:
@@ -187,8 +188,8 @@ class OfficialDataset:
                     f"{self.name}: cannot download to {directory}: {reason_of(error)}"
                 ) from error
             raise ValueError(
-                f"{self.name}: corrupt file in {directory} ({reason_of(error)}); delete the "
-                "directory and download it again with download=True (--download)"
+                f"{self.name}: corrupt file in {directory} ({reason_of(error)}); delete the directory "
+                "and download it again with download=True (--download, or in --env-kwargs)"
             ) from error
 
     def _read_tree(
