@@ -188,8 +188,9 @@ class OfficialDataset:
                     f"{self.name}: cannot download to {directory}: {reason_of(error)}"
                 ) from error
             raise ValueError(
-                f"{self.name}: corrupt file in {directory} ({reason_of(error)}); delete the directory "
-                "and download it again with download=True (--download, or in --env-kwargs)"
+                f"{self.name}: corrupt file in {directory} ({reason_of(error)}); delete the "
+                "directory and download it again with download=True (--download, or in "
+                "--env-kwargs)"
             ) from error
 
     def _read_tree(
