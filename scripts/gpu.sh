@@ -41,18 +41,26 @@ else
     epochs=3 deep=resnet56 steps=30 search=30 final=700 together=(4 16)
 fi
 
+# unpack ARCHIVE FOLDER: all of it or nothing, so that a call which was cut short leaves no half of it
+unpack() {
+    rm -rf "$2.new" && mkdir -p "$2.new" && tar -xzf "$1" -C "$2.new" && rm -rf "$2" && mv "$2.new" "$2"
+}
+
 prepare() {
-    [ ! -d "$work" ] && mkdir -p "$work" && [ -f "$earlier" ] && { tar -xzf "$earlier" -C "$work" || return; }
+    if [ ! -d "$work" ] && [ -f "$earlier" ]; then unpack "$earlier" "$work" || return; fi
+    mkdir -p "$work" || return
     export PYTHONPATH=$PWD:$work/site
     if [ -d "$wheels" ] && [ ! -d "$work/site" ]; then
-        python3 -m pip install --quiet --no-index --no-deps --target "$work/site" "$wheels"/*.whl || return
+        rm -rf "$work/site.new"
+        python3 -m pip install --quiet --no-index --no-deps --target "$work/site.new" "$wheels"/*.whl &&
+            mv "$work/site.new" "$work/site" || return
     fi
     # what `pip install -e .` would write without building: name, version, commands
     python3 -c 'import importlib.metadata as m; m.version("compress-env")' 2>"$work/metadata.log" ||
         python3 -c 'from setuptools import setup; setup()' -q egg_info >>"$work/metadata.log" 2>&1 || return
     if [ -z "$tiny" ] && [ ! -e "$work/cifar10/train" ]; then
         if [ -d "$data" ]; then ln -sfn "$(realpath "$data")" "$work/cifar10"
-        else mkdir -p "$work/cifar10" && tar -xzf "$data" -C "$work/cifar10" || return; fi
+        else unpack "$data" "$work/cifar10" || return; fi
     fi
     python3 -c 'import compress_env, agents, experiments'
 }
@@ -60,7 +68,7 @@ prepare() {
 pack() {
     local archive
     archive=$(mktemp "$out/.gpu.XXXXXX")
-    tar -cf - -C "$work" --exclude=./cifar10 --exclude=./site . | gzip -1 >"$archive" &&
+    tar -cf - -C "$work" --exclude='./cifar10*' --exclude='./site*' . | gzip -1 >"$archive" &&
         mv "$archive" "$out/gpu.tar.gz"
 }
 

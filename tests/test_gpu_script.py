@@ -59,3 +59,43 @@ def test_no_more_time_than_there_is_and_no_unknown_argument(tmp_path: Path) -> N
         ["bash", str(SCRIPT), "--gpu"], capture_output=True, text=True, timeout=60, check=False
     )
     assert wrong.returncode == 2 and "unknown argument --gpu" in wrong.stderr
+
+
+def test_images_that_were_unpacked_by_half_are_unpacked_again(tmp_path: Path) -> None:
+    tree = tmp_path / "tree" / "train" / "0"
+    tree.mkdir(parents=True)
+    for number in range(20):
+        (tree / f"{number}.jpg").write_bytes(os.urandom(20_000))
+    whole, half = tmp_path / "whole.tar.gz", tmp_path / "half.tar.gz"
+    with tarfile.open(whole, "w:gz") as packed:
+        packed.add(tree.parent, "train")
+    half.write_bytes(whole.read_bytes()[:200_000])
+    failed = prepare(tmp_path, half)
+    assert failed.returncode == 1 and "the preparation has failed" in failed.stderr
+    prepare(tmp_path, whole)
+    assert len(list((tmp_path / "work" / "cifar10" / "train" / "0").iterdir())) == 20
+    assert not (tmp_path / "work" / "cifar10.new").exists()
+
+
+def prepare(folder: Path, data: Path) -> subprocess.CompletedProcess[str]:
+    """Prepare the images of a run that has no time, with a python3 that does nothing."""
+    python = folder / "bin" / "python3"
+    python.parent.mkdir(exist_ok=True)
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    given = {
+        "WORK": str(folder / "work"),
+        "OUT": str(folder / "out"),
+        "DATA": str(data),
+        "WHEELS": str(folder / "none"),
+        "LIMIT": "0",
+        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    return subprocess.run(
+        ["bash", str(SCRIPT)],
+        env={**os.environ, **given},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )

@@ -28,6 +28,7 @@ from compress_env.data.datasets import (
 )
 from compress_env.data.official import (
     IMAGENET,
+    PREPARED,
     READ_ERRORS,
     DataRequest,
     OfficialDataset,
@@ -102,10 +103,10 @@ def load_data(
         raise ValueError(f"size must be at least 1, got {size}")
     root = default_data_root() if data_root is None else Path(data_root).expanduser()
     own = IMAGENET if preparation is None else preparation
-    if own != IMAGENET and name in ("imagenet", "folder"):
+    if own != IMAGENET and name in PREPARED:
         _logger.info(
-            "%s: images with mean %s and standard deviation %s, as the weights that are published "
-            "of the network",
+            "%s: images with mean %s and standard deviation %s, as timm's published weights expect "
+            "(preparation= or --preparation says otherwise)",
             name,
             own.mean,
             own.std,

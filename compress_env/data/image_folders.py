@@ -197,8 +197,8 @@ def decode(
         tree: As for :func:`decode_all`.
         index: Number of the image.
         shape: Shape that it must have; any when None.
-        name: Name of the data set whose images all have that shape; the first image of the tree
-            has it when None.
+        name: Name of the data set whose images all have that shape; the first image of the tree,
+            of the data set `folder`, has it when None.
 
     Raises:
         ValueError: If it cannot be read or has another shape.
@@ -208,7 +208,7 @@ def decode(
         image: Tensor = tree[index][0]
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"folder: cannot read the image {path}: {reason}") from error
+        raise ValueError(f"{name or 'folder'}: cannot read the image {path}: {reason}") from error
     if shape is not None and image.shape != shape:
         raise ValueError(_wrong_shape(path, tuple(image.shape), tuple(shape), name))
     return image

@@ -25,6 +25,7 @@ from compress_env.data.datasets import (
 
 __all__ = [
     "IMAGENET",
+    "PREPARED",
     "READ_ERRORS",
     "DataRequest",
     "OfficialDataset",
@@ -71,6 +72,8 @@ class Preparation:
             raise ValueError(f"crop must be in (0, 1], got {self.crop}")
 
 
+PREPARED = ("imagenet", "folder")
+"""Data sets of photographs, which go through what a network expects; others have their own."""
 IMAGENET = Preparation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """The usual one, with the mean and the standard deviation of ImageNet."""
 
@@ -172,7 +175,8 @@ class OfficialDataset:
             tree = "" if self.tree_shape is None else " or a tree of train/CLASS and test/CLASS"
             raise FileNotFoundError(
                 f"{self.name}: no {missing[0]}{tree} in {request.root}; download it with "
-                "download=True (--download) or name another directory with data_root= (--data-root)"
+                "download=True (--download, or in --env-kwargs) or name another directory with "
+                "data_root= (--data-root)"
             )
         lock = FileLock(request.root / f".{self.name}.lock") if request.download else nullcontext()
         try:
@@ -185,7 +189,8 @@ class OfficialDataset:
                 ) from error
             raise ValueError(
                 f"{self.name}: corrupt file in {directory} ({reason_of(error)}); delete the "
-                "directory and download it again with download=True (--download)"
+                "directory and download it again with download=True (--download, or in "
+                "--env-kwargs)"
             ) from error
 
     def _read_tree(

@@ -12,9 +12,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress_env.data.official import IMAGENET, Preparation
+from compress_env.data.official import IMAGENET, PREPARED, Preparation
 
-__all__ = ["LIBRARIES", "build_timm", "build_torchvision", "preparation_of"]
+__all__ = [
+    "AUTO",
+    "LIBRARIES",
+    "build_timm",
+    "build_torchvision",
+    "choose_preparation",
+    "preparation_of",
+]
+
+AUTO = "auto"
+"""Prepares images as the published weights of the network expect."""
+USUAL = "imagenet"
+"""Prepares them as usual, with ImageNet's mean and standard deviation."""
 
 _ONE_OUTPUT: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": False},
@@ -103,6 +115,40 @@ def preparation_of(model: str) -> Preparation | None:
         return None
     how = known.interpolation if known.interpolation in _INTERPOLATIONS else IMAGENET.interpolation
     return Preparation(tuple(known.mean), tuple(known.std), how, known.crop_pct)
+
+
+def choose_preparation(how: str, model: str, data: str) -> Preparation | None:
+    """Return what images go through before a network sees them.
+
+    Args:
+        how: `"auto"`, as the published weights of the network expect; `"imagenet"`, as usual, with
+            ImageNet's mean and standard deviation; or `"timm/NAME"`, as timm's weights of that
+            network, whatever this one is.
+        model: Name of the network, as in `build_model`.
+        data: Name of the data set.
+
+    Returns:
+        None for the usual preparation, and for data sets that have their own.
+
+    Raises:
+        ValueError: If `how` is something else, timm publishes no such weights, or the data set has
+            a preparation of its own.
+    """
+    if how == AUTO:
+        return preparation_of(model)
+    if data not in PREPARED:
+        raise ValueError(
+            f"preparation is for the data sets {' and '.join(PREPARED)}; {data} has its own"
+        )
+    if how == USUAL:
+        return None
+    found = preparation_of(how)
+    if found is None:
+        raise ValueError(
+            f"preparation must be {AUTO}, {USUAL} or timm/NAME, a network of the package timm that "
+            f"has published weights, got {how!r}"
+        )
+    return found
 
 
 LIBRARIES: dict[str, Callable[[str, int, tuple[int, int, int]], nn.Module]] = {

@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from compress_env.task.layers import compute_layers
 from compress_env.task.parts import Parts
 
 __all__ = [
+    "Carry",
     "Penalty",
     "channels_last_of",
     "compute_logits",
@@ -48,6 +50,16 @@ class Penalty(NamedTuple):
     """Steps its own parameters, which the network's optimizer then leaves to it."""
     is_settled: Callable[[], bool] | None = None
     """Called after each minibatch; True ends the training."""
+
+
+@dataclass
+class Carry:
+    """What a fine-tuning that is done in parts hands on from one part to the next."""
+
+    n_steps: int
+    """Minibatches of all parts, over which the step size falls."""
+    state: dict[str, Any] = field(default_factory=dict)
+    """State of optimizer and step size, tensors and plain values; empty before the first part."""
 
 
 def use_channels_last(model: nn.Module) -> None:
@@ -102,6 +114,7 @@ def finetune(
     anneal_steps: int | None = None,
     warmup_steps: int = 0,
     penalty: Penalty | None = None,
+    carry: Carry | None = None,
     teacher: nn.Module | None = None,
     distill: float = 0.0,
     distill_temperature: float = 4.0,
@@ -126,6 +139,7 @@ def finetune(
             constant when None.
         warmup_steps: Raise the step size to its full value over the first so many minibatches.
         penalty: What is added to the loss, if anything.
+        carry: What an earlier part has left, to go on with; it is given what this one leaves.
         teacher: Another network for the same images, in evaluation mode, which stays as it is.
         distill: Weight of the teacher, in [0, 1]; at 0 it is not run.
         distill_temperature: That of `distillation_loss`, above 0.
@@ -152,6 +166,7 @@ def finetune(
         fused=all(_can_be_fused(p) for p in own),
     )
     schedule = make_schedule(optimizer, anneal_steps, warmup_steps)
+    _take_up(carry, optimizer, schedule)
     losses, parts = [], Parts(halve=halve)
 
     def loss_of(images: Tensor, labels: Tensor) -> Tensor:
@@ -181,6 +196,20 @@ def finetune(
     finite = [torch.isfinite(x).all() for x in (*losses, *parameters)]
     if not bool(torch.stack(finite).all()):
         raise FloatingPointError("loss or weights are not finite")
+    if carry is not None:
+        carry.state["optimizer"] = optimizer.state_dict()
+        carry.state["schedule"] = None if schedule is None else schedule.state_dict()
+
+
+def _take_up(
+    carry: Carry | None, optimizer: torch.optim.Optimizer, schedule: LRScheduler | None
+) -> None:
+    """Give optimizer and schedule what an earlier part has left of theirs, if there was one."""
+    if carry is None or not carry.state:
+        return
+    optimizer.load_state_dict(carry.state["optimizer"])
+    if schedule is not None:
+        schedule.load_state_dict(carry.state["schedule"])
 
 
 def _parameters_of(optimizer: torch.optim.Optimizer | None) -> set[Tensor]:

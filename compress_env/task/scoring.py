@@ -6,16 +6,27 @@ Shapes: b images in a minibatch, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import SupportsFloat
+from collections.abc import Callable, Iterable, Sequence
+from typing import SupportsFloat, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from compress_env.task.finetune import compute_logits
 
-__all__ = ["checked_score", "evaluate", "find_hits", "top_accuracies", "tops_for"]
+__all__ = [
+    "checked_score",
+    "evaluate",
+    "find_hits",
+    "halving",
+    "largest_batch",
+    "top_accuracies",
+    "tops_for",
+]
 
+T = TypeVar("T")
+MOST_VALUES = 64 * 3 * 224 * 224
+"""Numbers in a batch of images when scoring: 500 images up to 80 pixels a side, 64 of 224."""
 TOP = 5
 """Classes with the largest logits, of which that of the label may be any."""
 FEW_CLASSES = 10
@@ -25,6 +36,41 @@ FEW_CLASSES = 10
 def tops_for(num_classes: int) -> tuple[int, ...]:
     """Return numbers of guesses of which accuracies are told: 1, and 5 of more than 10 classes."""
     return (1, TOP) if num_classes > FEW_CLASSES else (1,)
+
+
+def largest_batch(image_shape: Sequence[int], most: int) -> int:
+    """Return how many images are scored at once.
+
+    Args:
+        image_shape: Shape of an image, (C, H, W).
+        most: Images at once where they are small.
+    """
+    return min(most, max(MOST_VALUES // math.prod(image_shape), 1))
+
+
+def halving(score: Callable[[int], T], size: int) -> tuple[T, int]:
+    """Score with so many images at once, and with half as many whenever they do not fit.
+
+    Args:
+        score: Called with the number of images at once, from the beginning each time.
+        size: The first such number.
+
+    Returns:
+        What `score` returns, and how many fitted.
+
+    Raises:
+        torch.OutOfMemoryError: If not even one image fits.
+    """
+    while True:
+        try:
+            return score(size), size
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        # Here, as the error's traceback holds on to tensors.
+        size //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def find_hits(logits: Tensor, labels: Tensor, top: int = 1) -> Tensor:

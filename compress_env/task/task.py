@@ -21,6 +21,7 @@ from compress_env.seeding import global_seed, random_states
 from compress_env.task.config import FinetuneConfig
 from compress_env.task.devices import select_device
 from compress_env.task.finetune import (
+    Carry,
     Penalty,
     channels_last_of,
     compute_logits,
@@ -31,7 +32,7 @@ from compress_env.task.finetune import (
 from compress_env.task.finetuner import Finetuner, run_finetuner
 from compress_env.task.layers import check_network
 from compress_env.task.rehearsal import rehearse_training
-from compress_env.task.scoring import checked_score, top_accuracies
+from compress_env.task.scoring import checked_score, halving, largest_batch, top_accuracies
 
 __all__ = ["CompressionTask", "FinetuneConfig", "Finetuner", "Scorer", "select_device"]
 
@@ -45,8 +46,6 @@ class ForwardOptions(TypedDict):
     channels_last: bool
 
 
-MOST_VALUES = 64 * 3 * 224 * 224
-"""Numbers in a batch of images when scoring: 500 images up to 80 pixels a side, 64 of 224."""
 Scorer = Callable[[nn.Module], float]
 """Maps a network in evaluation mode to a score in [0, 1], used instead of validation accuracy."""
 
@@ -132,8 +131,7 @@ class CompressionTask:
             check_finite(model)
         self.model = model.to(self.device).eval()
         self._scorer, self._finetuner = scorer, finetuner
-        n_values = math.prod(self.data.image_shape)
-        self._scoring_size = min(self.config.evaluation_batch_size, max(MOST_VALUES // n_values, 1))
+        self._scoring_size = largest_batch(self.data.image_shape, self.config.evaluation_batch_size)
         self._scores_channels_last = self.config.channels_last
         self.prepare(self.model)
         self._check_logits()
@@ -249,6 +247,7 @@ class CompressionTask:
         anneal: bool = False,
         warmup_steps: int = 0,
         penalty: Penalty | None = None,
+        carry: Carry | None = None,
         distill: float | None = None,
         halve: bool = False,
     ) -> None:
@@ -261,6 +260,7 @@ class CompressionTask:
             anneal: Whether the learning rate falls to 0 along a cosine; constant otherwise.
             warmup_steps: Minibatches over which the learning rate rises to its full value.
             penalty: What is added to the loss, if anything.
+            carry: Of a fine-tuning in parts, what each hands on to the next.
             distill: Weight of the uncompressed network's answers, in [0, 1]; as in the
                 configuration when None.
             halve: Whether minibatches that do not fit into memory are computed in parts.
@@ -282,9 +282,10 @@ class CompressionTask:
                 learning_rate=config.learning_rate,
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
-                anneal_steps=n_steps if anneal else None,
+                anneal_steps=(carry.n_steps if carry else n_steps) if anneal else None,
                 warmup_steps=warmup_steps,
                 penalty=penalty,
+                carry=carry,
                 teacher=self.model,
                 distill=config.distill,
                 distill_temperature=config.distill_temperature,
@@ -336,7 +337,7 @@ class CompressionTask:
 
     def calibration_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield all calibration images in their order, in the memory layout of scoring."""
-        for images, labels in self._in_order(self.data.calibration):
+        for images, labels in self._in_order(self.data.calibration, self._scoring_size):
             yield (channels_last_of(images) if self._scores_channels_last else images), labels
 
     def score(self, model: nn.Module) -> float:
@@ -372,17 +373,15 @@ class CompressionTask:
         """
         source: ImageSource = getattr(self.data, split)
         self.prepare(model)
-        while True:
-            try:
-                return top_accuracies(model, self._in_order(source), tops, **self._scoring)
-            except torch.OutOfMemoryError:
-                size = min(self._scoring_size, len(source))
-                if size == 1:
-                    raise
-            # Here, as the error's traceback holds on to tensors.
-            self._scoring_size = size // 2
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+
+        def score(size: int) -> list[float]:
+            return top_accuracies(model, self._in_order(source, size), tops, **self._scoring)
+
+        first = min(self._scoring_size, len(source))
+        accuracies, size = halving(score, first)
+        if size < first:
+            self._scoring_size = size
+        return accuracies
 
     @property
     def scoring_batch_size(self) -> int:
@@ -393,6 +392,7 @@ class CompressionTask:
     def _scoring(self) -> ForwardOptions:
         return {"bf16": self.config.bf16, "channels_last": self._scores_channels_last}
 
-    def _in_order(self, source: ImageSource) -> Iterator[tuple[Tensor, Tensor]]:
-        n_batches = math.ceil(len(source) / self._scoring_size)
+    @staticmethod
+    def _in_order(source: ImageSource, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        n_batches = math.ceil(len(source) / size)
         return source.batches(torch.arange(len(source)).tensor_split(n_batches))

@@ -56,6 +56,7 @@ ADDED: dict[str, Any] = {
     "budgets": [],
     "agent_rate_drops": [],
     "agent_rate_decay": 1.0,
+    "preparation": "auto",
 }
 """Settings that earlier runs were made without, and what they have there."""
 C = TypeVar("C")

@@ -33,7 +33,17 @@ from experiments.compress.report import best_row, read_rows, to_rows
 
 __all__ = ["CompressionResult", "compress"]
 
-OWN = {"model", "data", "weights", "train_epochs", "data_root", "download", "policy", "resume"}
+OWN = {
+    "model",
+    "data",
+    "weights",
+    "train_epochs",
+    "data_root",
+    "download",
+    "preparation",
+    "policy",
+    "resume",
+}
 """Settings of the command line alone: here, objects say what they would."""
 
 

@@ -18,6 +18,7 @@ from compress_env.data.bundle import DATASETS
 from compress_env.envs.options import FinetuneAt, RewardAt
 from compress_env.envs.pruning import PruningMethod
 from compress_env.names import check_name, nearest
+from compress_env.networks.libraries import AUTO
 from compress_env.networks.models import check_model_name
 from compress_env.pruning.elements import Preset
 from compress_env.quantization.activations import ACTIVATION_BITS
@@ -101,6 +102,9 @@ class Config:
     """What tables and figures call the images; their name when not given."""
     image_size: int | None = None
     """Side in pixels to which the images of a folder are scaled."""
+    preparation: str = AUTO
+    """How images of imagenet or a folder are normalised: auto, as the network's published weights
+    expect; imagenet, with its mean and standard deviation; timm/NAME, as timm's weights expect."""
     data_root: Path | None = None
     """Folder of the files of a named data set."""
     download: bool = False

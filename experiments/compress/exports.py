@@ -51,7 +51,7 @@ def export_networks(
 
 def _test_errors(path: Path, task: CompressionTask) -> list[float]:
     """Return the fraction of test images that a file gets wrong, and of many classes top-5."""
-    source, size = task.data.test, task.config.evaluation_batch_size
+    source, size = task.data.test, task.scoring_batch_size
     batches = source.batches(torch.split(torch.arange(len(source)), size))
     tops = tops_for(task.data.num_classes)
     return [1.0 - accuracy for accuracy in OnnxNetwork(path).accuracies(batches, tops)]

@@ -13,7 +13,7 @@ from torch import nn
 
 from compress_env.data.bundle import DATASETS, DataBundle, load_data
 from compress_env.data.intake import as_bundle
-from compress_env.networks.libraries import preparation_of
+from compress_env.networks.libraries import choose_preparation
 from compress_env.networks.models import Recipe, load_baseline, load_checkpoint, train_by_recipe
 from compress_env.seeding import global_seed
 from compress_env.task.task import Finetuner, Scorer, select_device
@@ -53,6 +53,9 @@ def load_images(config: Config, given: Given) -> DataBundle:
         return given.data
     name, size = config.data or "", config.image_size
     _check_at_hand("images", name)
+    is_folder = not (name in DATASETS or names_code(name))
+    kind = "folder" if is_folder else name
+    prepared = choose_preparation(config.preparation, config.model or "", kind)
     if names_code(name):
         found = load_object(name)
         found = _called(name, found) if callable(found) else found
@@ -61,11 +64,8 @@ def load_images(config: Config, given: Given) -> DataBundle:
             return as_bundle(*parts, image_size=size)
         except TypeError as error:
             raise ValueError(f"{name}: {error}") from None
-    prepared = preparation_of(config.model or "")
-    if name in DATASETS:
-        root, download = config.data_root, config.download
-        return load_data(name, data_root=root, download=download, size=size, preparation=prepared)
-    return load_data("folder", data_root=name, size=size, preparation=prepared)
+    root, download = name if is_folder else config.data_root, config.download
+    return load_data(kind, data_root=root, download=download, size=size, preparation=prepared)
 
 
 def load_network(

@@ -33,6 +33,7 @@ from experiments.common.inputs import data_digest, network_digest
 from experiments.common.run_folder import RunFolder
 from experiments.compress.choosers import make_agent, make_policy
 from experiments.compress.config import MIXED_BITS, Config, GivenBits, own_names
+from experiments.compress.finetuning import finetune_in_parts
 from experiments.compress.inputs import Given, check_values, load_images, load_network
 from experiments.compress.plan import Timing, timed
 from experiments.search.actors import open_actors
@@ -308,30 +309,33 @@ class Job:
         name = f"{'-'.join(key)}-weights"
         kept = self.folder.read_state(name)
         if kept is None:
-            self._finetune(": ".join(key), model)
+            self._finetune(key, model)
             self.folder.write_state(name, model.state_dict())
         else:
             with self.folder.using(name):
                 model.load_state_dict(kept)
         return Stage(episodes, best, model)
 
-    def _finetune(self, label: str, model: nn.Module) -> None:
+    def _finetune(self, key: tuple[str, str], model: nn.Module) -> None:
         seed, finetuner = self.config.seed, self._given.finetune
-        generator = derive_generator(seed, 2**31, 0)
-        text = f"{label}: fine-tuning the best network, {self.n_final_steps:,} minibatches"
+        text = f"{': '.join(key)}: fine-tuning the best network, {self.n_final_steps:,} minibatches"
         with showing(self.console, text):
             if finetuner is None:
-                self.task.finetune(
+                finetune_in_parts(
+                    self.task,
                     model,
                     self.n_final_steps,
-                    generator,
+                    seed,
+                    self.folder,
+                    f"{'-'.join(key)}-finetuning",
                     anneal=self.config.schedule == "cosine",
                     warmup_steps=self.n_final_steps // WARMUP,
                     distill=self.config.distill,
                     halve=True,
                 )
             else:
-                with global_seed(generator.initial_seed(), self.task.device):
+                own = derive_generator(seed, 2**31, 0).initial_seed()
+                with global_seed(own, self.task.device):
                     image = self.task.example_image()
                     run_finetuner(model, finetuner, self.n_final_steps, image)
         self.task.reestimate_batch_norm(model, derive_generator(seed, 2**31, 1))

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from compress_env.seeding import derive_generator
 from compress_env.task.counting import total_macs
+from compress_env.task.parts import Parts
 from compress_env.task.task import CompressionTask
 from experiments.rival import fastnas
 
@@ -100,8 +101,11 @@ def _batches(request: Request) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _take_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    def loss_of(part: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(model(part), targets)
+
     model.zero_grad()
-    cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+    Parts().add_gradients(loss_of, images, labels, model.zero_grad)
 
 
 def _l2(request: Request) -> Pruned:

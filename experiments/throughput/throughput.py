@@ -30,6 +30,7 @@ from torch import nn
 from compress_env.data.bundle import DataBundle, load_data
 from compress_env.envs.options import FinetuneAt, RewardAt, StoreOption
 from compress_env.envs.pruning import PruningEnv, PruningMethod
+from compress_env.networks.libraries import AUTO, choose_preparation
 from compress_env.networks.models import build_model, load_baseline
 from compress_env.task.task import FinetuneConfig, select_device
 from experiments.common.checks import check_lowest
@@ -114,6 +115,9 @@ class Config:
     """Folder of the data set's files."""
     download: bool = False
     """Download the data set when it is missing."""
+    preparation: str = AUTO
+    """How images of imagenet or a folder are normalised: auto, as the network's published weights
+    expect; imagenet, with its mean and standard deviation; timm/NAME, as timm's weights expect."""
     checkpoint: Path | None = None
     """Weights of the network; trained by recipe when there is one."""
     random_weights: bool = False
@@ -150,7 +154,7 @@ class Config:
     """Images that each loader reads in a round of the part `loader`, from `train` in the data root
     or from the data root itself."""
     image_size: int | None = None
-    """Side in pixels to which they are scaled; as they are when not given."""
+    """Side in pixels to which images are scaled, where the data set allows it."""
     rounds: int = 5
     """Rounds of the part `loader`, after one that is not counted."""
     seed: int = 0
@@ -202,7 +206,13 @@ class Measurement:
 
     def _load_network(self) -> tuple[nn.Module, DataBundle]:
         config = self.config
-        data = load_data(config.dataset, data_root=config.data_root, download=config.download)
+        data = load_data(
+            config.dataset,
+            data_root=config.data_root,
+            download=config.download,
+            size=config.image_size,
+            preparation=choose_preparation(config.preparation, config.model, config.dataset),
+        )
         model = self._load_model(data)
         self.folder.hold_to({"network": network_digest(model), "data": data_digest(data)})
         return model, data

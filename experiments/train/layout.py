@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from statistics import median
@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from compress_env.data.bundle import DataBundle
 from compress_env.task.finetune import compute_logits, use_channels_last
+from compress_env.task.scoring import halving
 
 __all__ = ["Layout", "fastest"]
 
@@ -53,7 +54,8 @@ def fastest(
     Args:
         model: The network, on its device; it is left as it is.
         data: Its images, on the same device.
-        batch_size: Images in a minibatch; at most `N_IMAGES` are timed.
+        batch_size: Images in a minibatch; at most `N_IMAGES` are timed, fewer where so many do not
+            fit into memory.
         bf16: Whether in bfloat16; whatever is faster when None.
         channels_last: Whether channels last; whatever is faster when None.
         time: Returns how long a call takes; the clock's seconds when None.
@@ -66,16 +68,27 @@ def fastest(
     layouts = [Layout(*each) for each in options]
     if len(layouts) == 1:
         return layouts[0]
-    chosen = torch.arange(min(batch_size, N_IMAGES, len(data.train)))
-    images, labels = next(iter(data.train.batches([chosen])))
+    timed = partial(_time_all, model, data, layouts, measure=time or _seconds)
+    times, _ = halving(timed, min(batch_size, N_IMAGES, len(data.train)))
+    best = min(range(len(layouts)), key=times.__getitem__)
+    return layouts[best] if times[best] < GAIN * times[0] else layouts[0]
+
+
+def _time_all(
+    model: nn.Module,
+    data: DataBundle,
+    layouts: Sequence[Layout],
+    n_images: int,
+    *,
+    measure: Callable[[Callable[[], None]], float],
+) -> list[float]:
+    """Return the median time of a minibatch of so many images in each layout."""
+    images, labels = next(iter(data.train.batches([torch.arange(n_images)])))
     calls = [partial(_train_once, _laid_out(model, each), images, labels, each) for each in layouts]
-    measure = time or _seconds
     for call in calls:
         measure(call)  # the first call of each finds its kernels
     rounds = [[measure(call) for call in calls] for _ in range(REPEATS)]
-    times = [median(column) for column in zip(*rounds, strict=True)]
-    best = min(range(len(layouts)), key=times.__getitem__)
-    return layouts[best] if times[best] < GAIN * times[0] else layouts[0]
+    return [median(column) for column in zip(*rounds, strict=True)]
 
 
 def _laid_out(model: nn.Module, layout: Layout) -> nn.Module:

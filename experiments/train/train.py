@@ -22,12 +22,12 @@ from rich.console import Console
 
 from compress_env.data.bundle import DATASETS, DataBundle, load_data
 from compress_env.names import check_name
-from compress_env.networks.libraries import preparation_of
+from compress_env.networks.libraries import AUTO, choose_preparation
 from compress_env.networks.models import RECIPES, build_model, check_model_name, save_checkpoint
 from compress_env.networks.training import Recipe, Training
 from compress_env.seeding import global_seed
 from compress_env.task.devices import select_device
-from compress_env.task.scoring import top_accuracies, tops_for
+from compress_env.task.scoring import halving, largest_batch, top_accuracies, tops_for
 from experiments.common.checks import check_lowest
 from experiments.common.cli.command import run_command, run_measurement
 from experiments.common.cli.heartbeat import Heartbeat, format_seconds, time_left
@@ -44,6 +44,7 @@ STATE = "training"
 OF_RECIPE = ("epochs", "batch_size", "learning_rate", "weight_decay", "label_smoothing")
 """Settings that are the recipe's where they are not given."""
 EVALUATION_BATCH = 500
+"""Images that are scored at once, if they are small."""
 COLUMNS = {
     "epoch": int,
     "loss": float,
@@ -68,6 +69,9 @@ class Config:
     """Download the data set when it is missing."""
     image_size: int | None = None
     """Side in pixels to which images are scaled, where the data set allows it."""
+    preparation: str = AUTO
+    """How images of imagenet or a folder are normalised: auto, as the network's published weights
+    expect; imagenet, with its mean and standard deviation; timm/NAME, as timm's weights expect."""
     epochs: int | None = None
     """Passes over the training images; the recipe's when not given."""
     batch_size: int | None = None
@@ -136,7 +140,7 @@ class Run:
             data_root=config.data_root,
             download=config.download,
             size=config.image_size,
-            preparation=preparation_of(config.model),
+            preparation=choose_preparation(config.preparation, config.model, config.data),
         )
         self.data: DataBundle = data.to(self.device)
         folder.hold_to({"data": data_digest(data)})
@@ -144,6 +148,7 @@ class Run:
             self.model = build_model(config.model, data.num_classes, data.image_shape)
         self.model.to(self.device)
         self.rows: list[dict[str, Any]] = []
+        self._scoring_size = largest_batch(data.image_shape, EVALUATION_BATCH)
         state = folder.read_state(STATE)
         with folder.using(STATE):
             self.layout = self._layout(state)
@@ -214,12 +219,14 @@ class Run:
             name: Name of the set.
             tops: For each fraction, how many answers count.
         """
-        source = getattr(self.data, name)
-        batches = torch.split(torch.arange(len(source)), EVALUATION_BATCH)
-        self.model.eval()
-        return top_accuracies(
-            self.model, source.batches(batches), tops, channels_last=self.layout.channels_last
-        )
+        source, layout = getattr(self.data, name), self.layout
+
+        def score(size: int) -> list[float]:
+            batches = source.batches(torch.split(torch.arange(len(source)), size))
+            return top_accuracies(self.model, batches, tops, channels_last=layout.channels_last)
+
+        accuracies, self._scoring_size = halving(score, self._scoring_size)
+        return accuracies
 
 
 def _checked_rows(rows: Sequence[Mapping[str, Any]], n_epochs: int) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ C = TypeVar("C")
 E = TypeVar("E")
 R = TypeVar("R")
 EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, ImportError)
+HINT = "go on with: "
 
 
 class Interrupted(BaseException):
@@ -171,17 +172,18 @@ def resume_hint(module: str, folder: object, config: object = None) -> str:
     again = "".join(
         f" --{name} {shlex.quote(str(value))}" for name, value in to_be_named(config).items()
     )
-    return (
-        f"go on with: {as_called('python -m ' + module)}{again} --resume {shlex.quote(str(folder))}"
-    )
+    return f"{HINT}{as_called('python -m ' + module)}{again} --resume {shlex.quote(str(folder))}"
 
 
 def one_line(error: BaseException) -> str:
     """Return an error's message and its notes as one line.
 
-    Of a message with a traceback in it, as a `DataLoader`'s worker sends, the last line counts.
+    Of a message with a traceback in it, as a `DataLoader`'s worker sends, the last line counts; of
+    several notes that say how to go on, as of a run within another, that of the outermost.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     has_traceback = any(line.startswith("Traceback") for line in lines)
     message = (lines[-1] if has_traceback else " ".join(lines)) if lines else type(error).__name__
-    return "; ".join([message, *getattr(error, "__notes__", [])])
+    notes = getattr(error, "__notes__", [])
+    hints = [note for note in notes if note.startswith(HINT)]
+    return "; ".join([message, *(note for note in notes if note not in hints), *hints[-1:]])

@@ -87,7 +87,9 @@ def test_the_expected_ids_are_registered() -> None:
 def test_images_that_do_not_come_with_the_package_are_asked_for(
     task: SuiteTask, tmp_path: Path
 ) -> None:
-    with pytest.raises(FileNotFoundError, match=r"^cifar10: no .*; download it with .*data_root="):
+    with pytest.raises(
+        FileNotFoundError, match=r"^cifar10: no .*; download it with .*--env-kwargs.*data_root="
+    ):
         gym.make(task.id, data_root=tmp_path)
 
 

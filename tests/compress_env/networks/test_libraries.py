@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from compress_env.data.bundle import Preparation
-from compress_env.networks.libraries import preparation_of
+from compress_env.networks.libraries import choose_preparation, preparation_of
 from compress_env.networks.models import build_model
 
 
@@ -101,3 +101,27 @@ def test_other_networks_take_images_as_usual(name: str) -> None:
 def test_networks_of_timm_take_images_as_usual_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     assert preparation_of("timm/mobilenetv1_100") is None
+
+
+def test_preparation_can_be_another_than_the_networks_own() -> None:
+    pytest.importorskip("timm")
+    name, halves = "timm/mobilenetv1_100", (0.5, 0.5, 0.5)
+    own = preparation_of(name)
+    assert own is not None and own.mean == halves
+    assert choose_preparation("auto", name, "imagenet") == own
+    assert choose_preparation("imagenet", name, "folder") is None
+    assert choose_preparation(name, "resnet20", "folder") == own
+    assert choose_preparation("auto", "resnet20", "cifar10") is None
+
+
+@pytest.mark.parametrize(
+    ("how", "data", "message"),
+    [
+        ("usual", "imagenet", "preparation must be auto, imagenet or timm/NAME.* got 'usual'"),
+        ("torchvision/resnet18", "folder", "preparation must be"),
+        ("imagenet", "cifar10", "for the data sets imagenet and folder; cifar10 has its own"),
+    ],
+)
+def test_a_wrong_preparation_is_told(how: str, data: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose_preparation(how, "resnet20", data)

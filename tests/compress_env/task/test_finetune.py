@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compress_env.data.bundle import RandomCropFlip, TensorSource
 from compress_env.task.finetune import (
+    Carry,
     Penalty,
     compute_logits,
     finetune,
@@ -267,3 +268,14 @@ def test_a_penalty_ends_training_once_it_is_settled() -> None:
     assert len(seen) == 3
     for left, right in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 2])
+def test_parts_teach_what_one_piece_teaches(warmup_steps: int) -> None:
+    whole, parts = seeded(PlainNet), seeded(PlainNet)
+    options = {"anneal_steps": 6, "warmup_steps": warmup_steps, "learning_rate": 0.05}
+    finetune(whole, batches(6), **options)  # type: ignore[arg-type]
+    carry = Carry(6)
+    for part in (batches(6)[:2], batches(6)[2:3], batches(6)[3:]):
+        finetune(parts, part, carry=carry, **options)  # type: ignore[arg-type]
+    assert all(map(torch.equal, whole.parameters(), parts.parameters()))

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compress_env.task.scoring import evaluate, find_hits, top_accuracies, tops_for
+from compress_env.task.scoring import (
+    evaluate,
+    find_hits,
+    halving,
+    largest_batch,
+    top_accuracies,
+    tops_for,
+)
 
 
 class Constant(nn.Module):
@@ -44,3 +51,25 @@ def test_five_answers_count_where_there_are_more_than_ten_classes() -> None:
 def test_logits_that_are_not_finite_raise() -> None:
     with pytest.raises(FloatingPointError, match="logits are not finite"):
         evaluate(Constant([0.0, float("nan")]), [(torch.zeros(1, 1), torch.zeros(1).long())])
+
+
+def test_large_images_are_scored_fewer_at_once() -> None:
+    assert largest_batch((3, 32, 32), 500) == 500
+    assert largest_batch((3, 224, 224), 500) == 64
+    assert largest_batch((3, 9_000, 9_000), 500) == 1
+
+
+@pytest.mark.parametrize(
+    ("largest", "tried"), [(40, [40]), (12, [40, 20, 10]), (1, [40, 20, 10, 5, 2, 1])]
+)
+def test_scoring_halves_until_it_fits(largest: int, tried: list[int]) -> None:
+    sizes = []
+
+    def score(size: int) -> str:
+        sizes.append(size)
+        if size > largest:
+            raise torch.OutOfMemoryError
+        return "scored"
+
+    assert halving(score, 40) == ("scored", tried[-1])
+    assert sizes == tried

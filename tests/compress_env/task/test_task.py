@@ -236,6 +236,6 @@ def test_large_images_are_scored_in_smaller_batches(monkeypatch: pytest.MonkeyPa
     expected = make_task().score(make_task().model)
     n_values = math.prod(make_task().data.image_shape)
     for values, size in ((7 * n_values + 1, 7), (n_values - 1, 1)):
-        monkeypatch.setattr("compress_env.task.task.MOST_VALUES", values)
+        monkeypatch.setattr("compress_env.task.scoring.MOST_VALUES", values)
         task = make_task()
         assert task.scoring_batch_size == size and task.score(task.model) == expected

@@ -60,3 +60,19 @@ def test_times_are_explained(has_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> 
     place = "the GPU" if has_gpu else "the CPU"
     on_gpu = describe_timing(torch.device("cuda"), has_onnx=True)
     assert f"PyTorch on Some GPU, onnxruntime on {place}, with" in on_gpu
+
+
+def test_files_are_given_no_more_images_at_once_than_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress_env.task.scoring.MOST_VALUES", 5 * 8 * 8)
+    task = PruningEnv(seeded(PlainNet), make_data(), finetune_steps=0, device="cpu").task
+    sizes, logits = [], OnnxNetwork.logits
+
+    def noting(network: OnnxNetwork, images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return logits(network, images)
+
+    monkeypatch.setattr(OnnxNetwork, "logits", noting)
+    export_networks(tmp_path, {"a": task.model}, task)
+    assert max(sizes) == 5 and sum(sizes) == len(task.data.test)

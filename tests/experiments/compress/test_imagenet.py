@@ -21,6 +21,8 @@ from compress_env.networks.models import build_model
 from experiments.common.cli.parsing import parse_command
 from experiments.compress.compress import Config, run
 from experiments.compress.inputs import Given, load_images
+from experiments.throughput import throughput
+from experiments.train import train
 from tests.fakes import quiet
 from tests.pages import PAGES
 
@@ -104,6 +106,19 @@ def test_commands_are_valid(
     assert config.agent_rate_drops and config.agent_rate_decay == 0.99
 
 
+@pytest.mark.parametrize(
+    ("command", "config_class"), [("train", train.Config), ("throughput", throughput.Config)]
+)
+def test_other_commands_are_valid(command: str, config_class: type[Any]) -> None:
+    lines = re.findall(rf"compress-env {command} (-[^`\n]*)", TEXT)
+    lines = [line for line in lines if "NAME" not in line]
+    assert lines
+    for line in lines:
+        config = parse_command(config_class, shlex.split(line))
+        check = config.recipe if command == "train" else config.check
+        check()
+
+
 @pytest.mark.parametrize("data", ["imagenet", "folder"])
 def test_images_are_normalised_as_the_published_weights_want(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -122,8 +137,12 @@ def test_images_are_normalised_as_the_published_weights_want(
             config = replace(config, data=str(tmp_path / "imagenet"), data_root=None)
         images = load_images(config, Given())
         whitest = max(float(batch.max()) for batch, _ in all_of(images))
-        is_timm = option(command, "--model").startswith("timm/")
-        assert whitest == pytest.approx(1.0 if is_timm else (1 - 0.406) / 0.225, abs=1e-3)
+        usual, is_timm = (1 - 0.406) / 0.225, option(command, "--model").startswith("timm/")
+        assert whitest == pytest.approx(1.0 if is_timm else usual, abs=1e-3)
+        for preparation, expected in (("imagenet", usual), ("timm/mobilenetv1_100", 1.0)):
+            images = load_images(replace(config, preparation=preparation), Given())
+            whitest = max(float(batch.max()) for batch, _ in all_of(images))
+            assert whitest == pytest.approx(expected, abs=1e-3)
 
 
 def all_of(data: DataBundle) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -24,14 +24,17 @@ from rich.console import Console
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from compress_env.envs.pruning import PruningEnv
+from compress_env.networks.checkpoints import read_safetensors
+from compress_env.task.task import CompressionTask
 from experiments.common.run_folder import RunFolder
+from experiments.compress import finetuning
 from experiments.compress.compress import Config, run
 from experiments.search import resuming
 from experiments.search.algorithms import make_learner
 from experiments.search.episodes import EpisodeLog
 from experiments.search.resuming import ResumableSearch
 from tests.experiments.compress.jobs import LENET, SMALL, stopped_run
-from tests.fakes import PlainNet, flags, make_data, quiet, seeded, slow
+from tests.fakes import PlainNet, flags, make_data, quiet, seeded, slow, stop_after_state
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -265,3 +268,29 @@ def test_names_that_a_terminal_cannot_show_stop_nothing(
     assert result.returncode == 0, result.stderr.decode()
     assert b"Traceback" not in result.stderr and (folder / "table.csv").exists()
     assert "Ziffern ä $_" in (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_final_finetuning_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetuning, "PART", 2)
+    settings = SMALL | {"algo": "uniform", "compare": ()}
+    run(Config(out=tmp_path / "whole", **settings), quiet())
+    steps, finetune = [], CompressionTask.finetune
+
+    def noting(task: CompressionTask, model: Any, n: int, *rest: Any, **options: Any) -> None:
+        steps.append((n, "carry" in options))
+        finetune(task, model, n, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        stop_after_state(patch, "*-pruning-finetuning")
+        with pytest.raises(KeyboardInterrupt):
+            run(Config(out=tmp_path / "run", **settings), quiet())
+    monkeypatch.setattr(CompressionTask, "finetune", noting)
+    run(Config(resume=tmp_path / "run"), quiet())
+    assert [n for n, is_final in steps if is_final] == [2, 1, 2, 2, 1]  # 5 were to do, 2 are done
+    for name in ("network-uniform", "baseline"):
+        one, other = (
+            read_safetensors(tmp_path / x / f"{name}.safetensors") for x in ("run", "whole")
+        )
+        assert all(torch.equal(one[key], other[key]) for key in one)

@@ -16,7 +16,8 @@ class Workers:
 
     def __init__(self, makers: list[Any], start_method: str) -> None:
         assert start_method == "spawn"
-        self.n_envs, self.waiting, self.closed = len(makers), False, False
+        self.makers, self.n_envs = makers, len(makers)
+        self.waiting, self.closed = False, False
 
     def close(self) -> None:
         self.closed = True
@@ -57,3 +58,29 @@ def test_other_errors_are_passed_on_and_workers_are_ended(started: list[Workers]
         with open_actors(gym.make("CartPole-v1"), 3):
             raise KeyError("mine")
     assert started[0].closed
+
+
+class Failing(gym.Wrapper[Any, Any, Any, Any]):
+    """An environment whose images cannot be read."""
+
+    def step(self, action: Any) -> Any:
+        raise OSError("cannot read the image 3.png:\n  Truncated File Read")
+
+
+def test_what_a_worker_has_died_of_is_told(started: list[Workers]) -> None:
+    with pytest.raises(RuntimeError, match=r"has died: cannot .* 3\.png: Truncated File Read$"):
+        with open_actors(Failing(gym.make("CartPole-v1")), 2):
+            (workers,) = started
+            actor = workers.makers[1]()
+            actor.reset(seed=0)
+            with pytest.raises(SystemExit):  # which a process ends with in silence
+                actor.step(0)
+            raise EOFError
+
+
+def test_workers_answer_questions_about_what_is_not_there(started: list[Workers]) -> None:
+    with open_actors(gym.make("CartPole-v1"), 2):
+        actor = started[0].makers[0]()
+        with pytest.raises(AttributeError):
+            actor.get_wrapper_attr("walk")
+        assert actor.get_wrapper_attr("spec").id == "CartPole-v1"

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from compress_env.networks.checkpoints import read_safetensors
 from compress_env.networks.training import Training
+from compress_env.task.scoring import top_accuracies
 from experiments.common.cli.command import one_line
+from experiments.train import train
 from experiments.train.train import Config, run
 from tests.fakes import quiet
 
@@ -156,3 +159,20 @@ def test_class_that_a_split_lacks_is_named_and_nothing_is_left(tree: Path, tmp_p
     with pytest.raises(ValueError, match=r"^folder: .* differ: test/ has no 1$"):
         run(Config(out=tmp_path / "run", data_root=tree, **OF_A_TREE), quiet())
     assert not (tmp_path / "run").exists()
+
+
+def test_scoring_takes_fewer_images_where_they_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(Config(out=tmp_path / "whole", **SETTINGS), quiet())
+    once = top_accuracies
+
+    def narrow(model: nn.Module, batches: Any, *rest: Any, **options: Any) -> list[float]:
+        kept = list(batches)
+        if max(len(images) for images, _ in kept) > 130:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return once(model, kept, *rest, **options)
+
+    monkeypatch.setattr(train, "top_accuracies", narrow)
+    row = run(Config(out=tmp_path / "run", **SETTINGS), quiet())
+    assert row["test_accuracy"] == whole["test_accuracy"]

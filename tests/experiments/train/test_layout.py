@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import cycle
+from typing import ClassVar
 
 import pytest
+import torch
+from torch import Tensor
 
 from experiments.train.layout import Layout, fastest
 from tests.fakes import PlainNet, make_data, seeded
@@ -49,3 +52,21 @@ def test_what_is_given_is_not_timed() -> None:
     assert fastest(seeded(PlainNet), data, 8, True, False, never) == Layout(True, False)
     slow = timed([1.0, 0.1])
     assert fastest(seeded(PlainNet), data, 8, False, None, slow) == Layout(False, True)
+
+
+class Narrow(PlainNet):
+    """A network that runs out of memory above three images at once."""
+
+    sizes: ClassVar[list[int]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.sizes.append(len(images))
+        if len(images) > 3:
+            raise torch.OutOfMemoryError(f"{len(images)} images do not fit")
+        return super().forward(images)
+
+
+def test_fewer_images_are_timed_where_they_do_not_fit() -> None:
+    quick = timed([1.0, 0.5, 2.0, 3.0])
+    assert fastest(seeded(Narrow), make_data(), 12, time=quick) == LAYOUTS[1]
+    assert Narrow.sizes[:2] == [12, 6] and set(Narrow.sizes[2:]) == {3}

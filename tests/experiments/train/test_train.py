@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from compress_env.data.bundle import DataBundle, Preparation, load_data
 from compress_env.networks.checkpoints import read_safetensors
 from compress_env.networks.training import Training
 from compress_env.task.scoring import top_accuracies
@@ -128,3 +129,21 @@ def test_the_figure_has_a_point_for_each_epoch() -> None:
     left, right = figure.axes
     assert np.asarray(left.lines[0].get_xdata()).tolist() == [1, 2, 3]
     assert right.lines[0].get_ydata() == pytest.approx([30.0, 60.0, 90.0])
+
+
+@pytest.mark.parametrize("preparation", ["auto", "imagenet", "timm/mobilenetv1_100"])
+def test_images_are_prepared_as_is_said(
+    preparation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load(name: str, *, preparation: Preparation | None, **options: Any) -> DataBundle:
+        asked.append(preparation)
+        return load_data("digits")
+
+    pytest.importorskip("timm")
+    monkeypatch.setattr(train, "load_data", load)
+    settings = SETTINGS | {"data": "folder", "preparation": preparation, "epochs": 1}
+    run(Config(out=tmp_path / "run", **settings), QUIET)
+    is_timm = preparation.startswith("timm/")
+    assert [found and found.mean for found in asked] == [(0.5, 0.5, 0.5) if is_timm else None]

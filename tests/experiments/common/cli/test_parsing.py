@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 import tyro
 
-from experiments.common.cli.command import ending_in_one_line, resume_hint
+from experiments.common.cli.command import ending_in_one_line, one_line, resume_hint
 from experiments.common.cli.parsing import UsageError, as_called, parse_command
 from experiments.compress import compress
 
@@ -97,6 +97,15 @@ def test_commands_are_named_as_the_user_has_called_one(monkeypatch: pytest.Monke
     assert resume_hint("experiments.trial", "x") == "go on with: compress-env trial --resume x"
     monkeypatch.setattr("sys.argv", ["python -m experiments.trial"])
     assert as_called(text) == text
+
+
+def test_a_run_within_another_is_gone_on_with_by_the_outer_one() -> None:
+    error = OSError("No space left on device")
+    for note in (resume_hint("experiments.trial", "x/search"), "at 3 o'clock"):
+        error.add_note(note)
+    error.add_note(resume_hint("experiments.rival", "x"))
+    hint = resume_hint("experiments.rival", "x")
+    assert one_line(error) == f"No space left on device; at 3 o'clock; {hint}"
 
 
 def test_main_job_says_what_is_called_otherwise_there() -> None:
