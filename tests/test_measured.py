@@ -21,6 +21,7 @@ from experiments.benchmark.table import (
     update_best_known,
 )
 from experiments.common.drawing.intervals import format_interval, format_mean
+from experiments.common.intervals import paired_interval
 from experiments.common.stored import find_stored
 from experiments.compress.report import (
     FILE_HEADINGS,
@@ -78,6 +79,24 @@ def test_verdicts_on_single_layers_are_those_of_the_stored_runs() -> None:
         verdict = [line for line in after.split("## ")[0].splitlines() if line.startswith("- ")]
         assert len(verdict) >= 4
         assert " ".join(verdict) in " ".join(PAGES["pruning.md"].split())
+
+
+def test_what_is_told_of_single_layers_is_as_it_was_measured() -> None:
+    rows = pd.read_csv(ROOT / "results" / "single-layer-mnist" / "table.csv.gz")
+    page = " ".join(PAGES["pruning.md"].split())
+
+    def compare(first: str, second: str, rows: pd.DataFrame = rows) -> str:
+        errors = 100.0 * rows.groupby(["method", "seed"])["error_after"].mean()
+        return format_interval(paired_interval(errors[second], errors[first]), 2)
+
+    by_weight, most = "elements_by_weight", rows[rows["rate"] == 0.9]
+    assert f"ahead of LASSO's channels by {compare(by_weight, 'channel')} points" in page
+    assert f"over all rates and by {compare(by_weight, 'channel', most)} with" in page
+    assert f"of `channel+variational` by {compare(by_weight, 'channel+variational')}." in page
+    assert f"by {compare('channel', 'magnitude', most)} points with 90 % of a layer's" in page
+    layer = most[(most["layer"] == "fc2") & (most["method"] == "variational")]["error_after"]
+    low, high, ruined = (100.0 * sorted(layer)[place] for place in (0, -2, -1))
+    assert f"({ruined:.1f} % of error where the other four have {low:.1f} to {high:.1f})" in page
 
 
 def test_importance_is_reported_as_it_was_measured() -> None:
