@@ -84,7 +84,8 @@ def collected_actions(
     """Judge the actions that the newest transitions were collected with, M = steps * N.
 
     Args:
-        policy: Its critic judges them; its actor, not updated since, is the baseline's policy.
+        policy: Its critic judges them. Its actor, as earlier rounds of this update have left it, is
+            the baseline's policy.
         rollout: Steps since the last update, one at least.
         advantage: What the critic's values are compared with.
         normalize: Divide advantages by their root mean square.

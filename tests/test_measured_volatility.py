@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from torch import nn
 
 from experiments.common.intervals import paired_interval
+from experiments.search.algorithms import make_learner
 from experiments.search.entrants import IMPROVEMENTS
 from experiments.trial.trials import read_trials
 from experiments.volatility import report as volatility_report
+from experiments.volatility.improvements import WHOLE
 from experiments.volatility.volatility import OF_LENET5, SEARCHES, measure_trials
+from tests.experiments.common.test_parts import make_log
 from tests.pages import PAGES, README, ROOT
 
 LABELS = [SEARCHES[name].label for name in OF_LENET5]
@@ -114,6 +118,18 @@ def test_what_improvements_do_is_reported_as_it_was_measured(
     assert volatility_report.format_report(rows, curves, summary, title) == report
 
 
+def test_what_else_differs_with_ppos_own_critic_is_told() -> None:
+    whole, by_v = (
+        make_learner(name, make_log(), n_steps=32, seed=0).policy for name in (WHOLE, f"{WHOLE}_v")
+    )
+    page = " ".join(PAGES["volatility.md"].split())
+    stds = by_v.log_std.exp().item(), whole.action_std().item()  # type: ignore[operator, union-attr]
+    assert "a standard deviation of {:g} at first, not of {:.2f}".format(*stds) in page
+    assert by_v.net_arch == {"pi": [64, 64], "vf": [64, 64]} and whole.net_arch == [64]
+    assert (by_v.activation_fn, whole.activation_fn) == (nn.Tanh, nn.ReLU)
+    assert "two hidden layers of 64 tanh units in place of one of 64 ReLUs" in page
+
+
 def test_what_is_told_of_improvements_is_as_it_was_measured() -> None:
     page = " ".join(PAGES["volatility.md"].split())
     deep, small = (
@@ -126,12 +142,14 @@ def test_what_is_told_of_improvements_is_as_it_was_measured() -> None:
     assert f"(right on {by_v} of the images, not on {whole})" in page
     assert f"earns 0.19 less without them ({bare} right)" in page
     whole, by_v = (f"{100 * small['final_accuracy'].iloc[n]:.0f} %" for n in (0, 1))
-    assert f"by 0.31 on LeNet-5 ({by_v}, not {whole})" in page
+    assert f"and 0.31 on LeNet-5 ({by_v}, not {whole})" in page
     for found, share in ((deep, 1 / 3), (small, 1 / 2)):
         across = found["dispersion_across"]
         assert across.iloc[1] / across.iloc[0] == pytest.approx(share, abs=0.06)
     promised = [f"{found['q_overestimation'].iloc[0]:.2f}" for found in (deep, small)]
     assert f"promises {' and '.join(promised)} too much" in page
+    copied = [f"{found['q_overestimation'].iloc[3]:.2f}" for found in (deep, small)]
+    assert f"with targets that are copied it is {' and '.join(copied)}" in page
     for name in ("vgg8", "lenet5"):
         trials = read_trials(ROOT / "results" / f"improvements-{name}")
         assert trials[trials["agent"] == "q_critic_ppo_paper"]["q_settled"].isna().all()

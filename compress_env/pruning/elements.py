@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ __all__ = [
     "zero_elements",
 ]
 
+_logger = logging.getLogger(__name__)
 WINDOW = 25
 """Minibatches over which the information is averaged while it is watched."""
 LEAST_STD = 0.05
@@ -229,7 +231,8 @@ def measure_information(
     """Train with information dropout behind a layer; return what each output keeps.
 
     Training ends once it is settled which units keep more than others, see
-    `VariationalConfig.tolerance`. Where it has not told them apart, a warning says so.
+    `VariationalConfig.tolerance`; the log says when that was, and how far they differ. Where it has
+    not told them apart, a warning says so.
     """
     with dropout_behind(model, layer, task.example_image(), config.alpha) as dropout:
         watch = _Watch(dropout, config.tolerance)
@@ -241,6 +244,13 @@ def measure_information(
         # What is weighed against the information is the cross-entropy alone.
         task.finetune(model, config.n_steps, generator, penalty=penalty, distill=0.0)
         information = Information(_mean_information(task, model, dropout), watch.n_steps)
+    _logger.info(
+        "outputs of %r keep %.3f nats on average, standard deviation %.3f, after %d minibatches",
+        layer,
+        float(information.values.mean()),
+        information.std,
+        information.n_steps,
+    )
     if config.n_steps > 0 and len(information.values) > 1 and information.std < LEAST_STD:
         warnings.warn(
             f"information dropout has not told the outputs of {layer!r} apart: the standard "

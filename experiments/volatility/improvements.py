@@ -11,7 +11,7 @@ from experiments.common.drawing.outputs import format_markdown
 from experiments.common.intervals import Interval, paired_interval
 from experiments.search.entrants import IMPROVEMENTS
 
-__all__ = ["WHOLE", "compare_improvements", "format_improvements"]
+__all__ = ["WHOLE", "compare_improvements", "format_improvements", "judge_improvements"]
 
 WHOLE, *WITHOUT = IMPROVEMENTS
 OFF = dict(
@@ -29,6 +29,8 @@ COLUMNS = {
     "drawdown_cvar": "drawdown",
 }
 """What is compared seed by seed, by name and heading; of the last two less is steadier."""
+HIGHER = {"above": "higher", "below": "lower"}
+"""What a difference is without an improvement, by the side of its interval."""
 
 
 def compare_improvements(
@@ -57,6 +59,24 @@ def compare_improvements(
     }
 
 
+def judge_improvements(
+    rows: pd.DataFrame, searches: Sequence[str], agents: Sequence[str]
+) -> list[str]:
+    """Say what can be told of each improvement, as a list in Markdown; nothing where none was."""
+    lines = []
+    for search in searches:
+        for agent, differences in compare_improvements(rows, search, agents).items():
+            told = {name: each.side for name, each in differences.items() if _is_told(each)}
+            texts = [f"{COLUMNS[name]} {HIGHER[side]}" for name, side in told.items()]
+            text = ", ".join(texts) or "nothing that can be told"
+            lines.append(f"  - {search}, {OFF[agent]}: {text}.")
+    head = (
+        "- What changes with each of the four improvements of the paper's agent switched off "
+        "(differences whose interval leaves 0 out):"
+    )
+    return [head, *lines] if lines else []
+
+
 def format_improvements(rows: pd.DataFrame, searches: Sequence[str], agents: Sequence[str]) -> str:
     """Format the comparisons as Markdown tables; nothing where there is none."""
     parts = []
@@ -72,6 +92,10 @@ def format_improvements(rows: pd.DataFrame, searches: Sequence[str], agents: Seq
     return "\n\n".join(parts)
 
 
+def _is_told(difference: Interval) -> bool:
+    return difference.side != "undecided"
+
+
 def _format(difference: Interval) -> str:
     text = format_interval(difference, 3, "+")
-    return f"**{text}**" if difference.side in ("above", "below") else text
+    return f"**{text}**" if _is_told(difference) else text

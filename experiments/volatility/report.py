@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from experiments.common.drawing.intervals import format_ends, format_mean
 from experiments.common.drawing.outputs import format_markdown
 from experiments.common.intervals import Interval, mean_interval, paired_interval
-from experiments.volatility.improvements import format_improvements
+from experiments.volatility.improvements import format_improvements, judge_improvements
 from experiments.volatility.measures import (
     dispersion_across,
     episodes_to_reach,
@@ -150,6 +150,7 @@ def _verdicts(rows: pd.DataFrame, curves: Curves) -> list[str]:
         lines += _overestimates(rows, curves)
     if {"ppo", "q_critic_ppo", "q_critic_ppo_q"} <= agents:
         lines += _critics(rows, curves)
+    lines += judge_improvements(rows, _searches(curves), list(agents))
     return lines or ["Nothing to compare: DDPG was not run."]
 
 
@@ -175,7 +176,7 @@ def _overestimates(rows: pd.DataFrame, curves: Curves) -> list[str]:
 
     A critic whose target network lags is as wrong as it has not learnt yet, whatever its method.
     """
-    lines, outcomes = [], []
+    lines, outcomes, n_settled = [], [], 0
     for search in _searches(curves):
         texts = []
         for agent in (agent for s, agent in curves if s == search):
@@ -184,12 +185,16 @@ def _overestimates(rows: pd.DataFrame, curves: Curves) -> list[str]:
                 continue  # no critic
             values = mine["q_settled"].dropna().to_numpy()
             texts.append(f"`{agent}` {_format_settled(values, len(mine))}")
-            if agent == "ddpg" and len(values) > 1:
-                outcomes.append(mean_interval(values).side)
+            if agent == "ddpg":
+                n_settled += len(values)
+                outcomes += [mean_interval(values).side] if len(values) > 1 else []
         if texts:
             lines.append(f"  - {search}: {', '.join(texts)}.")
     if not outcomes:
-        return ["- DDPG overestimates Q: **not measurable**; no critic of its has settled.", *lines]
+        reason = "no critic of its has settled"
+        if n_settled:
+            reason = "in no search have two of its critics settled, as an interval takes"
+        return [f"- DDPG overestimates Q: **not measurable**; {reason}.", *lines]
     return ["- DDPG overestimates Q: " + _judge(outcomes, "above", "below"), *lines]
 
 

@@ -1,13 +1,13 @@
 """Is the reward of PPO and its kin less volatile than DDPG's, and does DDPG overestimate Q?
 
 After Fig. 2 of Zhan, Lin & Cao 2021 (arXiv 1912.02254). DDPG, TD3, SAC, PPO, PPO with a Q-critic
-(advantages Q minus a baseline, and raw Q) and random search compress LeNet-5: pruning under a
-budget of multiply-accumulates, pruning without one for the reward R_FLOPs, and quantization. Each
-search is a trial (`experiments.trial`) of so many episodes; they run in several processes, and the
-same command with the same --out goes on where it was stopped. What is measured of the reward during
-training is in `experiments.volatility.measures`, what the critics promised in
-`agents.OverestimationCallback`. Rewards are given after each layer, as in the paper; an episode's
-is their sum.
+(advantages Q minus a baseline, and raw Q; and the agent as the paper has it) and random search
+compress LeNet-5: pruning under a budget of multiply-accumulates, pruning without one for the reward
+R_FLOPs, and quantization. Each search is a trial (`experiments.trial`) of so many episodes; they
+run in several processes, and the same command with the same --out goes on where it was stopped.
+What is measured of the reward during training is in `experiments.volatility.measures`, what the
+critics promised in `agents.OverestimationCallback`. Rewards are given after each layer, as in the
+paper; an episode's is their sum.
 """
 
 from __future__ import annotations
@@ -106,6 +106,7 @@ class Config:
         "ppo",
         "q_critic_ppo",
         "q_critic_ppo_q",
+        "q_critic_ppo_paper",
         "random",
     )
     """Agents by name."""

@@ -32,7 +32,9 @@ class PotentialReward(gym.Wrapper[Observation, Action, Observation, Action], Rec
 
     and Phi = 0 before the first decision and after the end. With gamma = 1 the return of every
     episode stays what it was, but for rounding; a learner that discounts needs its own gamma here,
-    and then each discounted return is what it was.
+    and then each discounted return is what it was. So it is where a step fails. The environments do
+    not truncate; where a wrapper within does, the episode goes on for the learner, and s' keeps its
+    potential.
 
     What is lost is the mean over all layers of what `LayerContext` tells of each: for pruning, the
     share of the layer's Fisher information at the rate that was executed; for quantization, the

@@ -255,6 +255,16 @@ class TestElements:
         assert steps[1] in (WINDOW, 2 * WINDOW)  # at the first window that tells outputs apart
 
     @QUIET
+    def test_what_outputs_keep_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
+        task = CompressionTask(seeded(PlainNet), make_data(), device="cpu")
+        config = VariationalConfig(n_steps=3)
+        with caplog.at_level("INFO", "compress_env.pruning.elements"):
+            found = measure_information(task, seeded(PlainNet), "conv2", config, generator())
+        (line,) = caplog.messages
+        assert line.startswith("outputs of 'conv2' keep ") and line.endswith("after 3 minibatches")
+        assert f"standard deviation {found.std:.3f}," in line
+
+    @QUIET
     def test_alpha_alone_learns_at_its_own_rate(self) -> None:
         task = CompressionTask(seeded(PlainNet), make_data(), device="cpu")
         networks = []

@@ -18,6 +18,7 @@ from compress_env.envs.wrappers.context import LayerContext
 from experiments.search.algorithms import Around, make_agent
 from experiments.search.entrants import (
     CONTRIB,
+    IMPROVEMENTS,
     INFORMABLE,
     agent_of,
     can_act,
@@ -151,12 +152,14 @@ def test_random_search_is_drawn_around_the_rule() -> None:
 OFF_POLICY = ("sac", "td3", "ddpg", "tqc", "crossq")
 
 
-@pytest.mark.parametrize("name", [*OFF_POLICY, "ppo", "a2c", "q_critic_ppo"])
+@pytest.mark.parametrize(
+    "name", [*OFF_POLICY, "ppo", "a2c", "q_critic_ppo", *IMPROVEMENTS, "trpo", "ars"]
+)
 def test_learners_begin_around_the_rule(name: str) -> None:
     if name in CONTRIB:
         pytest.importorskip("sb3_contrib")
     log, agent = searched(f"{name}+l1", 12)
-    first = np.concatenate([episode.actions for episode in log.episodes[:4]])
+    first = np.concatenate([episode.actions for episode in log.episodes[:2]])
     assert 0.0 < np.sqrt(np.mean(first**2)) < 0.25  # uniform actions have 0.58
     if name in OFF_POLICY:
         blind = searched(name, 3)[1]

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.search.entrants import IMPROVEMENTS
+from experiments.search.entrants import IMPROVEMENTS, n_envs_of
 from experiments.sweep.cells import make_cell
 from experiments.sweep.folder import SweepFolder
 from experiments.trial import trials
@@ -238,6 +238,10 @@ def test_ddpg_is_judged_by_critics_that_have_settled() -> None:
     rows.loc[is_third, "q_settled"] = 0.5 + 0.01 * rows.loc[is_third, "seed"]
     text = format_report(rows, curves, summary, "title")
     assert "DDPG overestimates Q: **holds**; 1 of 1" in text and "(4 of 12 settled)" in text
+    rows.loc[is_third & (rows["seed"] > 0), "q_settled"] = np.nan
+    text = format_report(rows, curves, summary, "title")
+    assert "**not measurable**; in no search have two of its critics settled" in text
+    assert "(1 of 12 settled)" in text
 
 
 def test_improvements_are_switched_off_in_turn() -> None:
@@ -253,10 +257,16 @@ def test_improvements_are_switched_off_in_turn() -> None:
 def test_what_an_improvement_does_is_told_seed_by_seed() -> None:
     agents = list(IMPROVEMENTS)
     rows, curves = made_up(dict.fromkeys(agents, 1.0), {})
-    text = format_report(rows, curves, summarize(rows, curves, agents), "title")
+    summary = summarize(rows, curves, agents)
+    text = format_report(rows, curves, summary, "title")
     assert "### task: `q_critic_ppo_paper` without one improvement minus with all" in text
     assert text.count("\n| no ") == 3 and "\n| V critic instead of Q | " in text
     rows.loc[rows["agent"] == agents[2], "best_reward"] += 100.0
+    rows.loc[rows["agent"] == agents[3], "final_reward"] -= 100.0 + rows["seed"]
+    text = format_report(rows, curves, summary, "title")
+    assert "DDPG" not in text.split("## Verdict")[1]
+    assert "  - task, no clip: best reward higher" in text
+    assert "  - task, no smoothed updates: final reward lower" in text
     found = compare_improvements(rows, "task", agents)
     assert list(found) == agents[1:]
     whole, other = (rows[rows["agent"] == a]["best_reward"] for a in (agents[0], agents[2]))
@@ -319,7 +329,10 @@ def test_cells_tell_searches_of_one_task_apart() -> None:
     trial = cells["pruning, R_FLOPs"][0].config
     assert trial.task == "compress_env/PruneLeNet5MNIST-v0"
     assert json.loads(trial.env_kwargs) == {"reward": "flops", "flops_budget": None}
-    assert len(Config().cells()["quantization"]) == 7 * 20
+    whole = Config().cells()["quantization"]
+    assert len(whole) == 8 * 20
+    papers = [cell.config for cell in whole if cell.config.algo == "q_critic_ppo_paper"]
+    assert len(papers) == 20 and {n_envs_of(c.algo, c.n_envs) for c in papers} == {4}
 
 
 def test_settings_of_one_agent_replace_the_stored_ones() -> None:

@@ -125,6 +125,19 @@ def test_a_failed_episode_is_given_all_back() -> None:
     assert steps[-1][1]["shaping"] > 0.0
 
 
+def test_a_truncated_episode_keeps_what_its_state_is_worth() -> None:
+    """A learner goes on from its value there: Q(s') of the shaped rewards is less by Phi(s')."""
+    plain = made("pruning", "branched", "layer")
+    env = PotentialReward(gym.wrappers.TimeLimit(plain, 2), 2.0, gamma=0.9)
+    env.reset(seed=0)
+    shaping = []
+    for _ in range(2):
+        *_, ended, truncated, info = env.step(np.array([0.6], np.float32))
+        shaping.append(info["shaping"])
+    assert truncated and not ended and env.potential() < 0.0
+    assert shaping[0] + 0.9 * shaping[1] == pytest.approx(0.9**2 * env.potential())
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_passes_the_check_and_goes_on_in_a_copy(stage: str) -> None:
     env = PotentialReward(made(stage, "plain", "layer"), 0.5)
