@@ -8,16 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from torch import nn
 
 from experiments.common.intervals import paired_interval
-from experiments.search.algorithms import make_learner
 from experiments.search.entrants import IMPROVEMENTS
 from experiments.trial.trials import read_trials
 from experiments.volatility import report as volatility_report
-from experiments.volatility.improvements import WHOLE
 from experiments.volatility.volatility import OF_LENET5, SEARCHES, measure_trials
-from tests.experiments.common.test_parts import make_log
 from tests.pages import PAGES, README, ROOT
 
 LABELS = [SEARCHES[name].label for name in OF_LENET5]
@@ -116,18 +112,6 @@ def test_what_improvements_do_is_reported_as_it_was_measured(
     assert set(rows["agent"]) == set(IMPROVEMENTS) and rows["seed"].nunique() == 10
     title = f"{network} on {dataset}"
     assert volatility_report.format_report(rows, curves, summary, title) == report
-
-
-def test_what_else_differs_with_ppos_own_critic_is_told() -> None:
-    whole, by_v = (
-        make_learner(name, make_log(), n_steps=32, seed=0).policy for name in (WHOLE, f"{WHOLE}_v")
-    )
-    page = " ".join(PAGES["volatility.md"].split())
-    stds = by_v.log_std.exp().item(), whole.action_std().item()  # type: ignore[operator, union-attr]
-    assert "a standard deviation of {:g} at first, not of {:.2f}".format(*stds) in page
-    assert by_v.net_arch == {"pi": [64, 64], "vf": [64, 64]} and whole.net_arch == [64]
-    assert (by_v.activation_fn, whole.activation_fn) == (nn.Tanh, nn.ReLU)
-    assert "two hidden layers of 64 tanh units in place of one of 64 ReLUs" in page
 
 
 def test_what_is_told_of_improvements_is_as_it_was_measured() -> None:

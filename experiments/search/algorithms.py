@@ -165,9 +165,11 @@ def make_learner(
     check_settings(name, given)
     agent = learner_class(name)
     n_envs = env.num_envs if isinstance(env, VecEnv) else 1
-    arguments = dict(ENTRANTS[agent_of(name)].fixed) | _arguments(
-        stored_settings(name) | given, n_steps, n_envs
-    )
+    fixed = dict(ENTRANTS[agent_of(name)].fixed)
+    arguments = fixed | _arguments(stored_settings(name) | given, n_steps, n_envs)
+    policy = {**fixed.get("policy_kwargs", {}), **arguments.get("policy_kwargs", {})}
+    if policy:
+        arguments["policy_kwargs"] = policy
     if rate is not None:
         given_rates = {name: arguments[name] for name in RATES if arguments.get(name) is not None}
         arguments |= {name: rate(value) for name, value in given_rates.items()}

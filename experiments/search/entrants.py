@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import nn
 
 from agents import CIMPPO, CMAES, KLPPO, TPE, QCriticPPO
 from agents.q_critic_ppo import PAPER, PAPER_ENVS
@@ -93,11 +94,17 @@ PAPER_OWN = (
 """Arguments of the paper's agent that are settings."""
 IMPROVEMENTS = {
     "q_critic_ppo_paper": _paper(),
-    # V and advantages of several steps in place of Q: PPO as usual, otherwise with the same.
+    # V and advantages of several steps in place of Q, otherwise with the same networks and noise.
     "q_critic_ppo_paper_v": Entrant(
         PPO,
         own={"learning_rate": PAPER["learning_rate"], "n_epochs": PAPER["n_epochs"]},
-        fixed={"n_steps": 8, "batch_size": 8 * PAPER_ENVS, "clip_range": PAPER["clip_range"]},
+        fixed={
+            "n_steps": 8,
+            "batch_size": 8 * PAPER_ENVS,
+            "clip_range": PAPER["clip_range"],
+            "normalize_advantage": PAPER["normalize_advantage"],
+            "policy_kwargs": {"net_arch": [64], "activation_fn": nn.ReLU, "log_std_init": -0.5},
+        },
         n_envs=PAPER_ENVS,
     ),
     "q_critic_ppo_paper_no_clip": _paper(clip_range=math.inf),
