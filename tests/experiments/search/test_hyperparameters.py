@@ -92,11 +92,19 @@ def test_each_improvement_of_the_papers_agent_is_switched_off_alone() -> None:
     expected = ("q", "behavior", 1, 0.01, 0.2)
     assert tuple(getattr(whole, name) for name in names) == expected
     assert type(v_critic) is PPO and v_critic.learning_rate == whole.learning_rate == 1e-3
+    hidden = v_critic.policy.mlp_extractor.policy_net, v_critic.policy.mlp_extractor.value_net
+    for mine, its in zip(hidden, (whole.policy.actor.net, whole.policy.critic.qf0), strict=True):
+        assert [repr(layer).split("(")[0] for layer in mine] == ["Linear", "ReLU"]
+        assert mine[0].out_features == its[0].out_features == 64 and len(its) == 3
+    assert v_critic.policy.log_std.exp().item() == pytest.approx(whole.policy.action_std().item())
+    assert v_critic.normalize_advantage is whole.normalize_advantage is False
     changed = [
         {n for n in (*names, "clip") if _value(agent, n) != _value(whole, n)} for agent in others
     ]
     assert changed == [{"clip"}, {"tau"}, {"target_policy_noise"}]
     assert build("q_critic_ppo_paper", make_log(), 30, {"tau": 0.5}).tau == 0.5
+    around = build("q_critic_ppo_paper_v+l1", make_log(), 30, {}).policy
+    assert around.net_arch == [64] and around.log_std.item() == pytest.approx(-2.3)
 
 
 def _value(agent: Any, name: str) -> Any:
