@@ -123,13 +123,14 @@ def test_what_is_told_of_improvements_is_as_it_was_measured() -> None:
     whole, by_v, _, bare, _ = (
         f"{100 * deep['final_accuracy'][name]:.0f} %" for name in IMPROVEMENTS
     )
-    assert f"(right on {by_v} of the images, not on {whole})" in page
+    assert f"on VGG8 (right on {by_v} of the images, not on {whole})" in page
     assert f"earns 0.19 less without them ({bare} right)" in page
     whole, by_v = (f"{100 * small['final_accuracy'].iloc[n]:.0f} %" for n in (0, 1))
-    assert f"and 0.31 on LeNet-5 ({by_v}, not {whole})" in page
-    for found, share in ((deep, 1 / 3), (small, 1 / 2)):
-        across = found["dispersion_across"]
-        assert across.iloc[1] / across.iloc[0] == pytest.approx(share, abs=0.06)
+    assert f"on LeNet-5 ({by_v}, not {whole})" in page
+    more = [
+        found["final_reward"].iloc[1] - found["final_reward"].iloc[0] for found in (deep, small)
+    ]
+    assert f"earns {more[0]:.2f} more on VGG8" in page and f"and {more[1]:.2f} more" in page
     promised = [f"{found['q_overestimation'].iloc[0]:.2f}" for found in (deep, small)]
     assert f"promises {' and '.join(promised)} too much" in page
     copied = [f"{found['q_overestimation'].iloc[3]:.2f}" for found in (deep, small)]
