@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -58,8 +58,8 @@ class Carry:
 
     n_steps: int
     """Minibatches of all parts, over which the step size falls."""
-    state: dict[str, Any] = field(default_factory=dict)
-    """State of optimizer and step size, tensors and plain values; empty before the first part."""
+    state: dict[str, Any] | None = None
+    """State of optimizer and step size, tensors and plain values; None before the first part."""
 
 
 def use_channels_last(model: nn.Module) -> None:
@@ -197,15 +197,17 @@ def finetune(
     if not bool(torch.stack(finite).all()):
         raise FloatingPointError("loss or weights are not finite")
     if carry is not None:
-        carry.state["optimizer"] = optimizer.state_dict()
-        carry.state["schedule"] = None if schedule is None else schedule.state_dict()
+        carry.state = {
+            "optimizer": optimizer.state_dict(),
+            "schedule": None if schedule is None else schedule.state_dict(),
+        }
 
 
 def _take_up(
     carry: Carry | None, optimizer: torch.optim.Optimizer, schedule: LRScheduler | None
 ) -> None:
     """Give optimizer and schedule what an earlier part has left of theirs, if there was one."""
-    if carry is None or not carry.state:
+    if carry is None or carry.state is None:
         return
     optimizer.load_state_dict(carry.state["optimizer"])
     if schedule is not None:
