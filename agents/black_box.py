@@ -319,6 +319,7 @@ class CMAES(EpisodeSearch):
     kept in bounds by ``cma``'s own transformation. A search that has converged is followed by
     another from a random point, with generations of twice the size (Auger & Hansen 2005): where
     actions stand for a few numbers of bits, one soon finds nothing but sequences that it knows.
+    With `start` that point is drawn around it, with a standard deviation of `sigma0` **(ours)**.
 
     Args:
         policy, env, others: see `EpisodeSearch`.

@@ -32,8 +32,8 @@ class Optimizer(Protocol):
 class CovarianceAdaptation:
     """CMA-ES of `cma`, with its own handling of bounds and restarts (Auger & Hansen 2005).
 
-    When `cma` says that a search has converged, another begins at a random point, with
-    generations of twice the size.
+    When `cma` says that a search has converged, another begins with generations of twice the size,
+    at a random point: of the whole box, or, where there is a point to start around, around that.
     """
 
     def __init__(
@@ -102,7 +102,11 @@ class CovarianceAdaptation:
                 self._restart()
 
     def _restart(self) -> None:
-        start = self._generator.uniform(-1.0, 1.0, self._strategy.N)
+        if self._start is None:
+            start = self._generator.uniform(-1.0, 1.0, self._strategy.N)
+        else:
+            shift = self._sigma0 * self._generator.standard_normal(self._strategy.N)
+            start = np.clip(self._start + shift, -1.0, 1.0)
         self._strategy = self._make_strategy(start, 2 * self._strategy.popsize)
         self.n_restarts += 1
 

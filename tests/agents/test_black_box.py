@@ -187,6 +187,18 @@ def test_a_search_that_has_converged_is_followed_by_a_wider_one() -> None:
     assert list(sizes.values()) == [first * 2**n for n in sizes]
 
 
+def test_a_search_around_a_point_stays_around_it_when_it_begins_anew() -> None:
+    start = np.array([0.5, -0.5, 0.0])
+    optimizer = CovarianceAdaptation(3, 0, 0.1, None, start)
+    distances: dict[int, list[float]] = {}
+    for number in range(600):
+        point = optimizer.ask()
+        distances.setdefault(optimizer.n_restarts, []).append(float(abs(point - start).max()))
+        optimizer.tell(number, 0.0)  # one as good as the other: it converges where it is
+    assert optimizer.n_restarts >= 2
+    assert all(np.median(mine) < 0.5 for mine in distances.values())
+
+
 def test_what_an_ended_search_has_asked_for_is_not_told_to_the_next() -> None:
     one, other = (CovarianceAdaptation(3, 0, 0.5, None) for _ in range(2))
     late = []
