@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from experiments.common.intervals import paired_interval
+from experiments.common.drawing.intervals import format_interval
+from experiments.common.intervals import mean_interval, paired_interval
 from experiments.search.entrants import IMPROVEMENTS
 from experiments.trial.trials import read_trials
 from experiments.volatility import report as volatility_report
@@ -138,3 +139,18 @@ def test_what_is_told_of_improvements_is_as_it_was_measured() -> None:
     for name in ("vgg8", "lenet5"):
         trials = read_trials(ROOT / "results" / f"improvements-{name}")
         assert trials[trials["agent"] == "q_critic_ppo_paper"]["q_settled"].isna().all()
+
+
+def test_errors_of_settled_critics_are_told_as_they_were_measured() -> None:
+    trials = pd.read_csv(ROOT / "results" / "overestimation" / "trials.csv")
+    rows = trials.groupby(["tau", "gradient_steps"])
+    assert (rows["seed"].nunique() == 5).all()
+    for (tau, n_steps), mine in rows:
+        settled = mine["q_settled"].dropna()
+        cells = [
+            format_interval(mean_interval(settled), 3, "+"),
+            format_interval(mean_interval(mine["q_overestimation"]), 3, "+"),
+            *(format_interval(mean_interval(mine[f"{x}_reward"]), 3) for x in ("best", "final")),
+        ]
+        row = f"| {tau:g} | {n_steps} | {len(settled)} of {len(mine)} | {' | '.join(cells)} |"
+        assert row in PAGES["volatility.md"], row
