@@ -78,6 +78,8 @@ part() {
     shift 2
     [ -e "$work/$name.done" ] && { echo "$name: done before"; return; }
     [ "$left" -lt 10 ] && { echo "$name: no time left"; return; }
+    # A rehearsal asks whether a part runs, not how fast the machine is.
+    [ -n "$tiny" ] && seconds=$left
     timeout --signal=TERM --kill-after=5 $((seconds < left ? seconds : left)) "$@" \
         >>"$work/$name.log" 2>&1 || status=$?
     case $status in
