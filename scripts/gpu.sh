@@ -9,7 +9,8 @@
 # where $WORK is not there, the archive $ARCHIVE (gpu.tar.gz) of an earlier call is taken up.
 #
 # It needs no network. Packages come from wheels in $WHEELS (wheels/), beside what the machine's
-# python3 has. On a machine with PyTorch, SciPy, pandas, matplotlib, ONNX and pytest these are
+# python3 has. On a machine with PyTorch, torchvision, NumPy, SciPy, pandas, scikit-learn, matplotlib,
+# rich, filelock, safetensors, ONNX and pytest (with pytest-xdist and pytest-timeout) these are
 #   pip download --no-deps -d wheels cma docstring-parser farama-notifications gymnasium onnxscript \
 #     platformdirs stable-baselines3 torch-pruning typeguard tyro
 # CIFAR-10 comes from $DATA (cifar10-jpeg.tar.gz), a tree of train/CLASS/IMAGE and

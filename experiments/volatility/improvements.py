@@ -44,19 +44,21 @@ def compare_improvements(
         agents: Those that were run.
 
     Returns:
-        Differences seed by seed, without minus whole, by agent and column; none where the whole
-        agent was not run.
+        Differences seed by seed, without minus whole, of the seeds that both have, by agent and
+        column; none where the whole agent was not run.
     """
-    mine = rows[rows["search"] == search].sort_values("seed")
+    mine = rows[rows["search"] == search].set_index("seed")
     whole = mine[mine["agent"] == WHOLE]
     others = [agent for agent in OFF if agent in agents] if len(whole) else []
-    return {
-        agent: {
-            name: paired_interval(mine.loc[mine["agent"] == agent, name], whole[name])
+    found = {}
+    for agent in others:
+        other = mine[mine["agent"] == agent]
+        seeds = whole.index.intersection(other.index)
+        found[agent] = {
+            name: paired_interval(other.loc[seeds, name], whole.loc[seeds, name])
             for name in COLUMNS
         }
-        for agent in others
-    }
+    return found
 
 
 def judge_improvements(

@@ -63,15 +63,23 @@ def _of(rows: pd.DataFrame, search: str, agent: str) -> pd.DataFrame:
     return rows[(rows["search"] == search) & (rows["agent"] == agent)].sort_values("seed")
 
 
+def _pair(
+    rows: pd.DataFrame, search: str, first: str, second: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rows of two agents for the seeds that both have, by seed."""
+    mine, other = (_of(rows, search, agent) for agent in (first, second))
+    return mine[mine["seed"].isin(other["seed"])], other[other["seed"].isin(mine["seed"])]
+
+
 def compare_volatility(
     rows: pd.DataFrame, curves: Curves, search: str, first: str, second: str
 ) -> dict[str, Interval]:
     """Compare two agents in the three measures; negative means that the first is steadier.
 
     Across seeds the interval is a bootstrap of the seeds, within runs and in drawdown that of the
-    mean difference seed by seed. What counts is `judge_dispersions`.
+    mean difference seed by seed, of the seeds that both have. What counts is `judge_dispersions`.
     """
-    mine, other = (_of(rows, search, agent) for agent in (first, second))
+    mine, other = _pair(rows, search, first, second)
     across = unpaired_interval(dispersion_across, curves[search, first], curves[search, second])
     return {"across seeds": across} | {
         text: paired_interval(mine[name], other[name]) for name, text in PER_SEED.items()
@@ -98,19 +106,19 @@ def format_report(rows: pd.DataFrame, curves: Curves, summary: pd.DataFrame, tit
         summary: From `summarize`.
         title: Network and data set.
     """
-    n_seeds, n_episodes = next(iter(curves.values())).shape
+    n_episodes = next(iter(curves.values())).shape[1]
     parts = [
         f"# Volatility of the reward: {title}",
-        f"{n_seeds} seeds, {n_episodes} episodes each. In units of the reward, lower is steadier: "
-        "interquartile range across seeds of the running mean over 10 episodes; interquartile "
-        "range within runs of the differences between episodes, in windows of 20; mean of the "
-        "worst 5 % of the drawdowns (Chan et al. 2020, arXiv 1912.05663). `final` is the policy at "
-        "the end, without exploration. Q minus return: what the critic promises (V for PPO) minus "
-        "what was earned, over the second half of the episodes; settled: over the last quarter, "
-        "of the critics alone that had stopped to learn by then and whose target network had "
-        "caught up. Intervals are 95 %. What counts is a two-sided permutation test of the log "
-        "ratio of two agents' measures, at 5 %; a comparison that could not have come out "
-        "otherwise does not.",
+        f"{_format_seeds(curves)}, {n_episodes} episodes each. In units of the reward, lower is "
+        "steadier: interquartile range across seeds of the running mean over 10 episodes; "
+        "interquartile range within runs of the differences between episodes, in windows of 20; "
+        "mean of the worst 5 % of the drawdowns (Chan et al. 2020, arXiv 1912.05663). `final` is "
+        "the policy at the end, without exploration. Q minus return: what the critic promises (V "
+        "for PPO) minus what was earned, over the second half of the episodes; settled: over the "
+        "last quarter, of the critics alone that had stopped to learn by then and whose target "
+        "network had caught up. Intervals are 95 %. What counts is a two-sided permutation test "
+        "of the log ratio of two agents' measures, at 5 %; a comparison that could not have come "
+        "out otherwise does not.",
         "## Verdict",
         "\n".join(_verdicts(rows, curves)),
     ]
@@ -121,6 +129,13 @@ def format_report(rows: pd.DataFrame, curves: Curves, summary: pd.DataFrame, tit
     names = ("curves", "measures", "overestimation")
     parts += [f"![{name}]({name}.png)" for name in names]
     return "\n\n".join(parts) + "\n"
+
+
+def _format_seeds(curves: Curves) -> str:
+    """Tell how many seeds there are, and of which agents there are fewer."""
+    counts = {agent: len(rewards) for (_, agent), rewards in curves.items()}
+    fewer = [f"`{agent}` {n}" for agent, n in counts.items() if n < max(counts.values())]
+    return f"{max(counts.values())} seeds" + (f" ({', '.join(fewer)})" if fewer else "")
 
 
 def _format_table(rows: pd.DataFrame, summary: pd.DataFrame, search: str) -> str:
@@ -209,14 +224,14 @@ def _critics(rows: pd.DataFrame, curves: Curves) -> list[str]:
     """Judge what was seen in a trial: raw Q is worse than PPO, Q minus a baseline needs less."""
     lines, outcomes, fewer = [], [], []
     for search in _searches(curves):
-        ppo, raw = (_of(rows, search, agent) for agent in ("ppo", "q_critic_ppo_q"))
+        ppo, raw = _pair(rows, search, "ppo", "q_critic_ppo_q")
         texts = []
         for name in ("best_reward", "final_reward"):
             difference = paired_interval(raw[name], ppo[name])
             outcomes.append(difference.side)
             texts.append(f"{name.replace('_', ' ')} {_format(difference)}")
         lines.append(f"  - {search}, `q_critic_ppo_q` minus `ppo`: {'; '.join(texts)}.")
-        fewer.append(f"  - {search}: {_format_needs(curves, search)}.")
+        fewer.append(f"  - {search}: {_format_needs(rows, curves, search)}.")
     return [
         "- With raw Q as advantage PPO is worse than with its own: "
         + _judge(outcomes, "below", "above"),
@@ -226,8 +241,12 @@ def _critics(rows: pd.DataFrame, curves: Curves) -> list[str]:
     ]
 
 
-def _format_needs(curves: Curves, search: str) -> str:
-    ppo, other = curves[search, "ppo"], curves[search, "q_critic_ppo"]
+def _format_needs(rows: pd.DataFrame, curves: Curves, search: str) -> str:
+    agents = ("ppo", "q_critic_ppo")
+    in_both = _pair(rows, search, *agents)[0]["seed"]
+    ppo, other = (
+        curves[search, agent][_of(rows, search, agent)["seed"].isin(in_both)] for agent in agents
+    )
     own = [episodes_to_reach(curve, curve.max()) for curve in ppo]
     needed = [episodes_to_reach(b, a.max()) for a, b in zip(ppo, other, strict=True)]
     never = sum(np.isinf(needed))

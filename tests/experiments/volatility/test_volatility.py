@@ -321,6 +321,27 @@ def test_comparison_is_signed_and_per_seed() -> None:
     assert all(difference.value > 0.0 for difference in found.values())
 
 
+def test_agents_with_fewer_seeds_are_compared_in_those_that_both_have() -> None:
+    noise = {"ddpg": 1.0, "ppo": 2.0, "q_critic_ppo": 3.0, "q_critic_ppo_q": 4.0}
+    rows, curves = made_up(noise, {})
+    fewer = rows[(rows["agent"] != "q_critic_ppo_q") | rows["seed"].between(3, 7)]
+    curves["task", "q_critic_ppo_q"] = curves["task", "q_critic_ppo_q"][3:8]
+    text = format_report(fewer, curves, summarize(fewer, curves, list(noise)), "title")
+    assert "12 seeds (`q_critic_ppo_q` 5), 40 episodes each." in text
+    assert "`q_critic_ppo_q` minus `ddpg`: across seeds" in text and "(not counted: 5 seeds" in text
+    found = compare_volatility(fewer, curves, "task", "q_critic_ppo_q", "ddpg")["drawdown"]
+    by_agent = {agent: mine.set_index("seed") for agent, mine in rows.groupby("agent")}
+    mine, other = (by_agent[a].loc[3:7, "drawdown_cvar"] for a in ("q_critic_ppo_q", "ddpg"))
+    assert found.value == pytest.approx((mine - other).mean())
+    agents = list(IMPROVEMENTS)
+    rows, _ = made_up(dict.fromkeys(agents, 1.0), {})
+    fewer = rows[(rows["agent"] != agents[0]) | (rows["seed"] != 0)]
+    whole, other = (rows[(rows["agent"] == a) & (rows["seed"] > 0)] for a in agents[:2])
+    expected = other["best_reward"].mean() - whole["best_reward"].mean()
+    found = compare_improvements(fewer, "task", agents)[agents[1]]["best_reward"]
+    assert found.value == pytest.approx(expected)
+
+
 def test_cells_tell_searches_of_one_task_apart() -> None:
     cells = Config(data="mnist", algo=("ppo",), data_root=Path("/data")).cells()
     assert [len(mine) for mine in cells.values()] == [10, 10, 10]
