@@ -23,7 +23,7 @@ from experiments.benchmark.table import (
 from experiments.common.drawing.intervals import format_interval, format_mean
 from experiments.common.intervals import paired_interval
 from experiments.common.stored import find_stored
-from experiments.compress.report import (
+from experiments.compress.outcome.report import (
     FILE_HEADINGS,
     HEADINGS,
     format_markdown,

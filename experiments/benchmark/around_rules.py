@@ -14,7 +14,7 @@ import pandas as pd
 from experiments.benchmark.report import NOT_LEARNING, difference
 from experiments.common.drawing.intervals import format_mean, format_points
 from experiments.common.intervals import Interval
-from experiments.compress.report import format_markdown
+from experiments.compress.outcome.report import format_markdown
 from experiments.search.entrants import SINGLE, agent_of, rule_of
 from experiments.search.names import short_name
 from experiments.trial.confirmation import budgets_in

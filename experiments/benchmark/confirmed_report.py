@@ -22,7 +22,7 @@ from experiments.benchmark.report import (
 )
 from experiments.benchmark.table import Reference, make_leaderboard
 from experiments.common.intervals import iqm_name
-from experiments.compress.report import format_markdown
+from experiments.compress.outcome.report import format_markdown
 from experiments.search.entrants import SINGLE
 from experiments.search.names import short_name
 from experiments.trial.confirmation import ORDERS, budgets_in

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from experiments.benchmark.table import OPPONENTS, Reference
 from experiments.common.drawing.intervals import format_mean, format_points
 from experiments.common.intervals import Interval, iqm_name, mean_interval
-from experiments.compress.report import format_markdown
+from experiments.compress.outcome.report import format_markdown
 from experiments.search.entrants import SINGLE
 from experiments.search.names import short_name
 from experiments.trial.trials import TOLERANCE

@@ -29,7 +29,7 @@ from experiments.common.stored import read_object
 from experiments.compress.compress import run
 from experiments.compress.config import Config, Effort
 from experiments.compress.inputs import Given
-from experiments.compress.report import best_row, read_rows, to_rows
+from experiments.compress.outcome.report import best_row, read_rows, to_rows
 
 __all__ = ["CompressionResult", "compress"]
 
@@ -57,7 +57,7 @@ class CompressionResult:
     table: pd.DataFrame
     """A row for the baseline and for each contender: `network`, `is_chosen`, validation and test
     accuracy, fractions of MACs, parameters and bytes, `size_bytes`, latencies in ms (see
-    `experiments.compress.report.Row`)."""
+    `experiments.compress.outcome.report.Row`)."""
     policy: dict[str, Any]
     """What the chosen contender decided, by stage: layers, and pruning rates or bits."""
     episodes: pd.DataFrame

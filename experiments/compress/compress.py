@@ -18,10 +18,10 @@ from experiments.common.cli.say import say
 from experiments.common.run_folder import RunFolder, resume_run
 from experiments.compress.config import Config
 from experiments.compress.inputs import Given
-from experiments.compress.outcome import score_networks, write_pareto, write_searches
+from experiments.compress.outcome.networks import score_networks, write_pareto, write_searches
+from experiments.compress.outcome.presentation import write_reports
+from experiments.compress.outcome.report import Row, best_row, print_rows, read_rows, to_rows
 from experiments.compress.plan import describe_inputs, describe_stage, describe_work
-from experiments.compress.presentation import write_reports
-from experiments.compress.report import Row, best_row, print_rows, read_rows, to_rows
 from experiments.compress.stages import Contender, Job
 
 __all__ = ["Config", "main", "run"]

@@ -13,7 +13,7 @@ from compress_env.task.counting import total_macs
 from compress_env.task.layers import dense_params
 from compress_env.task.scoring import tops_for
 from compress_env.task.task import CompressionTask
-from experiments.compress.exports import export_networks, time_networks
+from experiments.compress.outcome.exports import export_networks, time_networks
 
 __all__ = ["measure_network"]
 

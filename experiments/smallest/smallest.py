@@ -22,7 +22,7 @@ from rich.console import Console
 from experiments.common.cli.command import run_command
 from experiments.common.drawing.outputs import format_markdown, write_outputs
 from experiments.common.stored import check_columns, parse, read_table
-from experiments.compress.report import Row
+from experiments.compress.outcome.report import Row
 
 __all__ = ["CHOICES", "Config", "choose", "draw_sizes", "format_choices", "main", "read_sweeps"]
 

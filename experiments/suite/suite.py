@@ -38,7 +38,7 @@ from compress_env.suite import SUITE, SUITE_CIFAR, SUITE_V0, describe_suite
 from experiments.common.checks import check_lowest
 from experiments.common.cli.command import run_command
 from experiments.common.cli.say import say
-from experiments.compress.report import format_markdown
+from experiments.compress.outcome.report import format_markdown
 from experiments.search.names import short_name, task_id
 from experiments.search.playing import play
 from experiments.search.uniform import uniform_policy

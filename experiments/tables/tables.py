@@ -21,7 +21,7 @@ from experiments.common.drawing.intervals import format_interval
 from experiments.common.drawing.outputs import format_markdown
 from experiments.common.intervals import mean_interval
 from experiments.common.stored import parse, read_object, read_table
-from experiments.compress.report import Row
+from experiments.compress.outcome.report import Row
 
 __all__ = ["Config", "main", "read_runs", "summarize"]
 

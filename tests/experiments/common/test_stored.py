@@ -30,7 +30,7 @@ from experiments.common.stored import (
     restore,
 )
 from experiments.compress import compress
-from experiments.compress.report import Row, print_rows, read_rows
+from experiments.compress.outcome.report import Row, print_rows, read_rows
 from experiments.control import control
 from experiments.trial import trial
 

@@ -13,8 +13,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import compress_env
-from experiments.compress import compress, outcome
+from experiments.compress import compress
 from experiments.compress.config import Config
+from experiments.compress.outcome import networks
 from tests.fakes import PlainNet, make_data, seeded, stop_after_state
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
@@ -163,7 +164,7 @@ def test_own_score_chooses_the_network(tmp_path: Path) -> None:
     def measure(model: nn.Module) -> float:
         return next(scores) if final else 0.5
 
-    final, write = False, outcome.score_networks
+    final, write = False, networks.score_networks
 
     def score_networks(*arguments: Any) -> Any:
         nonlocal final

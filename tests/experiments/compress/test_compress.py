@@ -19,8 +19,8 @@ from compress_env.networks.models import build_model, load_checkpoint
 from compress_env.quantization.packing import load
 from experiments.compress import compress
 from experiments.compress.compress import Config, run
-from experiments.compress.exports import Export
-from experiments.compress.report import Row, best_row
+from experiments.compress.outcome.exports import Export
+from experiments.compress.outcome.report import Row, best_row
 from experiments.compress.stages import Job
 from tests.experiments.compress import jobs
 from tests.fakes import quiet, slow

@@ -14,7 +14,7 @@ from compress_env.quantization.packing import load
 from compress_env.task.task import CompressionTask
 from experiments.compress.compress import Config, run
 from experiments.compress.inputs import Given
-from experiments.compress.report import read_rows
+from experiments.compress.outcome.report import read_rows
 from experiments.tables.tables import read_runs, summarize
 from tests.fakes import PlainNet, make_data, seeded
 

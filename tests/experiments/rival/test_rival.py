@@ -14,7 +14,7 @@ import pytest
 from compress_env.networks.training import Training
 from compress_env.task.counting import total_macs
 from compress_env.task.task import CompressionTask
-from experiments.compress.exports import Export
+from experiments.compress.outcome.exports import Export
 from experiments.rival import fastnas, libraries, measures, rival
 from experiments.rival.libraries import LIBRARIES, Request
 from experiments.rival.rival import Config, run

@@ -14,10 +14,10 @@ from experiments.common.drawing.figures import draw_layers, draw_pareto, draw_re
 from experiments.common.drawing.svg import to_svg
 from experiments.common.run_folder import RunFolder
 from experiments.common.stored import read_object
-from experiments.compress.exports import describe_timing
-from experiments.compress.page import Figure, Page, format_page, format_snippets
-from experiments.compress.report import Row, best_row, format_noise, format_report
-from experiments.compress.rounding import suggest_channel_round
+from experiments.compress.outcome.exports import describe_timing
+from experiments.compress.outcome.page import Figure, Page, format_page, format_snippets
+from experiments.compress.outcome.report import Row, best_row, format_noise, format_report
+from experiments.compress.outcome.rounding import suggest_channel_round
 from experiments.compress.stages import Contender, Job
 from experiments.search.episodes import Episode
 

@@ -20,8 +20,14 @@ from compress_env.quantization.export import export_onnx
 from compress_env.quantization.fake_quant import attach, bake
 from compress_env.quantization.packing import save
 from experiments.common.drawing.svg import to_svg
-from experiments.compress.page import Figure, Page, format_headline, format_page, format_snippets
-from experiments.compress.report import Row, format_noise, with_ratios
+from experiments.compress.outcome.page import (
+    Figure,
+    Page,
+    format_headline,
+    format_page,
+    format_snippets,
+)
+from experiments.compress.outcome.report import Row, format_noise, with_ratios
 from tests.fakes import make_data, seeded
 
 BASELINE = Row("baseline", 0.92, 0.088, 1.0, 1.0, 1.0, 1.0, 1000, 1.0, 1000, True, 0, 0.0)

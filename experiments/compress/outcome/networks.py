@@ -19,8 +19,8 @@ from compress_env.task.scoring import tops_for
 from experiments.common.cli.say import say
 from experiments.common.drawing.figures import non_dominated
 from experiments.common.run_folder import RunFolder
-from experiments.compress.exports import Export, export_networks, time_networks
-from experiments.compress.report import Row, with_ratios
+from experiments.compress.outcome.exports import Export, export_networks, time_networks
+from experiments.compress.outcome.report import Row, with_ratios
 from experiments.compress.stages import Contender, Job, Stage
 from experiments.search.episodes import Episode, best_episode
 

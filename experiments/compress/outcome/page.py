@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from experiments.compress.report import Row, file_table, final_table, format_times
+from experiments.compress.outcome.report import Row, file_table, final_table, format_times
 
 __all__ = ["Figure", "Page", "format_headline", "format_page", "format_snippets"]
 
@@ -64,7 +64,11 @@ def format_page(page: Page) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    source = files("experiments.compress").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    source = (
+        files("experiments.compress.outcome")
+        .joinpath("page.html.jinja")
+        .read_text(encoding="utf-8")
+    )
     rows, chosen = page.rows, _find(page.rows, page.chosen)
     time_headings, times = format_times(rows)
     tables = [

@@ -10,8 +10,8 @@ from torch import nn
 
 from compress_env.envs.pruning import PruningEnv
 from experiments.common.latency import Latency
-from experiments.compress import rounding
-from experiments.compress.rounding import Suggestion, find_faster, suggest_channel_round
+from experiments.compress.outcome import rounding
+from experiments.compress.outcome.rounding import Suggestion, find_faster, suggest_channel_round
 from tests.fakes import make_data, seeded
 
 

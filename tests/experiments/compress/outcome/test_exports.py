@@ -11,8 +11,8 @@ import torch
 
 from compress_env.envs.pruning import PruningEnv
 from experiments.common.latency import Latency, OnnxNetwork, TimedNetwork, TorchNetwork
-from experiments.compress import exports
-from experiments.compress.exports import describe_timing, export_networks, time_networks
+from experiments.compress.outcome import exports
+from experiments.compress.outcome.exports import describe_timing, export_networks, time_networks
 from tests.fakes import PlainNet, make_data, seeded
 
 KEYS = [f"latency_{n}{kind}_ms" for n in (1, 64) for kind in ("", "_iqr")]
