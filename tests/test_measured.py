@@ -82,18 +82,46 @@ def test_verdicts_on_single_layers_are_those_of_the_stored_runs() -> None:
 
 
 def test_what_is_told_of_single_layers_is_as_it_was_measured() -> None:
-    rows = pd.read_csv(ROOT / "results" / "single-layer-mnist" / "table.csv.gz")
     page = " ".join(PAGES["pruning.md"].split())
+    mnist, cifar = (
+        pd.read_csv(ROOT / "results" / f"single-layer-{name}" / "table.csv.gz")
+        for name in ("mnist", "cifar10-jpeg")
+    )
 
-    def compare(first: str, second: str, rows: pd.DataFrame = rows) -> str:
+    def compare(rows: pd.DataFrame, worse: str, better: str, *, signed: bool = False) -> str:
         errors = 100.0 * rows.groupby(["method", "seed"])["error_after"].mean()
-        return format_interval(paired_interval(errors[second], errors[first]), 2)
+        found = paired_interval(errors[worse], errors[better])
+        return format_interval(found, 2, "+") if signed else format_interval(found, 2)
 
-    by_weight, most = "elements_by_weight", rows[rows["rate"] == 0.9]
-    assert f"ahead of LASSO's channels by {compare(by_weight, 'channel')} points" in page
-    assert f"over all rates and by {compare(by_weight, 'channel', most)} with" in page
-    assert f"of `channel+variational` by {compare(by_weight, 'channel+variational')}." in page
-    assert f"by {compare('channel', 'magnitude', most)} points with 90 % of a layer's" in page
+    by_weight, most = "elements_by_weight", mnist[mnist["rate"] == 0.9]
+    deep = cifar[cifar["rate"] == 0.9]
+    assert f"gone by {compare(most, 'magnitude', 'channel')} points on MNIST" in page
+    assert f"and by {compare(deep, 'magnitude', 'channel')} on CIFAR-10" in page
+    assert f"by {compare(deep, 'channel', 'channel+variational')} points at 90 %" in page
+    assert f"by {compare(cifar, 'channel', by_weight)} points over all rates on CIFAR" in page
+    assert f"and by {compare(mnist, 'channel', by_weight)} on MNIST" in page
+    assert f"input is {compare(cifar, 'variational', by_weight, signed=True)} points" in page
+    assert f"and {compare(mnist, 'variational', by_weight, signed=True)} on MNIST" in page
+    shuffled = "shuffled_information"
+    costs = (compare(rows, shuffled, "variational") for rows in (cifar, deep))
+    assert "it costs {} points ({} at 90 %)".format(*costs) in page
+    assert f"input alone by {compare(cifar, shuffled, by_weight)}." in page
+    assert f"level ({compare(mnist, 'variational', shuffled, signed=True)})" in page
+    for layer, is_apart in {"conv2": True, "fc1": True, "fc2": False}.items():
+        errors = cifar[cifar["layer"] == layer].groupby(["method", "seed"])["error_after"].mean()
+        assert (paired_interval(errors[shuffled], errors["variational"]).low > 0.0) == is_apart
+    rates = [
+        rate
+        for rate, rows in cifar.groupby("rate")
+        if paired_interval(
+            *(
+                rows[rows["method"] == m].groupby("seed")["error_after"].mean()
+                for m in ("channel", "channel+variational")
+            )
+        ).low
+        > 0.0
+    ]
+    assert rates == [0.6, 0.7, 0.8, 0.9] and "With 60 to 90 % gone `channel+variational`" in page
     layer = most[(most["layer"] == "fc2") & (most["method"] == "variational")]["error_after"]
     low, high, ruined = (100.0 * sorted(layer)[place] for place in (0, -2, -1))
     assert f"({ruined:.1f} % of error where the other four have {low:.1f} to {high:.1f})" in page
