@@ -107,8 +107,8 @@ def test_what_is_told_of_single_layers_is_as_it_was_measured() -> None:
     assert "it costs {} points ({} at 90 %)".format(*costs) in page
     assert f"input alone by {compare(cifar, shuffled, by_weight)}." in page
     assert f"level ({compare(mnist, 'variational', shuffled, signed=True)})" in page
-    for layer, is_apart in {"conv2": True, "fc1": True, "fc2": False}.items():
-        errors = cifar[cifar["layer"] == layer].groupby(["method", "seed"])["error_after"].mean()
+    for name, is_apart in {"conv2": True, "fc1": True, "fc2": False}.items():
+        errors = cifar[cifar["layer"] == name].groupby(["method", "seed"])["error_after"].mean()
         assert (paired_interval(errors[shuffled], errors["variational"]).low > 0.0) == is_apart
     rates = [
         rate

@@ -18,7 +18,8 @@ from torch.nn.functional import cross_entropy
 from compress_env.data.datasets import ImageSource
 from compress_env.seeding import derive_generator, global_seed
 from compress_env.task.distillation import distillation_loss
-from compress_env.task.finetune import compute_logits, use_channels_last
+from compress_env.task.finetune import compute_logits
+from compress_env.task.layout import use_channels_last
 from compress_env.task.parts import Parts
 
 __all__ = ["Recipe", "Training", "train_by_recipe"]

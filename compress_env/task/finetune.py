@@ -4,14 +4,15 @@ Neither of them waits for the device inside the loop.
 
 Options that they share: `bf16` runs the forward pass under autocast in bfloat16 (weights stay
 float32, logits are float32 again); `channels_last` lays the images out channels last, which many
-kernels compute faster. The network's own layout is that of `use_channels_last`.
+kernels compute faster. The network's own layout is that of
+`compress_env.task.layout.use_channels_last`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,12 +23,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from compress_env.task.distillation import distillation_loss
 from compress_env.task.layers import compute_layers
+from compress_env.task.layout import channels_last_of, strides_before
 from compress_env.task.parts import Parts
 
 __all__ = [
     "Carry",
     "Penalty",
-    "channels_last_of",
     "compute_logits",
     "finetune",
     "make_schedule",
@@ -35,7 +36,6 @@ __all__ = [
     "step_share",
     "teach",
     "training_loss",
-    "use_channels_last",
 ]
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -62,25 +62,6 @@ class Carry:
     """State of optimizer and step size, tensors and plain values; None before the first part."""
 
 
-def use_channels_last(model: nn.Module) -> None:
-    """Lay out all 4-d parameters of `model` channels last, in place; values and objects stay."""
-    for parameter in model.parameters():
-        if parameter.dim() == 4:
-            parameter.data = channels_last_of(parameter.data)
-
-
-def channels_last_of(tensor: Tensor) -> Tensor:
-    """Return a (n, C, H, W) tensor in memory as (n, H, W, C), with the strides that say so.
-
-    With one channel or pixel both layouts are the same bytes and PyTorch keeps the strides that it
-    finds, but chooses kernels by them: without this, results would depend on where a tensor has
-    been before.
-    """
-    _, channels, height, width = tensor.shape
-    strides = (channels * height * width, 1, width * channels, channels)
-    return tensor.contiguous(memory_format=torch.channels_last).as_strided(tensor.shape, strides)
-
-
 def compute_logits(
     model: nn.Module, images: Tensor, *, bf16: bool = False, channels_last: bool = False
 ) -> Tensor:
@@ -97,11 +78,15 @@ def compute_logits(
     """
     if channels_last and images.dim() == 4:
         images = channels_last_of(images)
-    if not bf16:
-        return model(images)  # type: ignore[no-any-return]
-    with torch.autocast(images.device.type, torch.bfloat16):
-        logits: Tensor = model(images)
-    return logits.float()
+    logits: Tensor
+    if bf16:
+        with torch.autocast(images.device.type, torch.bfloat16):
+            logits = model(images)
+        return logits.float()
+    is_learning = images.device.type == "cpu" and torch.is_grad_enabled()
+    with strides_before(model) if is_learning else nullcontext():
+        logits = model(images)
+    return logits
 
 
 def finetune(

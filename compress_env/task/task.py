@@ -23,14 +23,13 @@ from compress_env.task.devices import select_device
 from compress_env.task.finetune import (
     Carry,
     Penalty,
-    channels_last_of,
     compute_logits,
     finetune,
     reestimate_batch_norm,
-    use_channels_last,
 )
 from compress_env.task.finetuner import Finetuner, run_finetuner
 from compress_env.task.layers import check_network
+from compress_env.task.layout import channels_last_of, use_channels_last
 from compress_env.task.rehearsal import rehearse_training
 from compress_env.task.scoring import checked_score, halving, largest_batch, top_accuracies
 

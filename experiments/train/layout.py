@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from compress_env.data.bundle import DataBundle
-from compress_env.task.finetune import compute_logits, use_channels_last
+from compress_env.task.finetune import compute_logits
+from compress_env.task.layout import use_channels_last
 from compress_env.task.scoring import halving
 
 __all__ = ["Layout", "fastest"]
