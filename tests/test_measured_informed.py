@@ -35,6 +35,9 @@ def test_measurements_of_informed_agents_are_those_of_the_stored_trials() -> Non
     assert len(rows) > 4
     for row in rows:
         assert row in PAGES["agents.md"], row
+    numbers = trials.columns[trials.columns.get_loc("confirmed_30") :]
+    assert not trials["command"].duplicated().any()
+    assert not trials.duplicated(["task", *numbers]).any()  # no trial is another's
     alone = trials.groupby("task")["rule_confirmed"].nunique()
     assert (alone == 1).all()  # the rule has no seed
 
@@ -53,6 +56,7 @@ def test_what_is_told_of_wide_exploration_is_as_it_was_measured() -> None:
 def test_policies_after_300_evaluations_are_told_as_they_were_measured() -> None:
     rows = pd.read_csv(PATH.with_name("policies.csv"))
     columns = ["final_validation", "late_validation", "best_validation"]
+    assert not rows["command"].duplicated().any() and not rows.duplicated(["task", *columns]).any()
     for (task, _), mine in rows.groupby(["task", "variant"]):
         cells = [", ".join(f"{100 * each:.1f}" for each in mine[name]) for name in columns]
         assert f" | {' | '.join(cells)} |" in PAGES["agents.md"], task

@@ -92,6 +92,7 @@ def test_strided_convolutions_of_few_channels_see_every_pixel_once(
     for n_channels, by_name in itertools.product((1, 3, FEW - 1, FEW), (False, True)):
         make = partial(Shortcut, n_channels, stride, padding=padding)
         model, exact = seeded(make), seeded(make).double()
+        assert isinstance(model, Shortcut)
         model.by_name = by_name
         use_channels_last(model)
         with Recorded() as recorded:
