@@ -97,6 +97,35 @@ def test_what_to_start_from_is_as_it_was_measured() -> None:
         assert (accuracy["kl_curve"] - accuracy[rule]).max() > 0.18
 
 
+def test_gains_around_a_rule_are_told_by_network_as_they_were_measured() -> None:
+    trials, page = read_runs([FOLDER]), PAGES["choosing.md"]
+    networks = {"MobileNet-v2": "MobileNetV2", "ResNet-20": "ResNet20"}
+    for name in ("MobileNet-v2", "ResNet-20", "VGG8", "DenseNet"):
+        cells = []
+        for stage, rule in RULES.values():
+            task = f"{stage}{networks.get(name, name)}Digits-v1"
+            for budget in (100, 300):
+                alone = by_seed(trials, task, rule, budget).iloc[0]
+                gain = by_seed(trials, task, f"cma_es+{rule}", budget) - alone
+                cells.append(format_mean(gain))
+        assert f"| {name} | {' | '.join(cells)} |" in page
+    told = " ".join(page.split())
+    for stage, rule in RULES.values():
+        alone = by_seed(trials, stage, rule, 30).iloc[0]
+        for agent in BLIND:
+            assert format_mean(alone - by_seed(trials, stage, agent, 30), 1) in told
+    early = by_seed(trials, "Prune", "random+kl_curve", 30)
+    behind = format_mean(early - by_seed(trials, "Prune", "q_critic_ppo+kl_curve", 30))
+    assert f"{behind} points behind it at 30" in told
+    assert f"for pruning by {behind} points" in " ".join(PAGES["leaderboard.md"].split())
+    few = format_mean(
+        by_seed(trials, "Prune", "cma_es+kl_curve", 100)
+        - by_seed(trials, "Prune", "kl_curve", 100).iloc[0],
+        1,
+    )
+    assert f"CMA-ES {few} points with 100 evaluations for pruning" in PAGES["results.md"]
+
+
 def test_what_is_told_of_policies_and_single_tasks_is_as_it_was_measured() -> None:
     trials, page = read_runs([FOLDER]), " ".join(PAGES["leaderboard.md"].split())
     policies = trials[trials["agent"].str.startswith("q_critic_ppo+")]

@@ -14,6 +14,7 @@ from compress_env.files import replacing
 from experiments.benchmark.around_rules import best_of, format_around_rules
 from experiments.benchmark.confirmed import is_confirmed, make_confirmed
 from experiments.benchmark.report import (
+    compared_with,
     format_leaderboard,
     format_tasks,
     has_more_evaluations,
@@ -107,6 +108,7 @@ def format_confirmed(
         "## Does learning win?",
         f"Confirmed accuracy after {budgets[-1]} evaluations, points, paired by seed, with 95 % "
         "intervals, which are not widened for the number of comparisons.",
+        *compared_with(trials),
         "\n".join(verdicts(trials, f"confirmed_{budgets[-1]}")),
         "## Tasks",
     ]

@@ -13,11 +13,12 @@ from experiments.benchmark.table import OPPONENTS, Reference
 from experiments.common.drawing.intervals import format_mean, format_points
 from experiments.common.intervals import Interval, iqm_name, mean_interval
 from experiments.compress.outcome.report import format_markdown
-from experiments.search.entrants import SINGLE
+from experiments.search.entrants import SINGLE, agent_of, rule_of
 from experiments.search.names import short_name
 from experiments.trial.trials import TOLERANCE
 
 __all__ = [
+    "compared_with",
     "difference",
     "draw_scores",
     "format_leaderboard",
@@ -30,6 +31,10 @@ __all__ = [
 KEYS = ["agent", "task"]
 ENDS = ("", "_low", "_high")
 NOT_LEARNING = {*OPPONENTS, *SINGLE, "tpe"}
+AROUND = (
+    "A learner around a rule is compared with random search and CMA-ES around the same rule, a "
+    "blind one with the blind two: what the rule alone is worth is no merit of a learner's."
+)
 LOWEST = -1.0
 """Scores below are written, not drawn: they would leave no room for the others."""
 
@@ -60,25 +65,40 @@ def difference(
 def verdicts(trials: pd.DataFrame, column: str = "validation_accuracy") -> list[str]:
     """Say for each task which learner beats random search and CMA-ES, or that none does.
 
-    Agents of other modules count as learners.
+    Learners around a rule are compared with the searches around the same rule, blind ones with the
+    blind searches. Agents of other modules count as learners.
 
     Args:
         trials: Of any tasks.
         column: The accuracies that are compared.
     """
     return [
-        f"- {short_name(str(task))}: {_verdict(rows, column)}"
+        f"- {short_name(str(task))}{'' if rule is None else f' around `{rule}`'}: "
+        f"{_verdict(rows, rule, column)}"
         for task, rows in trials.groupby("task", sort=False)
+        for rule in dict.fromkeys(map(rule_of, _learners(rows))) or (None,)
     ]
 
 
-def _fewer_evaluations(trials: pd.DataFrame) -> str:
+def _learners(trials: pd.DataFrame) -> list[str]:
+    agents = dict.fromkeys(trials["agent"])
+    return [agent for agent in agents if agent_of(agent) not in NOT_LEARNING]
+
+
+def _opponents(rule: str | None) -> dict[str, str]:
+    """Return what learners are to beat that are blind, or around a rule, and what it is called."""
+    if rule is None:
+        return OPPONENTS
+    return {f"{agent}+{rule}": f"`{agent}+{rule}`" for agent in OPPONENTS}
+
+
+def _fewer_evaluations(trials: pd.DataFrame, opponents: Mapping[str, str]) -> str:
     """Say which of the two opponents has not used its evaluations on a task."""
     texts = []
-    for key, name in OPPONENTS.items():
+    for key, name in opponents.items():
         mine = trials[trials["agent"] == key]
         used, limit = mine["n_evaluations"].mean(), mine["limit"].iloc[0]
-        if used < limit:
+        if round(used) < limit:
             texts.append(f" {_capitalize(name)} has used {used:.0f} of {limit:.0f} evaluations.")
     return "".join(texts)
 
@@ -87,33 +107,38 @@ def _capitalize(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _verdict(trials: pd.DataFrame, column: str) -> str:
-    agents = list(dict.fromkeys(trials["agent"]))
-    learners = [agent for agent in agents if agent.partition("+")[0] not in NOT_LEARNING]
-    missing = [name for key, name in OPPONENTS.items() if key not in agents]
+def _verdict(trials: pd.DataFrame, rule: str | None, column: str) -> str:
+    opponents, agents = _opponents(rule), set(trials["agent"])
+    learners = [agent for agent in _learners(trials) if rule_of(agent) == rule]
+    missing = [name for key, name in opponents.items() if key not in agents]
     if missing:
         return f"no verdict without {' and '.join(missing)}."
     if not learners:
         return "no learner was run."
     found = {
-        agent: {opponent: difference(trials, agent, column, opponent) for opponent in OPPONENTS}
+        agent: {opponent: difference(trials, agent, column, opponent) for opponent in opponents}
         for agent in learners
     }
     better = {
         opponent: [agent for agent in learners if found[agent][opponent].side == "above"]
-        for opponent in OPPONENTS
+        for opponent in opponents
     }
+    fewer = _fewer_evaluations(trials, opponents)
     winners = [agent for agent in learners if all(agent in names for names in better.values())]
     if winners:
-        texts = (f"`{agent}` beats both: {_format_differences(found[agent])}" for agent in winners)
-        return "; ".join(texts) + "." + _fewer_evaluations(trials)
-    top = max(learners, key=lambda agent: np.nan_to_num(found[agent]["cma_es"].value, nan=-np.inf))
+        texts = (
+            f"`{agent}` beats both: {_format_differences(found[agent], opponents)}"
+            for agent in winners
+        )
+        return "; ".join(texts) + "." + fewer
+    *_, search = opponents
+    top = max(learners, key=lambda agent: np.nan_to_num(found[agent][search].value, nan=-np.inf))
     beaten = (
-        f"{OPPONENTS[name]} is beaten by {_format_names(mine)}" for name, mine in better.items()
+        f"{opponents[name]} is beaten by {_format_names(mine)}" for name, mine in better.items()
     )
     return (
         f"no learner beats both; {', '.join(beaten)}. The best, `{top}`: "
-        f"{_format_differences(found[top])}.{_fewer_evaluations(trials)}"
+        f"{_format_differences(found[top], opponents)}.{fewer}"
     )
 
 
@@ -121,9 +146,9 @@ def _format_names(agents: Sequence[str]) -> str:
     return ", ".join(f"`{agent}`" for agent in agents) or "none"
 
 
-def _format_differences(differences: Mapping[str, Interval]) -> str:
+def _format_differences(differences: Mapping[str, Interval], opponents: Mapping[str, str]) -> str:
     return ", ".join(
-        f"{format_points(difference)} over {OPPONENTS[opponent]}"
+        f"{format_points(difference)} over {opponents[opponent]}"
         for opponent, difference in differences.items()
     )
 
@@ -158,6 +183,7 @@ def format_leaderboard(
         "learner wins where both differences are above 0 by more than their interval. These are "
         "not widened for the number of comparisons; ± 0.00 is the same difference from each of few "
         "seeds, often a single image, and no certainty.",
+        *compared_with(trials),
         "\n".join(verdicts(trials)),
         "## Tasks",
         "Validation accuracy of the best networks, percent, mean over seeds and 95 % interval:",
@@ -169,6 +195,12 @@ def format_leaderboard(
         format_tasks(trials, agents, {}, "n_evaluations", lambda values: f"{values.mean():.0f}"),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def compared_with(trials: pd.DataFrame) -> list[str]:
+    """Say what learners around a rule are compared with, where there are any."""
+    is_there = any(rule_of(agent) is not None for agent in _learners(trials))
+    return [AROUND] if is_there else []
 
 
 def _format_scores(table: pd.DataFrame, trials: pd.DataFrame) -> str:

@@ -65,12 +65,37 @@ def test_section_says_what_was_reached(trials: pd.DataFrame) -> None:
     (other,) = (line for line in table.splitlines() if "`random+l1`" in line)
     assert other.endswith("| +4.00 ± 0.00 | - |")
     few, learners, below, policies = (part for part in aims.split("\n- "))
-    assert "on 1 of 1 tasks" in few and "`ppo+l1` +4.00" in few and "over `cma_es`" in few
-    assert "on 1 of 1 tasks, by more than the intervals on 0" in learners
+    assert "on 1 of 1 (0 of 0) tasks" in few and "Aim: at least 6 of 8; not reached:" in few
+    assert "`ppo+l1` +4.00" in few and "over `cma_es`" in few
+    assert "on 1 of 1 (0 of 0) tasks, by more than the intervals on 0 of 1 (0 of 0)" in learners
+    assert "Aim: at least 2 of 8; not reached:" in learners
     assert "+2.00 ± 12.71 over `cma_es+l1` and +4.00 ± 12.71 over `portfolio`" in learners
-    assert "1 of 3:" in below and "`random+l1` -1.00" in below
+    assert "1 of 3 (0 of 0). Aim: none on any task; not reached:" in below
+    assert "`random+l1` -1.00" in below
     assert "`cma_es` on 1 of 1" in policies and "`ppo` on 0 of 1" in policies
+    assert "-1.00): reached" in policies and "-10.00): not reached" in policies
     assert "`random`" not in policies
+
+
+def test_aims_are_told_without_the_tasks_that_settings_were_chosen_on(
+    trials: pd.DataFrame,
+) -> None:
+    far = trials["agent"] == "ppo+l1"
+    trials.loc[far, "confirmed_300"] = 0.95
+    trials.loc[trials["agent"] == "random+l1", "confirmed_300"] = 0.85
+    names = (TASK, *(f"compress_env/Prune{name}Digits-v1" for name in ("ResNet20", "DenseNet")))
+    found = pd.concat([trials.assign(task=name) for name in names])
+    *_, intro, aims = format_around_rules(found)
+    assert "were chosen on PruneVGG8Digits-v1, which have a star" in intro
+    assert "\n  - PruneVGG8Digits-v1\\* `ppo+l1`" in aims and "ResNet20Digits-v1 `ppo+l1`" in aims
+    assert (
+        "after 300 evaluations on 3 of 3 (2 of 2) tasks, by more than the intervals on 3 of 3 "
+        "(2 of 2). Aim: at least 2 of 8; reached:"
+    ) in aims
+    assert "evaluations: 0 of 9 (0 of 6). Aim: none on any task; reached." in aims
+    found.loc[found["agent"].eq("ppo+l1") & found["seed"].eq(0), "confirmed_300"] = 0.87
+    *_, aims = format_around_rules(found)
+    assert "Aim: at least 2 of 8; reached by the means, not by more than the intervals:" in aims
 
 
 def test_a_learner_is_compared_with_the_best_search_around_any_rule(trials: pd.DataFrame) -> None:
@@ -78,7 +103,7 @@ def test_a_learner_is_compared_with_the_best_search_around_any_rule(trials: pd.D
     *_, aims = format_around_rules(pd.concat([trials, better], ignore_index=True))
     (line,) = (line for line in aims.splitlines() if "over `portfolio`" in line)
     assert "`ppo+l1` -2.00 ± 12.71 over `cma_es+l2` and" in line
-    assert "portfolio after 300 evaluations on 0 of 1 tasks" in aims
+    assert "portfolio after 300 evaluations on 0 of 1 (0 of 0) tasks" in aims
 
 
 def test_there_is_no_section_without_informed_agents(trials: pd.DataFrame) -> None:

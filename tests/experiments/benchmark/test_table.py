@@ -152,6 +152,27 @@ def test_differences_and_verdicts_by_hand() -> None:
     assert "no learner beats" in verdicts(rows(ppo=[0.9], random=[0.8], cma_es=[0.8]))[0]
 
 
+def test_learners_around_a_rule_are_compared_with_searches_around_it() -> None:
+    blind = {"random": [0.7, 0.7], "cma_es": [0.8, 0.8]}
+    learner = {"ppo+l1": [0.95, 0.95]}
+    assert verdicts(rows(**blind, **learner)) == [
+        "- A-v0 around `l1`: no verdict without `random+l1` and `cma_es+l1`."
+    ]
+    around = {"random+l1": [0.94, 0.94], "cma_es+l1": [0.95, 0.95]}
+    assert verdicts(rows(**blind, **learner, **around)) == [
+        "- A-v0 around `l1`: no learner beats both; `random+l1` is beaten by `ppo+l1`, `cma_es+l1` "
+        "is beaten by none. The best, `ppo+l1`: +1.00 ± 0.00 over `random+l1`, +0.00 ± 0.00 over "
+        "`cma_es+l1`."
+    ]
+    other = {"ppo+l2": [0.9, 0.9], "random+l2": [0.8, 0.8]}
+    first, second, third = verdicts(rows(**blind, **learner, **around, ppo=[0.81, 0.81], **other))
+    assert first.startswith("- A-v0 around `l1`: no learner beats both")
+    assert second == (
+        "- A-v0: `ppo` beats both: +11.00 ± 0.00 over random search, +1.00 ± 0.00 over CMA-ES."
+    )
+    assert third == "- A-v0 around `l2`: no verdict without `cma_es+l2`."
+
+
 def test_verdict_passes_over_an_agent_without_the_seeds_of_the_others() -> None:
     theirs = rows(random=[0.9, 0.9], cma_es=[0.9, 0.9], ppo=[0.91, 0.89])
     mine = rows(**{"my_module:MyAgent": [0.95]}).assign(seed=7)
