@@ -100,9 +100,9 @@ def format_confirmed(
         _format_scores(table, budgets),
         *_remarks(table, trials, known),
         "## Rules against searches",
-        f"Confirmed accuracy of the best rule and of the best search after {budgets[0]} and "
-        f"{budgets[-1]} evaluations, means over seeds; in brackets the difference in points. The "
-        "best are those whose nominees are best on validation images.",
+        "Confirmed accuracy of the best rule and of the best search after "
+        f"{_listed(_ends(budgets))} evaluations, means over seeds; in brackets the difference in "
+        "points. The best are those whose nominees are best on validation images.",
         _format_best(trials, budgets),
         *format_around_rules(trials),
         "## Does learning win?",
@@ -132,9 +132,14 @@ def _listed(budgets: Sequence[int]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
+def _ends(budgets: Sequence[int]) -> list[int]:
+    """Return the first and the last budget, which may be the same."""
+    return list(dict.fromkeys((budgets[0], budgets[-1])))
+
+
 def _format_scores(table: pd.DataFrame, budgets: Sequence[int]) -> str:
     """Format the agents; scores at the first and the last budget, accuracies at all."""
-    ends = list(dict.fromkeys((budgets[0], budgets[-1])))
+    ends = _ends(budgets)
     headings = (
         "agent",
         *(f"{name} at {budget}" for budget in ends for name in ("rank", "score")),
@@ -202,7 +207,7 @@ def _remarks(
 
 def _format_best(trials: pd.DataFrame, budgets: Sequence[int]) -> str:
     """Format the best rule and the best search of each task at the first and the last budget."""
-    ends = list(dict.fromkeys((budgets[0], budgets[-1])))
+    ends = _ends(budgets)
     headings = ["task"]
     for budget in ends:
         headings += [f"best rule at {budget}", f"best search at {budget}"]

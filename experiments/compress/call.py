@@ -124,7 +124,7 @@ def compress(
         params: Highest parameters after pruning, likewise.
         size: Highest bytes after quantization, a fraction of the float32 network's.
         effort: `"quick"` (the best of a few rules), `"normal"` (a search of 100 network evaluations
-            in each stage) or `"thorough"` (of 300).
+            in each stage) or `"thorough"` (of 300); one decision is searched at random.
         evaluations: Network evaluations of a search in each stage, in place of `effort`'s.
         algo: Who searches, see `compress-env compress --help`.
         score: Maps a network in evaluation mode to a score in [0, 1], used in place of validation

@@ -31,15 +31,14 @@ from experiments.common.cli.progress import SearchProgress
 from experiments.common.cli.say import say
 from experiments.common.inputs import data_digest, network_digest
 from experiments.common.run_folder import RunFolder
-from experiments.compress.choosers import make_agent, make_policy
+from experiments.compress.choosers import AroundRule, check_decisions, make_agent, make_policy
 from experiments.compress.config import MIXED_BITS, Config, GivenBits, own_names
 from experiments.compress.finetuning import finetune_in_parts
 from experiments.compress.inputs import Given, check_values, load_images, load_network
 from experiments.compress.plan import Timing, timed
 from experiments.search.actors import open_actors
-from experiments.search.entrants import SINGLE, agent_of, env_options, rule_of
+from experiments.search.entrants import SINGLE, env_options, rule_of
 from experiments.search.episodes import Episode, EpisodeLog, best_episode
-from experiments.search.hyperparameters import stored_settings
 from experiments.search.observing import wrap
 from experiments.search.playing import play_actions
 from experiments.search.policies import Script, read_policy
@@ -119,6 +118,8 @@ class Job:
             self.n_quantized = len(quantization.walk)
             first = first or quantization
         assert first is not None  # there is a budget
+        n_pruned = len(self.pruning_env.walk) if self.pruning_env else 0
+        check_decisions(config, {"pruning": n_pruned, "quantization": self.n_quantized})
         self.first_env = first
         self.task = self.first_env.task
         self._hold_to_inputs()
@@ -386,12 +387,11 @@ class Job:
                     tried = ", ".join(f"{n} {r:.4f}" for n, r in policy.rewards.items())
                     say(self.console, f"{label}: {policy.choice} is best by reward ({tried})")
                 search.act(policy, 1)
-            elif agent_of(algorithm) == "random":
-                own = stored_settings(algorithm)
-                policy = Random(log.observation_space, log.action_space, config.seed, **own)
-                search.act(policy, config.n_episodes, limit)
+            elif isinstance(agent := make_agent(algorithm, env, log, config), Random):
+                if isinstance(agent, AroundRule):
+                    say(self.console, f"{label}: one decision: random search around the best rule")
+                search.act(agent, config.n_episodes, limit)
             else:
-                agent = make_agent(algorithm, env, log, config)
                 if config.tensorboard:
                     tensorboard = self.folder.path / "tensorboard" / name
                     agent.set_logger(configure(str(tensorboard), ["tensorboard"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -19,11 +20,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents import SBPF, EpisodeSearch, Greedy, Portfolio, QCriticPPO, Random, Rule
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.envs.pruning import PruningEnv
+from experiments.search.actors import synchronous_actors
 from experiments.search.entrants import (
     BITS_ONLY,
     CONTRIB,
     ENTRANTS,
     LEARNERS,
+    POLICIES,
     PRUNING_ONLY,
     SINGLE,
     agent_of,
@@ -42,6 +45,7 @@ __all__ = [
     "SINGLE",
     "Learner",
     "check_algorithm",
+    "check_takes",
     "has_rate",
     "make_agent",
     "make_learner",
@@ -108,6 +112,29 @@ def make_agent(
     if name in SINGLE:
         return make_single(name, env, log, seed)
     return make_learner(name, log, n_steps=n_steps, seed=seed, settings=settings)
+
+
+def check_takes(
+    name: str, env: gym.Env[Any, Any], *, n_envs: int, n_steps: int, settings: Settings
+) -> None:
+    """Build an agent that has settings and let it go again, so that what it refuses is known.
+
+    Args:
+        name: A name that `check_agent` accepts; others than those that learn or search are not
+            built, as that evaluates networks, or runs somebody's code.
+        env: The environment as the agent observes it.
+        n_envs: Environments that it steps at once.
+        n_steps: Environment steps of its search.
+        settings: Hyper-parameters in place of stored ones.
+
+    Raises:
+        ValueError: If the agent does not take a setting, or cannot be used on this task.
+    """
+    if ":" in name or agent_of(name) in POLICIES:
+        check_settings(name, settings)
+        return
+    actors = synchronous_actors(env, n_envs, None)
+    make_learner(name, EpisodeLog(actors), n_steps=n_steps, seed=0, settings=settings)
 
 
 def make_single(

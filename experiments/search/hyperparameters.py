@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from agents.common.arguments import PPO_RANGES, Range, checked
 from experiments.common.stored import typed
 from experiments.search.entrants import ENTRANTS, agent_of, rule_of
 
@@ -39,6 +40,18 @@ HYPERPARAMETERS = _read("hyperparameters.json")
 """Settings by the agent that they were found for."""
 INFORMED = _read("informed.json")
 """What informed agents have instead, and besides."""
+RANGES: Mapping[str, Range] = {
+    **PPO_RANGES,
+    "action_noise": Range(0),
+    "delta_std": Range(0, is_open=True),
+    "learning_starts_fraction": Range(0, 1),
+    "log_std_init": Range(-20, 2),
+    "spread": Range(0),
+    "tau": Range(0, 1, is_open=True),
+    "target_policy_noise": Range(0),
+}
+"""What numbers may be where an agent's class does not say; logarithms of standard deviations as
+those of SAC's policies."""
 
 
 def stored_settings(agent: str) -> dict[str, Any]:
@@ -57,7 +70,7 @@ def check_settings(agent: str, settings: Mapping[str, Any]) -> None:
     """Check hyper-parameters that are to replace stored ones.
 
     Raises:
-        ValueError: If the agent does not have one, or a value is of another kind.
+        ValueError: If the agent does not have one, or a value is of another kind or out of range.
     """
     stored = stored_settings(agent)
     for name, value in settings.items():
@@ -70,3 +83,34 @@ def check_settings(agent: str, settings: Mapping[str, Any]) -> None:
             raise ValueError(f"setting {name} of {agent} must be {error}") from None
         if type(stored[name]) is int and value < 1:
             raise ValueError(f"setting {name} of {agent} must be 1 or more, got {value}")
+        if setting_range := _range_of(agent, name, type(stored[name])):
+            checked(f"setting {name} of {agent}", value, setting_range)
+        if name == "ent_coef" and isinstance(value, str):
+            _check_ent_coef(agent, value)
+
+
+def _range_of(agent: str, setting: str, kind: type) -> Range | None:
+    """Return what a setting may be, None if it is no number or may be any."""
+    if kind not in (int, float):
+        return None
+    entrant = ENTRANTS[agent_of(agent)]
+    if setting == "spread" and entrant.family == "sac":  # whose policy takes its logarithm
+        return Range(0, is_open=True)
+    own: Mapping[str, Range] = getattr(entrant.learner, "ranges", {})
+    return own.get(setting, RANGES.get(setting))
+
+
+def _check_ent_coef(agent: str, text: str) -> None:
+    """Check a coefficient of the entropy that may follow it.
+
+    Raises:
+        ValueError: If it is neither a number nor one to begin with.
+    """
+    is_auto, number = text.startswith("auto"), text.removeprefix("auto_")
+    try:
+        checked("", float("1" if text == "auto" else number), Range(0, is_open=is_auto))
+    except ValueError:
+        raise ValueError(
+            f"setting ent_coef of {agent} must be 'auto', 'auto_X' with X above 0, or a number at "
+            f"least 0 as a text, got {text!r}"
+        ) from None

@@ -39,7 +39,7 @@ from experiments.common.cli.progress import SearchProgress
 from experiments.common.inputs import data_digest, file_digest, network_digest
 from experiments.common.run_folder import RunFolder
 from experiments.search.actors import synchronous_actors
-from experiments.search.algorithms import Learner, make_agent
+from experiments.search.algorithms import Learner, check_takes, make_agent
 from experiments.search.entrants import SINGLE, goes_on, n_envs_of
 from experiments.search.episodes import EpisodeLog, best_episode, is_over, run_policy
 from experiments.search.foreign import blaming, source_of
@@ -108,6 +108,13 @@ class Trial:
             raise ValueError(
                 f"expected an episode for each of {n_parts} budgets, got {min(limits):g} in all"
             )
+        check_takes(
+            config.algo,
+            self.observed,
+            n_envs=n_envs_of(config.algo, config.n_envs),
+            n_steps=self._n_steps,
+            settings=read_object(config, "settings"),
+        )
         early = budgets_of(most)[:-1] if is_nominated and most and not n_parts else ()
         self.by_critic = is_nominated and config.nominate_by == "critic"
         self.snapshots = PolicySnapshots(

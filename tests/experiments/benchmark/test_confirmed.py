@@ -22,6 +22,7 @@ from experiments.benchmark.benchmark import (
     run,
 )
 from experiments.benchmark.confirmed import make_confirmed
+from experiments.benchmark.confirmed_report import leaderboard_of
 from experiments.benchmark.curves import anytime_points
 from experiments.benchmark.replay import Config as ReplayConfig
 from experiments.benchmark.replay import replay
@@ -76,6 +77,21 @@ class TestLeaderboard:
         assert "With fewer" not in text
         for name in ("anytime.png", "anytime-NoisyPrune-v0.png", "anytime-NoisyQuantize-v0.png"):
             assert (out / name).stat().st_size > 1000
+
+    @pytest.mark.parametrize(
+        ("budgets", "expected"),
+        [((5,), "after 5 evaluations, m"), ((5, 9, 10), "after 5 and 10 evaluations, m")],
+        ids=["one", "several"],
+    )
+    def test_names_each_budget_once(self, budgets: tuple[int, ...], expected: str) -> None:
+        rows = [
+            {"agent": agent, "task": "t", "seed": 0, "validation_accuracy": 0.9, "luck": 0.1,
+             "n_evaluations": 10.0, "seconds": 1.0, "limit": 10.0, "shaping": 0.0}
+            | {f"confirmed{of}_{n}": 0.5 for n in budgets for of in ("", "_validation")}
+            for agent in ("uniform", "random")
+        ]  # fmt: skip
+        trials = pd.DataFrame(rows)
+        assert expected in leaderboard_of(trials, {"t": Reference(0.5, 0.9, "x")})[1]
 
     def test_scores_are_between_uniform_and_the_best_known(self) -> None:
         rows = [

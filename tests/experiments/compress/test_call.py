@@ -115,6 +115,45 @@ def test_search_starts_from_the_rule(tmp_path: Path) -> None:
     assert search["reward"].max() >= episodes.loc["portfolio"]["reward"]
 
 
+def one_decision(kind: str) -> nn.Module:
+    """Return a network with one rate to choose, or with one number of bits."""
+    torch.manual_seed(0)
+    if kind == "size":
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
+    layers = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 3)]
+    return nn.Sequential(*layers).eval()
+
+
+ONE = [{"macs": 0.5}, {"macs": 0.5, "size": 0.3}, {"size": 0.5}]
+
+
+@pytest.mark.parametrize("budgets", ONE, ids="+".join)
+def test_one_decision_is_searched_at_random_around_the_rule(
+    budgets: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = QUICK | {"effort": "normal", "evaluations": 12, "verbose": True}
+    model = one_decision(*(["macs"] if "macs" in budgets else budgets))
+    result = compress_env.compress(model, make_data(), out=tmp_path / "run", **budgets, **settings)
+    assert list(result.table["network"])[-1] == "cma_es"
+    stage = "pruning" if "macs" in budgets else "quantization"
+    assert f"cma_es: {stage}: one decision: random search around" in capsys.readouterr().out
+    episodes = result.episodes[result.episodes["stage"] == stage].set_index("search")
+    assert len(episodes.loc["cma_es"]) > 1
+    assert episodes.loc["cma_es"]["reward"].max() >= episodes.loc["portfolio"]["reward"]
+
+
+@pytest.mark.parametrize("budgets", ONE, ids="+".join)
+@pytest.mark.parametrize("algo", ["cma_es", "cma_es+uniform"])
+def test_cma_es_by_name_refuses_one_decision_before_anything_runs(
+    algo: str, budgets: dict[str, Any], tmp_path: Path
+) -> None:
+    model = one_decision(*(["macs"] if "macs" in budgets else budgets))
+    settings = QUICK | budgets | {"algo": algo, "evaluations": 12}
+    with pytest.raises(ValueError, match="takes at least 2 dimensions, got 1, the only decision"):
+        compress_env.compress(model, make_data(), out=tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
 def test_images_come_as_tensors_data_sets_or_loaders(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     shape = make_data().image_shape

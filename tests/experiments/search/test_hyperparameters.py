@@ -80,7 +80,7 @@ def test_settings_of_one_agent_alone_are_its_own_to_replace() -> None:
     log = make_log(reward_at="episode")
     assert build("cim_ppo", log, 30, {}).kl_target == 0.01
     assert build("cim_ppo", log, 30, {"kl_target": 0.5}).kl_target == 0.5
-    with pytest.raises(ValueError, match="sac does not take its settings: The initial value"):
+    with pytest.raises(ValueError, match="ent_coef of sac must be 'auto', 'auto_X'"):
         build("sac", log, 30, {"ent_coef": "auto_0"})
     with pytest.raises(ValueError, match="unknown setting 'kl_target' of ppo"):
         check_settings("ppo", {"kl_target": 0.5})
@@ -194,6 +194,13 @@ def test_noise_on_actions_is_set() -> None:
     assert agent.action_noise._sigma.tolist() == [0.6]
 
 
+@pytest.mark.parametrize("name", [n for n in ENTRANTS if stored_settings(n)])
+def test_what_is_stored_is_in_range(name: str) -> None:
+    check_settings(name, stored_settings(name))
+    around = f"{name}+uniform"
+    check_settings(around, stored_settings(around))
+
+
 @pytest.mark.parametrize(
     ("agent", "settings", "message"),
     [
@@ -207,6 +214,21 @@ def test_noise_on_actions_is_set() -> None:
         ("td3", {"tau": "0.1"}, "tau of td3 must be a finite number, got '0.1'"),
         ("td3", {"tau": float("nan")}, "tau of td3 must be a finite number, got nan"),
         ("sac", {"ent_coef": 0.1}, "ent_coef of sac must be a text, got 0.1"),
+        ("sac", {"ent_coef": "high"}, "ent_coef of sac must be 'auto', 'auto_X' .*, got 'high'"),
+        ("sac", {"ent_coef": "auto_-1"}, "ent_coef of sac must be 'auto', .*, got 'auto_-1'"),
+        ("sac+l1", {"spread": -0.1}, r"spread of sac\+l1 must be above 0 and finite, got -0.1"),
+        ("tqc+l1", {"spread": 0.0}, r"spread of tqc\+l1 must be above 0"),
+        ("crossq+l1", {"spread": -1.0}, r"spread of crossq\+l1 must be above 0"),
+        ("td3+l1", {"spread": -0.1}, r"spread of td3\+l1 must be at least 0 and finite, got -0.1"),
+        ("ddpg+l1", {"spread": -0.1}, r"spread of ddpg\+l1 must be at least 0"),
+        ("random+l1", {"spread": -0.1}, r"spread of random\+l1 must be at least 0"),
+        ("tpe+l1", {"spread": -0.1}, r"spread of tpe\+l1 must be at least 0"),
+        ("cma_es+l1", {"sigma0": 0.0}, r"sigma0 of cma_es\+l1 must be above 0 and finite, got 0"),
+        ("ddpg", {"action_noise": -0.1}, "action_noise of ddpg must be at least 0 and finite"),
+        ("ppo", {"log_std_init": 1000.0}, r"log_std_init of ppo must be in \[-20, 2\], got 1000"),
+        ("q_critic_ppo+l1", {"imitation_coef": -1.0}, r"imitation_coef of .*\+l1 must be at least"),
+        ("a2c", {"gae_lambda": 1.5}, r"gae_lambda of a2c must be in \[0, 1\], got 1.5"),
+        ("ars", {"delta_std": 0.0}, "delta_std of ars must be above 0 and finite, got 0.0"),
     ],
 )
 def test_what_an_agent_does_not_have_is_refused(

@@ -161,6 +161,23 @@ def test_bad_input_ends_with_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("algo", "settings", "message"),
+    [
+        ("random+l1", '{"spread": -0.1}', "spread of .* must be at least 0"),
+        ("q_critic_ppo+l1", '{"ensemble": "highest"}', "ensemble must be one of .*'highest'"),
+        ("q_critic_ppo+l1", '{"imitation_coef": -1.0}', "imitation_coef of .* must be at least 0"),
+        ("cma_es+l1", '{"sigma0": 0.0}', "sigma0 of .* must be above 0"),
+    ],
+)
+def test_settings_that_an_agent_refuses_leave_nothing(
+    algo: str, settings: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        run(small(tmp_path / "out", algo=algo, settings=settings), quiet())
+    assert not (tmp_path / "out").exists() and not getattr(caught.value, "__notes__", [])
+
+
 def test_missing_packages_are_named_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

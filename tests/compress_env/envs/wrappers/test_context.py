@@ -20,6 +20,7 @@ from compress_env.envs.quantization import QuantizationEnv
 from compress_env.envs.wrappers import context
 from compress_env.envs.wrappers.context import LayerContext, curves_of, share_lost
 from compress_env.quantization.scales import fit_scale
+from compress_env.suite import SUITE
 from compress_env.task.layers import layer_at
 from tests.compress_env.envs.fakes import check_wrapped
 from tests.fakes import BranchedNet, PlainNet, make_data, seeded
@@ -198,9 +199,9 @@ def test_other_environments_and_observations_are_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["PruneDenseNetDigits-v0", "QuantizeMobileNetV2Digits-v0"])
+@pytest.mark.parametrize("task", [task.id for task in SUITE if "MNIST" not in task.id])
 def test_takes_at_most_five_seconds(task: str) -> None:
-    made = gym.make(f"compress_env/{task}").unwrapped
+    made = gym.make(task).unwrapped
     assert isinstance(made, LayerwiseCompressionEnv)
     start = time.process_time()
     LayerContext(made)
