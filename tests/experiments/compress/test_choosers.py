@@ -11,6 +11,7 @@ import pytest
 import tyro
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from agents import Random
 from agents.common.paper import PAPER
 from agents.rules import BIT_RULES, PRUNING_RULES
 from experiments.compress import stages
@@ -29,8 +30,8 @@ def rate_at_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: A
     """Run a search and return the learning rate that its agent had at last."""
     made: list[Any] = []
 
-    def watched(*args: Any) -> BaseAlgorithm:
-        agent: BaseAlgorithm = make_agent(*args)
+    def watched(*args: Any) -> BaseAlgorithm | Random:
+        agent = make_agent(*args)
         made.append(agent)
         return agent
 
