@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ PACKAGES = ("compress-env", "gymnasium", "stable-baselines3", "torch", "torch-pr
 def describe_run() -> dict[str, Any]:
     """Return command, date, versions, git revision and hardware of this process."""
     return {
-        "command": " ".join([program(), *sys.argv[1:]]),
+        "command": f"{program()} {shlex.join(sys.argv[1:])}".rstrip(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | _versions(),
         "git_revision": _git_revision(),
@@ -35,7 +36,21 @@ def program() -> str:
     if name.startswith(("compress-env ", "python -m ")):
         return name
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    return f"python -m {Path(name).name if spec is None else spec.name.removesuffix('.__main__')}"
+    if spec is None or spec.name.startswith("multiprocessing."):  # a worker: told what was called
+        return f"python -m {_module_of(Path(name))}"
+    return f"python -m {spec.name.removesuffix('.__main__')}"
+
+
+def _module_of(path: Path) -> str:
+    """Return the name of a package's `__main__.py`, or of another file."""
+    if path.name != "__main__.py":
+        return path.name
+    names: list[str] = []
+    folder = path.parent
+    while (folder / "__init__.py").exists():
+        names.insert(0, folder.name)
+        folder = folder.parent
+    return ".".join(names) or path.name
 
 
 def _versions() -> dict[str, str]:
