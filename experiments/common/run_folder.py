@@ -57,6 +57,7 @@ ADDED: dict[str, Any] = {
     "agent_rate_drops": [],
     "agent_rate_decay": 1.0,
     "preparation": "auto",
+    "variational": "default",
 }
 """Settings that earlier runs were made without, and what they have there."""
 C = TypeVar("C")

@@ -20,6 +20,7 @@ from experiments.common.cli.command import run_command
 from experiments.common.drawing.intervals import format_interval
 from experiments.common.drawing.outputs import format_markdown
 from experiments.common.intervals import mean_interval
+from experiments.common.run_folder import ADDED
 from experiments.common.stored import parse, read_object, read_table
 from experiments.compress.outcome.report import Row
 
@@ -86,7 +87,7 @@ def read_runs(folders: tuple[Path, ...]) -> pd.DataFrame:
         except (OSError, ValueError) as error:
             raise ValueError(f"{str(folder)!r} is not a finished run: {error}") from None
         tables.append(table)
-        settings.append({key: value for key, value in config.items() if key not in FREE})
+        settings.append({k: value for k, value in (ADDED | config).items() if k not in FREE})
     if not tables:
         raise ValueError("expected at least one run folder, got none")
     for other in settings[1:]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -74,6 +75,15 @@ def test_runs_that_cannot_be_averaged_are_refused(
     second = write_run(tmp_path / "b", seed, (0.0,) * 4, **changes)
     with pytest.raises(ValueError, match=message):
         read_runs((first, second))
+
+
+def test_runs_from_before_a_setting_have_what_it_is_now_by_default(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a", 0, (0.0,) * 4)
+    second = write_run(tmp_path / "b", 1, (0.0,) * 4, shaping=0.0, preparation="auto")
+    assert "Mean over 2 seeds" in summarize(read_runs((first, second)))
+    third = write_run(tmp_path / "c", 2, (0.0,) * 4, shaping=0.2)
+    with pytest.raises(ValueError, match=re.escape("must agree in shaping, got 0.0 and 0.2")):
+        read_runs((first, third))
 
 
 def test_costs_stand_beside_each_difference(tmp_path: Path) -> None:
