@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -36,7 +36,8 @@ def channels_last_of(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last).as_strided(tensor.shape, strides)
 
 
-def strides_before(model: nn.Module) -> AbstractContextManager[Any]:
+@contextmanager
+def strides_before(model: nn.Module) -> Iterator[None]:
     """Take the pixels that a strided 1x1 convolution reads before it, where it has few channels.
 
     On a CPU the float32 weight gradient of such a convolution writes beyond its memory, and sooner
@@ -47,11 +48,12 @@ def strides_before(model: nn.Module) -> AbstractContextManager[Any]:
     Args:
         model: Network that is about to run.
 
-    Returns:
-        A context to run it in, which does nothing where no weight is of that kind.
+    Yields:
+        While it runs; nothing changes where no weight is of that kind.
     """
     is_needed = any(_is_few(parameter) for parameter in model.parameters())
-    return _StridesBefore() if is_needed else nullcontext()
+    with _StridesBefore() if is_needed else nullcontext():
+        yield
 
 
 def _is_few(weight: Tensor) -> bool:
