@@ -91,6 +91,12 @@ def test_volatility_is_summed_up_as_it_was_measured() -> None:
     assert (len(elsewhere), elsewhere.count("below"), elsewhere.count("above")) == (20, 4, 5)
     assert "(7 of 10 comparisons, none the opposite); elsewhere 4 of 20 say so and 5" in page
 
+    paper = [outcome for _, _, outcome in steadier["q_critic_ppo_paper"]]
+    assert (len(paper), paper.count("below"), paper.count("above")) == (9, 0, 6)
+    assert "in 6 of 9 comparisons on digits, steadier in none" in page
+    assert "more volatile, in 6 of 9;" in README
+    assert "more volatile than DDPG in 6 of 9 on digits" in PAGES["results.md"]
+
     assert (len(raw), raw.count("below"), raw.count("above")) == (12, 7, 0)
     assert "in 7 of 12 comparisons, better in none" in page
 
