@@ -154,7 +154,7 @@ def test_errors_of_settled_critics_are_told_as_they_were_measured() -> None:
     for (tau, n_steps), mine in rows:
         settled = mine["q_settled"].dropna()
         cells = [
-            format_interval(mean_interval(settled), 3, "+"),
+            format_interval(mean_interval(settled), 3, "+") if len(settled) else "-",
             format_interval(mean_interval(mine["q_overestimation"]), 3, "+"),
             *(format_interval(mean_interval(mine[f"{x}_reward"]), 3) for x in ("best", "final")),
         ]
