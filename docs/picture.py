@@ -1,6 +1,6 @@
-"""Draw what every agent finds on one task: `python docs/picture.py FOLDER TASK FILE`.
+"""Draw what every agent stands by on one task: `python docs/picture.py FOLDER TASK FILE`.
 
-For example `python docs/picture.py results/benchmark PruneMobileNetV2Digits-v0 docs/agents.svg`.
+For example `python docs/picture.py results/benchmark-v1 PruneResNet20Digits-v1 docs/agents.svg`.
 """
 
 from __future__ import annotations
@@ -13,62 +13,79 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.benchmark.report import NOT_LEARNING
+from experiments.common.stored import read_table
+from experiments.search.entrants import SINGLE, agent_of
 
-__all__ = ["draw_agents", "read_task"]
+__all__ = ["draw_agents", "kind_of", "read_task"]
 
 SEARCHES = ("random", "cma_es", "tpe")
-COLORS = {"learns": "#c2410c", "searches": "#1d4ed8", "rule": "#15803d"}
+COLORS = {"rule": "#15803d", "searches": "#1d4ed8", "learns": "#c2410c"}
 """Each has a contrast of more than 4.5 with white."""
+MARKERS = {"rule": "s", "searches": "o", "learns": "o"}
+SIZES = {30: 4.0, 100: 6.0, 300: 8.0}
+"""Diameter of a dot, in points, by the evaluations after which a search is asked."""
+WORST = "uniform"
+"""Who never does better than this rule is named, not drawn: others could not be told apart."""
 
 
 def kind_of(agent: str) -> str:
-    """Say whether an agent learns, searches without learning, or is a rule."""
-    return "searches" if agent in SEARCHES else "rule" if agent in NOT_LEARNING else "learns"
+    """Say whether an agent, alone or around a rule, learns, searches without it, or is a rule."""
+    name = agent_of(agent)
+    return "searches" if name in SEARCHES else "rule" if name in NOT_LEARNING else "learns"
 
 
 def read_task(folder: Path, task: str) -> pd.DataFrame:
-    """Read `agent`, `test_accuracy` and `n_evaluations` of every trial of a task.
+    """Read what agents stand by after each number of evaluations on a task, means over seeds.
 
     Args:
-        folder: Of a benchmark.
+        folder: Of a benchmark of a task that confirms.
         task: The id without its namespace.
+
+    Returns:
+        Test accuracy under orders that no search has seen, in percent: a row for each agent, worst
+        first, a column for each of `SIZES`; an agent that always chooses the same has one alone.
 
     Raises:
         ValueError: If the folder has no trial of the task.
     """
-    trials = pd.read_csv(folder / "sweep.csv")
-    rows = trials.loc[
-        trials["task"] == f"compress_env/{task}", ["agent", "test_accuracy", "n_evaluations"]
-    ]
+    trials = read_table(folder / "sweep.csv")
+    rows = trials[trials["task"] == f"compress_env/{task}"]
     if rows.empty:
         raise ValueError(f"{folder} has no trial of {task}")
-    return rows
+    columns = {f"confirmed_{budget}": budget for budget in SIZES}
+    found = rows[list(columns)].apply(pd.to_numeric).groupby(rows["agent"])
+    means: pd.DataFrame = 100 * found.mean().rename(columns=columns)
+    single = means.index.isin(SINGLE)
+    means.loc[single, 100] = means.loc[single, 300]
+    means.loc[single, [30, 300]] = float("nan")
+    return means.reindex(means.max(axis="columns").sort_values().index)
 
 
-def draw_agents(rows: pd.DataFrame, title: str) -> Figure:
-    """Draw the test accuracy of every trial's network, agents by their mean, on white.
+def draw_agents(means: pd.DataFrame, title: str) -> Figure:
+    """Draw the accuracies of agents, on white.
 
     Args:
-        rows: As from `read_task`.
+        means: As from `read_task`.
         title: Stands above.
     """
-    means = rows.groupby("agent")[["test_accuracy", "n_evaluations"]].mean()
-    means = means.sort_values("test_accuracy")
-    figure = Figure(figsize=(7.5, 0.9 + 0.24 * len(means)), layout="constrained")
+    best = means.max(axis="columns")
+    drawn = means[best >= best[WORST]]
+    below = ", ".join(means.index[best < best[WORST]])
+    figure = Figure(figsize=(7.5, 1.2 + 0.24 * len(drawn)), layout="constrained")
     axes = figure.subplots()
-    for place, (agent, mean) in enumerate(means.iterrows()):
-        color = COLORS[kind_of(str(agent))]
-        found = 100 * rows.loc[rows["agent"] == agent, "test_accuracy"]
-        axes.plot(found, [place] * len(found), "o", color=color, alpha=0.35, markersize=4)
-        axes.plot(100 * mean["test_accuracy"], place, "o", color=color, markersize=7)
-    axes.set_yticks(
-        range(len(means)),
-        [f"{agent}  ({n:.0f})" for agent, n in means["n_evaluations"].items()],
-    )
+    for place, (agent, found) in enumerate(drawn.iterrows()):
+        kind = kind_of(str(agent))
+        axes.plot(found, [place] * len(found), "-", color=COLORS[kind], alpha=0.4)
+        for budget, size in SIZES.items():
+            axes.plot(found[budget], place, MARKERS[kind], color=COLORS[kind], markersize=size)
+    axes.set_yticks(range(len(drawn)), [str(agent) for agent in drawn.index])
     for kind, color in COLORS.items():
-        axes.plot([], [], "o", color=color, label=kind)
+        axes.plot([], [], MARKERS[kind], color=color, label=kind)
+    for budget, size in SIZES.items():
+        axes.plot([], [], "o", color="0.4", markersize=size, label=f"after {budget} networks")
     axes.legend(loc="lower right")
-    axes.set(xlabel="test accuracy %, each seed and mean; in brackets networks evaluated")
+    lower = f"\nlower than {WORST}: {below}" if below else ""
+    axes.set(xlabel=f"test accuracy % under orders that no search has seen, means{lower}")
     axes.set_title(title, fontsize="medium")
     axes.grid(axis="x", alpha=0.3)
     return figure
@@ -78,7 +95,7 @@ def main() -> None:
     """Draw from the command line's folder and task into its file."""
     folder, task, path = sys.argv[1:]
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": task}):
-        title = f"{task}: the best network that each agent found"
+        title = f"{task}: the network that each agent stands by"
         draw_agents(read_task(Path(folder), task), title).savefig(path, metadata={"Date": None})
 
 

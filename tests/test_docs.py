@@ -173,25 +173,30 @@ def test_links_to_files_become_links_to_modules() -> None:
 
 
 def test_picture_is_that_of_the_stored_trials() -> None:
-    command = "python docs/picture.py results/benchmark (\\S+) docs/agents.svg"
+    command = "python docs/picture.py results/benchmark-v1 (\\S+) docs/agents.svg"
     for page in (ROOT / "README.md", DOCS / "development.md"):
         (task,) = re.findall(command, page.read_text(encoding="utf-8").replace("\n", " "))
-    rows = read_task(ROOT / "results" / "benchmark", task)
+    means = read_task(ROOT / "results" / "benchmark-v1", task)
     drawn = (DOCS / "agents.svg").read_text(encoding="utf-8")
-    labels = [
-        f"{agent}  ({n:.0f})" for agent, n in rows.groupby("agent")["n_evaluations"].mean().items()
-    ]
-    assert task in drawn and len(labels) == 20 and all(f">{label}<" in drawn for label in labels)
-    (axes,) = draw_agents(rows, task).axes
+    (axes,) = draw_agents(means, task).axes
     ticks = [tick.get_text() for tick in axes.get_yticklabels()]
-    assert set(ticks) == set(labels) and ticks[-1].startswith("cma_es")
+    assert task in drawn and {"kl_curve", "cma_es", "q_critic_ppo+kl_curve"} < set(ticks)
     assert [drawn.index(f">{label}<") for label in ticks] == sorted(
         drawn.index(f">{label}<") for label in ticks
     )
-    assert [kind_of(agent) for agent in ("ppo", "random", "greedy")] == [
+    lower = set(means.index) - set(ticks)
+    assert lower and all(name in axes.get_xlabel() for name in lower)
+    assert means.loc[sorted(lower)].max(axis=None) < means.loc["uniform"].max()
+    dots = {xy for line in axes.lines for xy in map(tuple, line.get_xydata())}
+    assert (means.loc["cma_es", 30], ticks.index("cma_es")) in dots
+    assert means.loc["cma_es"].notna().all() and means.loc["greedy"].notna().sum() == 1
+    names = ("ppo", "ppo+kl_curve", "random", "tpe+kl_curve", "greedy")
+    assert [kind_of(agent) for agent in names] == [
         "learns",
+        "learns",
+        "searches",
         "searches",
         "rule",
     ]
-    with pytest.raises(ValueError, match="no trial of Nothing-v0"):
-        read_task(ROOT / "results" / "benchmark", "Nothing-v0")
+    with pytest.raises(ValueError, match="no trial of Nothing-v1"):
+        read_task(ROOT / "results" / "benchmark-v1", "Nothing-v1")
