@@ -7,9 +7,10 @@ test images beside the one that is stored. Each exits with 1 where they differ.
 
 from __future__ import annotations
 
+import json
 import math
 import sys
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from compress_env.envs.base import LayerwiseCompressionEnv
 from compress_env.names import check_name
+from compress_env.task.rewards import get_reward
 from experiments.benchmark.table import BEST_KNOWN, Reference, read_best_known
 from experiments.common.cli.parsing import parse_command
 from experiments.common.cli.say import say
@@ -134,9 +136,40 @@ def replay_confirmation(
             names = (f"{kind} at {budget}, order {order}," for kind in ("validation", "test"))
             first, second = names
             stored |= {first: validation, second: test}
-            rerun = found.get(order, Rerun(math.nan, math.nan, 0.0))
+            rerun = found.get(order, Rerun(math.nan, math.nan, 0.0, ()))
             now |= {first: rerun.validation, second: rerun.test}
         yield from _differences(stored, now, tolerance)
+        yield from _replay_values(env, row, budget, found[ORDERS[0]].values)
+    yield from _check_best(env, row)
+
+
+def _replay_values(
+    env: LayerwiseCompressionEnv, row: Mapping[Hashable, Any], budget: int, values: Sequence[float]
+) -> Iterator[str]:
+    """Compare what the actions of a nominee lead to, layer by layer, with what is stored."""
+    name = f"confirmed_values_{budget}"
+    now = dict(zip((layer.name for layer in env.walk), values, strict=True))
+    try:
+        stored = read_values(str(row[name]))
+    except ValueError as error:
+        yield f"{name} cannot be read: {error}"
+        return
+    if stored.keys() != now.keys() or any(not agree(stored[x], now[x], 1e-12) for x in now):
+        yield f"{name} is {row[name]!r}, its replay gives {json.dumps(now)!r}"
+
+
+def _check_best(env: LayerwiseCompressionEnv, row: Mapping[Hashable, Any]) -> Iterator[str]:
+    """Check what a confirmed trial tells of its best episode against the rest of the row."""
+    if not budgets_in(row):
+        return
+    if not agree(row["best_reward"], row["reward"]):
+        yield f"best_reward is {row['best_reward']!r}, the reward of its episode {row['reward']!r}"
+    last = row[f"confirmed_validation_{budgets_in(row)[-1]}"]
+    luck = row["validation_accuracy"] - last
+    # The episode with the best reward is the most accurate one where the error is the reward.
+    is_exact = env.reward_fn is get_reward("err") and env.reward_at == "episode"
+    if not (agree(row["luck"], luck, 1e-12) or (row["luck"] > luck and not is_exact)):
+        yield f"luck is {row['luck']!r}, its accuracies give {luck!r}"
 
 
 def _differences(

@@ -32,6 +32,8 @@ class Rerun(NamedTuple):
     """Accuracy on test images; NaN where nobody has asked for it."""
     seconds: float
     """Wall-clock time."""
+    values: tuple[float, ...]
+    """Executed pruning rates or bits."""
 
 
 class Reruns:
@@ -55,7 +57,8 @@ class Reruns:
                 for values, order, *numbers in state["reruns"]:
                     validation, test, seconds = typed(tuple[float | None, ...], numbers)
                     test = math.nan if test is None else test
-                    self._done[tuple(values), int(order)] = Rerun(validation, test, seconds)
+                    rerun = Rerun(validation, test, seconds, tuple(values))
+                    self._done[rerun.values, int(order)] = rerun
 
     @contextmanager
     def shown(self, n_most: int) -> Iterator[None]:
@@ -122,4 +125,4 @@ def rerun_actions(
     if with_test:
         has_failed = episode.accuracy is None
         test = 0.0 if has_failed else env.task.accuracy(env.compressed_model(), "test")
-    return Rerun(validation, test, perf_counter() - start)
+    return Rerun(validation, test, perf_counter() - start, episode.values)

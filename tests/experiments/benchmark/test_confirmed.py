@@ -208,6 +208,9 @@ class TestVerification:
             ("confirmed_10", "confirmed_10 is 0.123, its replay gives"),
             ("confirmed_validation_10", "confirmed_validation_10 is 0.123, its replay gives"),
             ("final_accuracy", "final_accuracy is 0.123, its replay gives"),
+            ("best_reward", "best_reward is 0.123, the reward of its episode -"),
+            ("luck", "luck is 0.123, its accuracies give"),
+            ("confirmed_values_10", "confirmed_values_10 cannot be read: expected a JSON object"),
         ],
     )
     def test_tells_which_number_differs(self, column: str, expected: str, copy: Path) -> None:
@@ -215,6 +218,21 @@ class TestVerification:
         change(copy / "sweep.csv", column, 0.123)
         lines = verify(benchmark_verify.Config(copy, algo=("random",)), quiet())
         assert any(expected in line for line in lines)
+
+    def test_tells_values_that_the_actions_do_not_lead_to(self, copy: Path) -> None:
+        shutil.rmtree(copy / "cells")
+        rows = pd.read_csv(copy / "sweep.csv")
+        text = rows.loc[rows["agent"] == "random", "confirmed_values_10"].iloc[0]
+        values = json.loads(text)
+        for wrong in (
+            {name: 0.5 * value for name, value in values.items()},
+            dict(list(values.items())[1:]),
+            {f"{name}x": value for name, value in values.items()},
+        ):
+            change(copy / "sweep.csv", "confirmed_values_10", json.dumps(wrong))
+            lines = verify(benchmark_verify.Config(copy, algo=("random",)), quiet())
+            assert [line.partition(" is ")[0][-19:] for line in lines] == ["confirmed_values_10"]
+            assert lines[0].endswith(f"its replay gives {text!r}")
 
     def test_tells_which_order_differs(self, copy: Path) -> None:
         cell = next(path for path in (copy / "cells").iterdir() if "random" in path.name)
