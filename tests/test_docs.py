@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 
 import compress_env
@@ -187,8 +188,8 @@ def test_picture_is_that_of_the_stored_trials() -> None:
     lower = set(means.index) - set(ticks)
     assert lower and all(name in axes.get_xlabel() for name in lower)
     assert means.loc[sorted(lower)].max(axis=None) < means.loc["uniform"].max()
-    dots = {xy for line in axes.lines for xy in map(tuple, line.get_xydata())}
-    assert (means.loc["cma_es", 30], ticks.index("cma_es")) in dots
+    dots = np.concatenate([line.get_xydata() for line in axes.lines]).tolist()
+    assert [means.loc["cma_es", 30], ticks.index("cma_es")] in dots
     assert means.loc["cma_es"].notna().all() and means.loc["greedy"].notna().sum() == 1
     names = ("ppo", "ppo+kl_curve", "random", "tpe+kl_curve", "greedy")
     assert [kind_of(agent) for agent in names] == [

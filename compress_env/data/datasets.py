@@ -112,6 +112,8 @@ def split_in_two(
     """
     if not 0 < fraction < 1:
         raise ValueError(f"validation_fraction must be in (0, 1), got {fraction}")
+    if len(source) < 2:
+        raise ValueError(f"expected at least 2 images for validation and test, got {len(source)}")
     n_first = round(fraction * len(source))
     first, second = stratified_split(source.labels, [n_first, len(source) - n_first], seed)
     return source.subset(first), source.subset(second)

@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from compress_env.data.augment import Augment
 from compress_env.data.bundle import DATASETS, DataBundle, load_data, make_data_bundle
@@ -16,8 +27,9 @@ from compress_env.data.bundle import DATASETS, DataBundle, load_data, make_data_
 __all__ = ["Images", "as_bundle"]
 
 Images = Dataset[Any] | DataLoader[Any] | Sequence[Tensor] | str | Path
-"""A map-style data set of (image tensor, label), a `DataLoader` over one, a pair of tensors (images
-(n, C, H, W), labels (n,)), or the path of a tree `CLASS/IMAGE`."""
+"""A map-style data set of (image tensor, label), a `DataLoader` over one or, by a
+`SubsetRandomSampler`, over a part of one, a pair of tensors (images (n, C, H, W), labels (n,)), or
+the path of a tree `CLASS/IMAGE`."""
 
 
 def as_bundle(
@@ -90,12 +102,7 @@ def _dataset(role: str, images: Images, image_size: int | None) -> Dataset[Any]:
         TypeError: If nobody can make one of it.
     """
     if isinstance(images, DataLoader):
-        if images.collate_fn is not default_collate:
-            raise TypeError(
-                f"the DataLoader of {role} has a collate_fn, which single images know nothing of: "
-                "give a data set that yields (image tensor, label)"
-            )
-        images = images.dataset
+        images = _behind(role, images)
     if isinstance(images, str | Path):
         return _tree(Path(images).expanduser(), image_size)
     if isinstance(images, Sequence) and not isinstance(images, Dataset):
@@ -107,6 +114,34 @@ def _dataset(role: str, images: Images, image_size: int | None) -> Dataset[Any]:
             f"over one, a pair of tensors or a folder, got {type(images).__name__}"
         )
     return images
+
+
+def _behind(role: str, loader: DataLoader[Any]) -> Dataset[Any]:
+    """Return the images that a loader yields in one pass, each by itself.
+
+    Raises:
+        TypeError: If that cannot be told.
+    """
+    if loader.collate_fn is not default_collate:
+        raise TypeError(
+            f"the DataLoader of {role} has a collate_fn, which single images know nothing of: "
+            "give a data set that yields (image tensor, label)"
+        )
+    dataset: Dataset[Any] = loader.dataset
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        return dataset  # which is refused as such
+    batches = loader.batch_sampler
+    sampler: Any = batches.sampler if type(batches) is BatchSampler else batches or loader.sampler
+    if type(sampler) is SubsetRandomSampler:
+        return Subset(dataset, list(sampler.indices))
+    if type(sampler) in (SequentialSampler, RandomSampler):
+        n = len(sampler.data_source)
+        return dataset if n == len(dataset) else Subset(dataset, range(n))
+    kind = "batch_sampler" if sampler is batches else "sampler"
+    raise TypeError(
+        f"the DataLoader of {role} has a {kind} ({type(sampler).__name__}) of which nobody knows "
+        "which images it chooses: give the data set itself, or a Subset of it"
+    )
 
 
 def _pair(role: str, tensors: Sequence[Any]) -> Dataset[Any]:

@@ -21,6 +21,8 @@ from torch.utils.data import (
     get_worker_info,
 )
 
+from compress_env.errors import reason_of
+
 __all__ = [
     "Item",
     "ItemReader",
@@ -108,6 +110,10 @@ class ItemReader(Dataset[Item | Unreadable]):
                 f"the image {_place_of(self._dataset, index)} is {image.dtype} of shape "
                 f"{tuple(image.shape)}, the first one {expected} of shape {shape}"
             )
+        if image.is_floating_point() and not bool(torch.isfinite(image).all()):
+            raise ValueError(
+                f"the image {_place_of(self._dataset, index)} contains NaN or infinite values"
+            )
         if not self._with_labels:
             return Item(image, None)
         return Item(image, _integer(label, _place_of(self._dataset, index)))
@@ -131,11 +137,12 @@ class ItemReader(Dataset[Item | Unreadable]):
             torch.default_generator.manual_seed(seed)
             try:
                 item = self._dataset[index]
-            except _read_errors() as error:
+            except MemoryError:
+                raise
+            except Exception as error:  # foreign code and damaged files fail in whatever way
                 kind = ValueError if isinstance(error, ValueError) else OSError
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
                 place = _place_of(self._dataset, index)
-                raise kind(f"cannot read the image {place}: {reason}") from error
+                raise kind(f"cannot read the image {place}: {reason_of(error)}") from error
         try:
             return item[0], item[1] if self._with_labels else None
         except (LookupError, TypeError):
@@ -263,10 +270,3 @@ def _place_of(dataset: Dataset[Any], index: int) -> str:
     leaf, indices = leaf_of(dataset)
     files = files_of(leaf)
     return str(indices[index]) if files is None else str(files[indices[index]][0])
-
-
-def _read_errors() -> tuple[type[Exception], ...]:
-    """Return what is raised on files that are not as they should be."""
-    errors = (EOFError, OSError, SyntaxError, ValueError)
-    pillow = sys.modules.get("PIL.Image")  # or no images are read
-    return errors if pillow is None else (*errors, pillow.DecompressionBombError)

@@ -149,6 +149,7 @@ class TensorSource(Labelled):
             ValueError: If a tensor has the wrong shape or dtype, the set is empty, floating images
                 are not finite, or `mean` or `std` do not fit.
         """
+        images = images.detach()
         check_images(images)
         self._images = images if images.dtype in _LARGEST else images.float()
         super().__init__(labels, len(images))

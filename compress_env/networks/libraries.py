@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from compress_env.data.official import IMAGENET, PREPARED, Preparation
+from compress_env.errors import reason_of
 
 __all__ = [
     "AUTO",
@@ -171,9 +172,8 @@ def _check_images(
         with torch.no_grad():
             logits = model(torch.zeros(1, *image_shape))
     except Exception as error:  # foreign code may raise anything
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         size = "x".join(str(n) for n in image_shape[1:])
-        raise ValueError(f"{name} cannot take images of {size}: {reason}") from None
+        raise ValueError(f"{name} cannot take images of {size}: {reason_of(error)}") from None
     finally:
         model.train()
     shape = tuple(getattr(logits, "shape", ()))

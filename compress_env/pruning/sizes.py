@@ -8,6 +8,7 @@ import logging
 import numpy as np
 from torch import Tensor, nn
 
+from compress_env.errors import reason_of
 from compress_env.pruning.graph.surgery import LiveChannels
 from compress_env.pruning.plan import PruningPlan
 from compress_env.store.store import Prefix
@@ -60,7 +61,7 @@ def check_costs(model: nn.Module, image: Tensor, plan: PruningPlan) -> None:
         try:
             found = macs_by_module(sized_model(model, plan, tuple(executed)), image)
         except Exception as error:  # any failure of foreign forward code is the answer itself
-            message = next(iter(str(error).splitlines()), type(error).__name__)
+            message = reason_of(error)
             raise ValueError(f"the network does not run once it is pruned: {message}") from None
         planned = plan.macs_by_layer(tuple(executed))
         for name in unpruned | found:

@@ -22,6 +22,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compress_env.data.bundle import ImageSource
+from compress_env.errors import reason_of
 from compress_env.pruning.graph.groups import Side
 from compress_env.pruning.graph.live import LiveChannels
 from compress_env.pruning.graph.tracing import is_depthwise
@@ -217,7 +218,7 @@ class StackedNetworks:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = reason_of(error)
             raise ValueError(f"the network cannot be run for several at once: {reason}") from None
 
     def _norms(self) -> dict[str, _BatchNorm]:

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -279,8 +279,9 @@ def reestimate_batch_norm(
 ) -> None:
     """Reset every batch-norm's running statistics and estimate them from `batches`, in place.
 
-    The statistics become the plain average over the minibatches (`momentum=None`). Networks
-    without batch-norm are left alone and `batches` is not consumed.
+    The statistics become the plain average over the minibatches (`momentum=None`); those of a norm
+    that no image has passed, as of a branch that is not taken, stay as they are. Networks without
+    batch-norm are left alone and `batches` is not consumed.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     norms = [m for m in norms if m.track_running_stats]
@@ -294,7 +295,7 @@ def reestimate_batch_norm(
 
 @contextmanager
 def _cumulative(norms: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
-    momenta = [norm.momentum for norm in norms]
+    before = [(n.momentum, [b.clone() for b in n.buffers(recurse=False)]) for n in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
@@ -302,6 +303,10 @@ def _cumulative(norms: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        counts = torch.stack([cast(Tensor, norm.num_batches_tracked) for norm in norms]).tolist()
+        for norm, (momentum, buffers), count in zip(norms, before, counts, strict=True):
             norm.momentum = momentum
             norm.eval()
+            if count == 0:
+                for buffer, kept in zip(norm.buffers(recurse=False), buffers, strict=True):
+                    buffer.copy_(kept)

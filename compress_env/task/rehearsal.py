@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from compress_env.errors import reason_of
 from compress_env.task.finetune import compute_logits
 
 __all__ = ["check_training_only", "rehearse_training"]
@@ -82,7 +83,7 @@ def _go_back(logits: Tensor) -> None:
 
 
 def _why_not_trainable(error: Exception, n_images: int) -> str:
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    reason = reason_of(error)
     if n_images == 1 and "more than 1 value per channel" in reason:
         return (
             "batch norm cannot be trained on batches of one image: "

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from compress_env.data.bundle import DataBundle, ImageSource, load_data
-from compress_env.networks.intake import check_finite, check_stored, unwrapped
+from compress_env.errors import reason_of
+from compress_env.networks.intake import (
+    check_finite,
+    check_independent,
+    check_state,
+    unwrapped,
+)
 from compress_env.networks.libraries import preparation_of
 from compress_env.networks.models import load_baseline, load_checkpoint
 from compress_env.seeding import global_seed, random_states
@@ -47,20 +53,6 @@ class ForwardOptions(TypedDict):
 
 Scorer = Callable[[nn.Module], float]
 """Maps a network in evaluation mode to a score in [0, 1], used instead of validation accuracy."""
-
-
-def _check_gradient_hooks(model: nn.Module) -> None:
-    """Check that no parameter calls anything, which a copy of it would not do.
-
-    Raises:
-        ValueError: If one does.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
-            raise ValueError(
-                f"the parameter {name!r} has a hook, which copies of the network would lose: "
-                "remove it, or put a hook on the module that owns the parameter"
-            )
 
 
 class CompressionTask:
@@ -117,14 +109,14 @@ class CompressionTask:
             own = preparation_of(model) if isinstance(model, str) else None
             data = load_data(data, data_root=data_root, download=download, preparation=own)
         self.data = data.to(self.device)
+        original = None
         if isinstance(model, str):
             model = load_baseline(model, self.data, checkpoint=checkpoint, device=self.device)
         else:
-            model = unwrapped(model)
-            check_network(model)
-            _check_gradient_hooks(model)
-            check_stored(model)
-            model = copy.deepcopy(model)
+            original = unwrapped(model)
+            check_network(original)
+            check_state(original)
+            model = copy.deepcopy(original)
             if checkpoint is not None:
                 load_checkpoint(model, checkpoint)
             check_finite(model)
@@ -134,6 +126,8 @@ class CompressionTask:
         self._scores_channels_last = self.config.channels_last
         self.prepare(self.model)
         self._check_logits()
+        if original is not None:
+            check_independent(self.model, original, lambda: self._why_no_logits(1))
         self._check_repeats()
         self.training_only = self._rehearse()
         if self.device.type == "cpu":
@@ -166,9 +160,8 @@ class CompressionTask:
         expected = (n_images, self.data.num_classes)
         try:
             logits = self._example_logits(n_images, channels_last=self.config.channels_last)
-        except (RuntimeError, TypeError, ValueError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            return f"model cannot take images of shape {self.data.image_shape}: {reason}"
+        except Exception as error:  # foreign forward code fails in whatever way
+            return f"model cannot take images of shape {self.data.image_shape}: {reason_of(error)}"
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         return (
             None if got == expected else f"model must return logits of shape {expected}, got {got}"

@@ -23,6 +23,7 @@ import torch
 from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
+from compress_env.errors import reason_of
 from compress_env.files import replacing
 from experiments.common.cli.given import is_given, trusted
 from experiments.common.cli.renamed import current_names
@@ -219,7 +220,7 @@ class RunFolder:
             _check_sums(path)
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # whatever an unreadable file makes PyTorch raise
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = reason_of(error)
             raise ValueError(f"cannot read {str(path)!r}: {reason}") from None
         if not isinstance(state, dict):
             raise ValueError(f"cannot read {str(path)!r}: it holds no state")

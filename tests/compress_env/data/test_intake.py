@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from compress_env.data.bundle import DataBundle, load_data
 from compress_env.data.intake import as_bundle
@@ -59,6 +69,31 @@ def test_forms_lead_to_the_same_images(form: str) -> None:
     assert (found.num_classes, found.image_shape) == (4, (3, 8, 8))
 
 
+BOTH = TensorDataset(torch.cat([TRAIN[0], TEST[0]]), torch.cat([TRAIN[1], TEST[1]]))
+
+
+@pytest.mark.parametrize("in_batches", [False, True])
+def test_loaders_of_two_parts_of_a_data_set_share_no_image(in_batches: bool) -> None:
+    parts = []
+    for indices in (range(40), range(40, 60)):
+        sampler = SubsetRandomSampler(indices)
+        options: dict[str, Any] = {"sampler": sampler, "batch_size": 7}
+        if in_batches:
+            options = {"batch_sampler": BatchSampler(sampler, 7, drop_last=False)}
+        parts.append(DataLoader(BOTH, **options))
+    assert contents(as_bundle(*parts)) == contents(as_bundle(TRAIN, TEST))
+
+
+@pytest.mark.parametrize("kind", [RandomSampler, SequentialSampler])
+def test_sampler_of_the_first_images_is_of_these_alone(kind: type[Any]) -> None:
+    loader = DataLoader(BOTH, 7, sampler=kind(range(40)))
+    assert contents(as_bundle(loader, TEST)) == contents(as_bundle(TRAIN, TEST))
+
+
+class Halves(BatchSampler):
+    """Chooses the images itself."""
+
+
 def test_trees_are_two_sets_one_folder_of_splits_or_one_of_classes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,8 +133,19 @@ def collate(items: list[Any]) -> Any:
         (3, TEST, "train must be a map-style data set .* got int"),
         (TRAIN, TEST[:1], "test must be two tensors"),
         (DataLoader(TensorDataset(*TRAIN), collate_fn=collate), TEST, "train has a collate_fn"),
+        (
+            DataLoader(BOTH, sampler=WeightedRandomSampler([1.0] * 60, 40)),
+            TEST,
+            r"train has a sampler \(WeightedRandomSampler\) .*: give the data set itself",
+        ),
+        (
+            TRAIN,
+            DataLoader(BOTH, batch_sampler=Halves(SequentialSampler(BOTH), 2, drop_last=False)),
+            r"test has a batch_sampler \(Halves\)",
+        ),
+        (DataLoader(Stream()), TEST, "train must be a map-style data set .* got Stream"),
     ],
-    ids=["alone", "stream", "number", "one tensor", "collate"],
+    ids=["alone", "stream", "number", "one tensor", "collate", "weights", "batches", "loader"],
 )
 def test_what_is_in_no_form_is_named(train: Any, test: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):

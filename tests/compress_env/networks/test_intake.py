@@ -98,6 +98,77 @@ def test_weights_that_a_hook_computes_are_refused(kind: str, tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
+class Extra(PlainNet):
+    """Keeps more than tensors."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        """Return what belongs to the state, too."""
+        return {"version": 1}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Take it."""
+
+
+class Fourier(PlainNet):
+    """Has a filter in frequency space."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(torch.ones(1, 1, 8, 5, dtype=torch.cfloat))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (Extra, r"^'_extra_state' in the state of the network is no tensor \(dict\), "),
+        (Fourier, r"^'filter' of the network is complex: .* torch\.view_as_real$"),
+        (lambda: PlainNet().double(), r"^'conv1\.weight' .* torch\.float64, expected .* float\(\)"),
+        (lambda: PlainNet().half(), r"^'conv1\.weight' .* torch\.float16, expected .* float\(\)"),
+        (lambda: PlainNet().bfloat16(), r"^'conv1\.weight' .* torch\.bfloat16, expected .* float"),
+    ],
+)
+def test_what_cannot_be_stored_or_compressed_is_named(
+    build: Callable[[], nn.Module], message: str
+) -> None:
+    for kind in (PruningEnv, QuantizationEnv):
+        with pytest.raises(ValueError, match=message) as caught:
+            kind(build(), make_data())
+        assert "\n" not in str(caught.value)
+
+
+class Captured(PlainNet):
+    """Runs its first layer through something that is kept in an attribute."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.use = {
+            "module": lambda images: self.conv1(images),
+            "weight": lambda images: nn.functional.conv2d(images, self.conv1.weight, padding=1),
+            "method": self.first,
+        }[kind]
+
+    def first(self, images: torch.Tensor) -> torch.Tensor:
+        """Run the first layer."""
+        hidden: torch.Tensor = self.conv1(images)
+        return hidden
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map images to logits, whatever the first layer says."""
+        logits: torch.Tensor = super().forward(images) + 0 * self.use(images).sum()
+        return logits
+
+
+@pytest.mark.parametrize("kind", ["module", "weight"])
+def test_a_copy_that_uses_the_original_is_refused(kind: str) -> None:
+    for env in (PruningEnv, QuantizationEnv):
+        with pytest.raises(ValueError, match=r"^a copy of the network uses 'conv1\.weight' of"):
+            env(Captured(kind), make_data())
+
+
+def test_a_method_in_an_attribute_is_copied() -> None:
+    assert len(QuantizationEnv(Captured("method"), make_data()).walk) == 4
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_parameter_that_is_not_finite_is_named(value: float) -> None:
     model: Any = seeded(PlainNet)

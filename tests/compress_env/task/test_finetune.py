@@ -208,6 +208,18 @@ def test_batch_norm_statistics_are_the_average_over_batches() -> None:
     assert not norm.training
 
 
+def test_statistics_of_a_batch_norm_that_does_not_run_stay() -> None:
+    norm, other = nn.BatchNorm2d(1), nn.BatchNorm2d(1)
+    other.running_mean, other.num_batches_tracked = torch.full((1,), 3.0), torch.tensor(7)
+    model = nn.Sequential(norm)
+    model.unused = other
+    model.forward = norm.forward  # type: ignore[method-assign]
+    reestimate_batch_norm(model, batches(3))
+    assert float(other.running_mean) == 3.0 and int(other.num_batches_tracked) == 7
+    assert not other.training and other.momentum == 0.1
+    assert norm.running_mean is not None and float(norm.running_mean) != 0.0
+
+
 def test_network_without_batch_norm_consumes_no_images() -> None:
     untouched = iter(batches(1))
     reestimate_batch_norm(nn.Linear(2, 2), untouched)

@@ -222,6 +222,36 @@ def test_a_network_that_views_its_features_is_scored_as_it_is() -> None:
         make_task(Viewing, channels_last=True)
 
 
+class Particular(PlainNet):
+    """Takes images of another size alone."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Check the images first."""
+        assert images.shape[-1] == 32, "expected 32x32"
+        return super().forward(images)
+
+
+class Mistaken(PlainNet):
+    """Asks the images for what they do not have."""
+
+    def forward(self, images: Any) -> Tensor:
+        """Take the images out of something."""
+        return super().forward(images.pixels)
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [(Particular, "AssertionError: expected 32x32"), (Mistaken, "AttributeError: .* 'pixels'")],
+)
+def test_what_a_network_raises_is_why_it_cannot_take_images(
+    build: type[nn.Module], said: str
+) -> None:
+    message = rf"^model cannot take images of shape \(1, 8, 8\): {said}"
+    with pytest.raises(ValueError, match=message) as caught:
+        make_task(build)
+    assert "\n" not in str(caught.value)
+
+
 def test_scoring_agrees_with_the_plain_layout() -> None:
     task = make_task()
     images = torch.cat([images for images, _ in task.calibration_batches()])
