@@ -23,12 +23,11 @@ from compress_env.quantization.fake_quant import bake
 from compress_env.quantization.packing import load, save
 from compress_env.task.task import Finetuner
 from experiments.common.cli.given import HANDED_OVER, giving
-from experiments.common.inputs import data_digest, network_digest
 from experiments.common.run_folder import RunFolder
 from experiments.common.stored import read_object
 from experiments.compress.compress import run
 from experiments.compress.config import Config, Effort
-from experiments.compress.inputs import Given
+from experiments.compress.inputs import Given, digests_of
 from experiments.compress.outcome.report import best_row, read_rows, to_rows
 
 __all__ = ["CompressionResult", "compress"]
@@ -190,7 +189,7 @@ def _run(config: Config, out: str | Path | None, given: Given, console: Console)
         run(dataclasses.replace(config, resume=folder), console, given)
     kept = RunFolder(folder)
     try:
-        kept.hold_to({"network": network_digest(given.model), "data": data_digest(given.data)})
+        kept.hold_to(digests_of(given.model, given.data, given))
     finally:
         kept.close()
     return folder

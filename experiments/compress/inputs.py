@@ -16,15 +16,17 @@ from compress_env.data.intake import as_bundle
 from compress_env.networks.libraries import choose_preparation
 from compress_env.networks.models import Recipe, load_baseline, load_checkpoint, train_by_recipe
 from compress_env.seeding import global_seed
+from compress_env.store.digests import identify
 from compress_env.task.task import Finetuner, Scorer, select_device
 from experiments.common.cli.given import HANDED_OVER
 from experiments.common.cli.user_code import load_object, names_code
+from experiments.common.inputs import data_digest, network_digest
 from experiments.common.run_folder import RunFolder
 from experiments.compress.config import Config
 from experiments.search.episodes import Episode
 from experiments.search.policies import StagePolicy
 
-__all__ = ["Given", "check_values", "load_images", "load_network"]
+__all__ = ["Given", "check_values", "digests_of", "load_images", "load_network"]
 
 
 class Given(NamedTuple):
@@ -40,6 +42,24 @@ class Given(NamedTuple):
     """Used instead of the built-in final fine-tuning."""
     finetunes_episodes: bool = False
     """Whether it is used within episodes too."""
+
+
+def digests_of(model: nn.Module, data: DataBundle, given: Given) -> dict[str, str]:
+    """Return digests of what a job is made from, by what they are of.
+
+    A caller's functions are among them where they can be identified, see `identify`.
+
+    Args:
+        model: The network.
+        data: Its images.
+        given: What the caller has handed over.
+    """
+    code = {
+        "score": identify(given.score),
+        "finetune": identify((given.finetune, given.finetunes_episodes)),
+    }
+    known = {name: each for name, each in code.items() if each is not None}
+    return {"network": network_digest(model), "data": data_digest(data)} | known
 
 
 def load_images(config: Config, given: Given) -> DataBundle:

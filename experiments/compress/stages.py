@@ -29,12 +29,11 @@ from compress_env.task.task import FinetuneConfig
 from experiments.common.cli.heartbeat import showing
 from experiments.common.cli.progress import SearchProgress
 from experiments.common.cli.say import say
-from experiments.common.inputs import data_digest, network_digest
 from experiments.common.run_folder import RunFolder
 from experiments.compress.choosers import AroundRule, check_decisions, make_agent, make_policy
 from experiments.compress.config import MIXED_BITS, Config, GivenBits, own_names
 from experiments.compress.finetuning import finetune_in_parts
-from experiments.compress.inputs import Given, check_values, load_images, load_network
+from experiments.compress.inputs import Given, check_values, digests_of, load_images, load_network
 from experiments.compress.plan import Timing, timed
 from experiments.search.actors import open_actors
 from experiments.search.entrants import SINGLE, env_options, rule_of
@@ -165,12 +164,12 @@ class Job:
         return smallest
 
     def _hold_to_inputs(self) -> None:
-        """Check that a stopped run goes on with the network, the images and the policy it had.
+        """Check that a stopped run goes on with the network, images, policy and code it had.
 
         Raises:
             ValueError: If it does not.
         """
-        inputs = {"network": network_digest(self.task.model), "data": data_digest(self._data)}
+        inputs = digests_of(self.task.model, self._data, self._given)
         if self._policy:
             inputs["policy"] = digest({stage: tuple(each) for stage, each in self._policy.items()})
         self.folder.hold_to(inputs)

@@ -258,7 +258,7 @@ class TestCalledAgain:
         pairs = zip(whole.model.parameters(), again.model.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
 
-    @pytest.mark.parametrize("change", ["setting", "network", "images"])
+    @pytest.mark.parametrize("change", ["setting", "network", "images", "score", "finetune"])
     def test_other_work_is_refused(self, change: str, tmp_path: Path) -> None:
         arguments: dict[str, Any] = {"macs": 0.5, "out": tmp_path / "run", **QUICK}
         compress_env.compress(network(), make_data(), **arguments)
@@ -267,6 +267,10 @@ class TestCalledAgain:
             arguments["macs"] = 0.6
         elif change == "network":
             model = seeded(PlainNet, 1)
+        elif change == "score":
+            arguments["score"] = lambda model: 0.5
+        elif change == "finetune":
+            arguments["finetune"] = lambda model, n_steps: model
         else:
             data = make_data(seed=1)
         with pytest.raises(ValueError, match=r"started with|not what"):
