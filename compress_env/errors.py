@@ -4,8 +4,8 @@ from __future__ import annotations
 
 __all__ = ["reason_of"]
 
-_TELLING = (ArithmeticError, EOFError, OSError, RuntimeError, SyntaxError, TypeError, ValueError)
-"""Messages of these are sentences as a rule; those of others may be a name alone."""
+_BARE = (AssertionError, AttributeError, LookupError, NameError)
+"""Messages of these may be a name alone, which says nothing without the kind of error."""
 
 
 def reason_of(error: BaseException) -> str:
@@ -14,4 +14,4 @@ def reason_of(error: BaseException) -> str:
     kind = type(error).__name__
     if not line:
         return kind
-    return line if isinstance(error, _TELLING) else f"{kind}: {line}"
+    return f"{kind}: {line}" if isinstance(error, _BARE) else line

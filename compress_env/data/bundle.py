@@ -60,6 +60,10 @@ _logger = logging.getLogger(__name__)
 # Every process of a search holds a copy: 8 of them 8 GiB. 7,133 images of 224x224.
 _MAX_DECODED_BYTES = 2**30
 _MAX_WORKERS = 8
+_LARGEST_SIDE = 4096
+"""Larger images are larger than any network here takes: one is 48 MiB."""
+_LARGEST_DIGITS = 256
+"""All digits of that side are half a gigabyte."""
 _N_VALIDATION = 10_000
 """Training images of ImageNet that validate."""
 
@@ -99,8 +103,8 @@ def load_data(
         ValueError: If an argument is not valid or a file is corrupt.
     """
     check_name("data set", name, DATASETS)
-    if size is not None and size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
+    if size is not None and not 1 <= size <= _LARGEST_SIDE:
+        raise ValueError(f"size must be in [1, {_LARGEST_SIDE}] pixels, got {size}")
     root = default_data_root() if data_root is None else Path(data_root).expanduser()
     own = IMAGENET if preparation is None else preparation
     if own != IMAGENET and name in PREPARED:
@@ -133,8 +137,8 @@ def _digits(
             pixels if that is more.
     """
     size = own_size if request.size is None else request.size
-    if size < 8:
-        raise ValueError(f"the size of {name} must be at least 8, got {size}")
+    if not 8 <= size <= _LARGEST_DIGITS:
+        raise ValueError(f"the size of {name} must be in [8, {_LARGEST_DIGITS}], got {size}")
     from sklearn.datasets import load_digits
 
     pixels, digits = load_digits(return_X_y=True)

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ _SIXTEEN_BITS_AS_32 = ("PNG", "PPM")  # formats whose images of mode I hold 0..6
 class ImageTree(datasets.ImageFolder):  # type: ignore[misc]
     """A tree of `CLASS/IMAGE` without what begins with a dot, as `.ipynb_checkpoints` does.
 
+    A folder below a class, by whatever links, is read once; those that hold the class are not.
+
     Args:
         root: The tree.
         allow_empty: Whether a class may be without images.
@@ -74,6 +76,46 @@ class ImageTree(datasets.ImageFolder):  # type: ignore[misc]
         if not classes:
             raise FileNotFoundError(f"folder: expected a folder for each class in {directory}")
         return classes, {name: number for number, name in enumerate(classes)}
+
+    @staticmethod
+    def make_dataset(
+        directory: str | Path,
+        class_to_idx: dict[str, int],
+        extensions: tuple[str, ...] | None = None,
+        is_valid_file: Callable[[str], bool] | None = None,
+        allow_empty: bool = False,
+    ) -> list[tuple[str, int]]:
+        """Return path and class of each image, in torchvision's order; see the base class."""
+        assert is_valid_file is not None
+        return [
+            (path, number)
+            for name, number in sorted(class_to_idx.items())
+            for path in sorted_files(Path(directory) / name)
+            if is_valid_file(path)
+        ]
+
+
+def sorted_files(root: Path) -> Iterator[str]:
+    """Yield the paths of all files below a folder, also behind links, no folder's twice.
+
+    Folders come in the order of their paths, and files in that of their names.
+    """
+    seen = {_identity(each) for each in root.resolve().parents}
+    folders = []
+    for where, names, files in os.walk(root, followlinks=True):
+        if _identity(where) in seen:
+            names.clear()
+            continue
+        seen.add(_identity(where))
+        names.sort()
+        folders.append((where, sorted(files)))
+    for where, files in sorted(folders):
+        yield from (os.path.join(where, name) for name in files)
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
 
 
 def open_image(path: str) -> Image.Image:
@@ -239,8 +281,11 @@ def _is_image(root: Path, path: str) -> bool:
 
 
 def _content_name(tree: ImageTree, shape: tuple[int, ...]) -> str:
-    """Return a name that follows from the bytes of all files, whatever their times say."""
-    contents = hashlib.sha256(json.dumps(shape).encode())
+    """Return a name that follows from the bytes of all files and what is made of them.
+
+    The times of the files do not matter.
+    """
+    contents = hashlib.sha256(json.dumps([shape, repr(tree.transform)]).encode())
     for path, _ in tree.samples:
         contents.update(_file_digest(path))
     return contents.hexdigest()[:32]

@@ -9,6 +9,9 @@ from typing import Any
 __all__ = ["check_choices", "check_lowest", "read_object", "with_asked"]
 
 
+_TOO_LARGE = 2**63
+
+
 def check_choices(config: Any, *names: str) -> None:
     """Check that each of these settings holds values that differ, at least one.
 
@@ -25,13 +28,17 @@ def check_lowest(config: Any, lowest: int, *names: str) -> None:
     """Check that each of these settings, or all its values, are so much or more, or not given.
 
     Raises:
-        ValueError: If one is below.
+        ValueError: If one is below, or beyond what a file of settings keeps.
     """
     for name in names:
         value = getattr(config, name)
         values = value if isinstance(value, tuple) else (value,)
-        if value is not None and not min(values) >= lowest:  # NaN is neither
+        if value is None:
+            continue
+        if not min(values) >= lowest:  # NaN is neither
             raise ValueError(f"{name} must be {lowest} or more, got {value}")
+        if max(values) >= _TOO_LARGE:
+            raise ValueError(f"{name} must be below 2**63, got {value}")
 
 
 def read_object(config: Any, name: str) -> dict[str, Any]:

@@ -43,10 +43,13 @@ __all__ = [
 T = TypeVar("T")
 MAX_BYTES = 256 * 1024**2
 """No file of a run that is text is larger."""
+MAX_VALUES = 2_000_000
+"""No file of a run has more cells of a table, or values of JSON: each takes a hundred bytes."""
 MAX_NAME = 200
 MAX_SHOWN = 60
 """Characters of a wrong value in an error."""
 _LARGEST = 2**63
+_BETWEEN_VALUES = (b",", b"\n", b"\r", b"[", b"{")
 _NAME = re.compile(r"[\w+-][\w.+-]*")
 
 
@@ -127,6 +130,8 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{str(found)!r} cannot be decompressed: {error}") from None
     if len(content) > MAX_BYTES:
         raise ValueError(f"{str(path)!r} is larger than {MAX_BYTES // 1024**2} MiB")
+    if sum(map(content.count, _BETWEEN_VALUES)) > MAX_VALUES:
+        raise ValueError(f"{str(path)!r} has more than {MAX_VALUES:,} values")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

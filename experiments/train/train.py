@@ -10,6 +10,7 @@ autocast in bfloat16, and with images channels last and channels first: what is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,9 +116,9 @@ class Config:
         recipe = replace(known or Recipe(epochs=1), seed=self.seed, **given)
         check_lowest(recipe, 1, "epochs", "batch_size")
         check_lowest(recipe, 0, "seed", "weight_decay")
-        if not recipe.learning_rate > 0 or not 0 <= recipe.label_smoothing <= 1:
+        if not 0 < recipe.learning_rate < math.inf or not 0 <= recipe.label_smoothing <= 1:
             raise ValueError(
-                "expected learning_rate above 0 and label_smoothing in [0, 1], got "
+                "expected a finite learning_rate above 0 and label_smoothing in [0, 1], got "
                 f"{recipe.learning_rate} and {recipe.label_smoothing}"
             )
         return recipe

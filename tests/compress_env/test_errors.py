@@ -12,6 +12,7 @@ from compress_env.errors import reason_of
     [
         (ValueError("first\nsecond"), "first"),
         (FileNotFoundError("no such file"), "no such file"),
+        (EOFError("no more"), "no more"),
         (KeyError("image"), "KeyError: 'image'"),
         (AssertionError("expected 32x32"), "AssertionError: expected 32x32"),
         (AssertionError(), "AssertionError"),

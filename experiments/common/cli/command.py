@@ -16,7 +16,7 @@ from rich.console import Console
 
 from experiments.common.cli.given import given_in, giving, to_be_named
 from experiments.common.cli.parsing import UsageError, as_called, parse_command
-from experiments.common.cli.say import say
+from experiments.common.cli.say import printable, say
 from experiments.common.cli.threads import settle_threads
 from experiments.common.run_folder import RunFolder, resume_run, run_path
 
@@ -186,4 +186,5 @@ def one_line(error: BaseException) -> str:
     message = (lines[-1] if has_traceback else " ".join(lines)) if lines else type(error).__name__
     notes = getattr(error, "__notes__", [])
     hints = [note for note in notes if note.startswith(HINT)]
-    return "; ".join([message, *(note for note in notes if note not in hints), *hints[-1:]])
+    said = [message, *(note for note in notes if note not in hints), *hints[-1:]]
+    return printable("; ".join(said))

@@ -22,6 +22,7 @@ __all__ = ["UsageError", "as_called", "parse_command"]
 C = TypeVar("C")
 INPUTS = ("best_known", "checkpoint", "policy", "resume", "run", "runs", "sweeps", "weights")
 """Settings that name files or folders which must be there."""
+SEEDS = ("seed", "seeds", "replay_seeds")
 OTHERS = {"episodes": "evaluations", "n_episodes": "evaluations", "no_baselines": "compare"}
 """What is counted, or said, otherwise now by commands that have the new name alone."""
 BY_TYRO = ("-h", "--help", "--tyro-print-completion", "--tyro-write-completion")
@@ -66,6 +67,7 @@ def parse_command(
     except SystemExit:
         raise UsageError(_reason(config_class, printed.getvalue())) from None
     _check_inputs(config)
+    _check_seeds(config)
     return config
 
 
@@ -128,6 +130,19 @@ def _choices(config_class: type[Any], name: str) -> list[str]:
         else:
             waiting += get_args(kind)
     return found
+
+
+def _check_seeds(config: Any) -> None:
+    """Check that everything that draws takes the seeds.
+
+    Raises:
+        UsageError: If one is out of range.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name) if field.name in SEEDS else 0
+        for seed in value if isinstance(value, tuple) else (value,):
+            if seed is not None and not 0 <= seed < 2**32:
+                raise UsageError(f"{_option(field.name)} must be in [0, 2**32 - 1], got {seed}")
 
 
 def _check_inputs(config: Any) -> None:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from rich.console import Console
 
-__all__ = ["say"]
+__all__ = ["printable", "say"]
 
 
 def say(console: Console, text: str) -> None:
     """Print a line as it is: not broken, not coloured, and no part of it taken for markup."""
-    console.print(text, soft_wrap=True, markup=False, highlight=False)
+    console.print(printable(text), soft_wrap=True, markup=False, highlight=False)
+
+
+def printable(text: str) -> str:
+    """Return a text with codes for what a terminal would obey, as in names of strangers' files."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )

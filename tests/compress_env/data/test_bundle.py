@@ -71,8 +71,10 @@ def test_digits_splits_follow_the_seed() -> None:
     ("name", "size", "message"),
     [
         ("minst", None, "unknown data set 'minst', did you mean 'mnist'.* valid: digits, digits16"),
-        ("digits", 0, "size must be at least 1, got 0"),
-        ("digits", 7, "at least 8, got 7"),
+        ("digits", 0, r"size must be in \[1, 4096\] pixels, got 0"),
+        ("folder", 1_000_000, r"size must be in \[1, 4096\] pixels, got 1000000"),
+        ("digits", 7, r"in \[8, 256\], got 7"),
+        ("digits", 300, r"in \[8, 256\], got 300"),
         ("mnist", 32, "mnist images keep their size"),
     ],
 )

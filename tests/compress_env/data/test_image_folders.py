@@ -12,7 +12,7 @@ from PIL import Image
 
 from compress_env.data import bundle as data_module
 from compress_env.data.bundle import load_data
-from compress_env.data.image_folders import open_image
+from compress_env.data.image_folders import ImageTree, open_image
 from tests.fakes import read_all
 
 
@@ -46,6 +46,31 @@ def test_hidden_folders_and_files_are_no_images(tree: Path) -> None:
     assert bundle.num_classes == 2
     assert torch.equal(read_all(bundle.train)[0], read_all(expected.train)[0])
     assert torch.equal(bundle.train.labels, expected.train.labels)
+
+
+def test_links_lead_to_no_image_twice_and_to_no_other_class(tree: Path) -> None:
+    before = ImageTree(tree / "train", allow_empty=False).samples
+    assert len(before) == len({path for path, _ in before}) > 0
+    dog = tree / "train" / "dog"
+    (dog / "more").mkdir()
+    (dog / "0.bmp").rename(dog / "more" / "0.bmp")
+    for name, target in {"a": ".", "b": ".", "up": "..", "far": "../..", "same": "more"}.items():
+        (dog / name).symlink_to(target, target_is_directory=True)
+    (tree / "train" / "horse").symlink_to("dog")  # a class of its own
+    samples = ImageTree(tree / "train", allow_empty=False).samples
+    by_class = [[Path(path).resolve() for path, each in samples if each == n] for n in range(3)]
+    n_each = len(before) // 2
+    assert [len(paths) for paths in by_class] == [len(set(p)) for p in by_class] == [n_each] * 3
+    assert all(path.is_relative_to(dog) for path in by_class[1])
+
+
+def test_what_was_scaled_is_not_taken_for_the_images_as_they_are(tree: Path) -> None:
+    image = Image.new("RGB", (20, 10))
+    image.save(tree / "train" / "dog" / "large.png")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"large\.png has shape \(3, 10, 20\)"):
+            load_data("folder", data_root=tree)
+        assert load_data("folder", data_root=tree, size=8).image_shape == (3, 8, 8)
 
 
 def test_a_class_without_images_is_named_where_it_is_to_be_learned(tree: Path) -> None:

@@ -292,6 +292,17 @@ def test_a_damaged_compressed_file_is_named(content: bytes, tmp_path: Path) -> N
         read_table(tmp_path / "rows.csv")
 
 
+@pytest.mark.parametrize("content", ["a\n" * 30, "a," * 30, "[[" * 15, '{"a":' * 30])
+def test_a_file_of_too_many_values_is_refused_before_they_are_made(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.common.stored.MAX_VALUES", 20)
+    (tmp_path / "t.gz").write_bytes(gzip.compress(content.encode()))
+    for read in (read_table, read_object, read_objects):
+        with pytest.raises(ValueError, match=r"t' has more than 20 values$"):
+            read(tmp_path / "t")
+
+
 def test_a_compressed_file_has_the_same_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import tyro
+from rich.console import Console
 
 from experiments.common.cli.command import ending_in_one_line, one_line, resume_hint
 from experiments.common.cli.parsing import UsageError, as_called, parse_command
+from experiments.common.cli.say import say
 from experiments.compress import compress
 
 
@@ -23,6 +26,8 @@ class Settings:
     parts: tuple[Literal["step", "store"], ...] = ("step",)
     algo: str = "ppo"
     episodes: int = 5
+    seed: int = 0
+    replay_seeds: tuple[int, ...] = ()
     n_envs: int | None = None
     onnx: bool = True
     resume: Path | None = None
@@ -54,6 +59,8 @@ def test_settings_are_read_however_they_are_written() -> None:
         ("--parts step x", "--parts cannot be 'x'; valid: step, store"),
         ("--episodes x", "--episodes: invalid literal for int() with base 10: 'x'"),
         ("--episodes", "Missing value for argument '--episodes'. Expected 1 values."),
+        ("--seed 4294967296", "--seed must be in [0, 2**32 - 1], got 4294967296"),
+        ("--replay-seeds 3 -1", "--replay-seeds must be in [0, 2**32 - 1], got -1"),
     ],
 )
 def test_a_wrong_line_is_told_in_one(
@@ -106,6 +113,18 @@ def test_a_run_within_another_is_gone_on_with_by_the_outer_one() -> None:
     error.add_note(resume_hint("experiments.rival", "x"))
     hint = resume_hint("experiments.rival", "x")
     assert one_line(error) == f"No space left on device; at 3 o'clock; {hint}"
+
+
+def test_a_terminal_is_told_nothing_by_names(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "x\x1b[31m\x07[red]\u202e"
+    shown = r"x\x1b[31m\x07[red]\u202e"
+    say(Console(), f"run folder: {name}")
+    with pytest.raises(SystemExit, match=re.escape(f"cannot read {shown}; in {shown}")):
+        with ending_in_one_line():
+            error = ValueError(f"cannot read {name}")
+            error.add_note(f"in {name}")
+            raise error
+    assert capsys.readouterr().out == f"run folder: {shown}\n"
 
 
 def test_main_job_says_what_is_called_otherwise_there() -> None:
