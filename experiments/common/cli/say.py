@@ -8,8 +8,9 @@ __all__ = ["printable", "say"]
 
 
 def say(console: Console, text: str) -> None:
-    """Print a line as it is: not broken, not coloured, and no part of it taken for markup."""
-    console.print(printable(text), soft_wrap=True, markup=False, highlight=False)
+    """Print lines as they are: not broken, not coloured, and no part of them taken for markup."""
+    lines = "\n".join(map(printable, text.split("\n")))
+    console.print(lines, soft_wrap=True, markup=False, highlight=False)
 
 
 def printable(text: str) -> str:
