@@ -199,25 +199,25 @@ def _overestimates(rows: pd.DataFrame, curves: Curves) -> list[str]:
             if mine["q_overestimation"].isna().all():
                 continue  # no critic
             values = mine["q_settled"].dropna().to_numpy()
-            texts.append(f"`{agent}` {_format_settled(values, len(mine))}")
+            texts.append(f"`{agent}` {_format_settled(values)}")
             if agent == "ddpg":
                 n_settled += len(values)
                 outcomes += [mean_interval(values).side] if len(values) > 1 else []
         if texts:
             lines.append(f"  - {search}: {', '.join(texts)}.")
     if not outcomes:
-        reason = "no critic of its has settled"
+        reason = "no critic of its is known to have settled"
         if n_settled:
             reason = "in no search have two of its critics settled, as an interval takes"
         return [f"- DDPG overestimates Q: **not measurable**; {reason}.", *lines]
     return ["- DDPG overestimates Q: " + _judge(outcomes, "above", "below"), *lines]
 
 
-def _format_settled(values: NDArray[np.float64], n_seeds: int) -> str:
+def _format_settled(values: NDArray[np.float64]) -> str:
     """Format the error of those critics that have settled, and how many have."""
     if not len(values):
         return "not measurable"
-    return f"{_format(mean_interval(values))} ({len(values)} of {n_seeds} settled)"
+    return f"{_format(mean_interval(values))} ({len(values)} settled)"
 
 
 def _critics(rows: pd.DataFrame, curves: Curves) -> list[str]:
