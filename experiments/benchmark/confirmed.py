@@ -3,7 +3,9 @@
 The score of a trial at a budget is its confirmed test accuracy there (`experiments.trial`), 0 for
 that of `uniform` and 1 for the best known. A seed's score is the interquartile mean over tasks;
 shown is the mean over seeds with its 95 % interval. An agent that always chooses the same is
-run from one seed, has no interval, and counts at the budgets that it keeps to.
+run from one seed, has no interval, and counts at the budgets that it keeps to. At a budget at which
+an agent has not been confirmed on each of its tasks it has neither score nor accuracy nor rank: a
+mean over some of them would compare with no other.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ def make_confirmed(trials: pd.DataFrame, known: Mapping[str, Reference]) -> pd.D
         One row for each agent, the best score at the largest budget first, with `agent`; for each
         budget `rank_B`, `score_B`, its interval `score_B_low` and `score_B_high`, and `test_B` with
         the same ends; `tasks`, `trials`, means of `validation_accuracy` (of the best episode),
-        `luck`, `n_evaluations` and `seconds` of a trial, and `test_B:TASK` means over seeds.
+        `luck`, `n_evaluations` and `seconds` of a trial, and `test_B:TASK` means over seeds. But
+        for the last, what is of a budget is NaN where an agent is not confirmed on all its tasks.
     """
     table = scored(trials, known)
     by_agent = {str(agent): mine for agent, mine in table.groupby("agent", sort=False)}
@@ -78,8 +81,11 @@ def agent_scores(trials: pd.DataFrame, budget: int) -> Interval:
     Args:
         trials: From `scored`, of one agent.
         budget: The budget.
+
+    Returns:
+        The score over the tasks that have one; NaN unless all of its tasks are confirmed.
     """
-    rows = trials.dropna(subset=[f"score_{budget}"])
+    rows = _on_all_tasks(trials, budget).dropna(subset=[f"score_{budget}"])
     by_seed = [stats.trim_mean(mine[f"score_{budget}"], 0.25) for _, mine in rows.groupby("seed")]
     return mean_interval(by_seed)
 
@@ -90,10 +96,23 @@ def confirmed_interval(trials: pd.DataFrame, budget: int) -> Interval:
     Args:
         trials: Of one agent.
         budget: The budget.
+
+    Returns:
+        The accuracy; NaN unless all of its tasks are confirmed.
     """
-    rows = trials.dropna(subset=[f"confirmed_{budget}"])
+    rows = _on_all_tasks(trials, budget)
     by_seed = rows.groupby("seed")[f"confirmed_{budget}"].mean()
     return mean_interval(by_seed)
+
+
+def _on_all_tasks(trials: pd.DataFrame, budget: int) -> pd.DataFrame:
+    """Return an agent's trials of the seeds that are confirmed on each of their tasks.
+
+    None where these leave out a task.
+    """
+    is_confirmed = trials[f"confirmed_{budget}"].notna()
+    whole = trials[is_confirmed.groupby(trials["seed"]).transform("all")]
+    return whole if whole["task"].nunique() == trials["task"].nunique() else whole.iloc[:0]
 
 
 def _row(agent: str, trials: pd.DataFrame) -> dict[str, Any]:

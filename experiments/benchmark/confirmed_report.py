@@ -95,8 +95,10 @@ def format_confirmed(
         "no search has seen, and measured on test images: the confirmed accuracy, percent. Seeds "
         f"{seeds}; agents that always choose the same have one, and no interval. Score: confirmed "
         f"accuracy, 0 for `uniform` and 1 for the best known, {center} over "
-        "tasks, then mean over seeds. In brackets 95 % intervals. Validation: that of the best "
-        "episode; luck: by how many points it exceeds the nominee's, under the further orders.",
+        "tasks, then mean over seeds. At a budget at which an agent is not confirmed on all of its "
+        "tasks it has neither rank nor score nor accuracy here. In brackets 95 % intervals. "
+        "Validation: that of the best episode; luck: by how many points it exceeds the nominee's, "
+        "under the further orders.",
         _format_scores(table, budgets),
         *_remarks(table, trials, known),
         "## Rules against searches",

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from compress_env.errors import reason_of
 from compress_env.files import replacing
-from experiments.common.cli.given import is_given, trusted
+from experiments.common.cli.given import HANDED_OVER, WITH_CODE, is_given, trusted
 from experiments.common.cli.renamed import current_names
 from experiments.common.inputs import differing
 from experiments.common.provenance import describe_run
@@ -87,7 +87,7 @@ class RunFolder:
         self._lock = FileLock(path / LOCK, blocking=False)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._check_bare()
+            self._check_bare(config)
             self._lock.acquire()
             self._begin(config)
         except Timeout:
@@ -95,14 +95,15 @@ class RunFolder:
         except OSError as error:
             raise ValueError(f"cannot write to {str(path)!r}: {error.strerror}") from None
 
-    def _check_bare(self) -> None:
+    def _check_bare(self, config: Any) -> None:
         if self._is_new and not is_bare(self.path):
-            raise ValueError(f"output folder {str(self.path)!r} is not empty")
+            hint = _way_on(type(config), self.path)
+            raise ValueError(f"output folder {str(self.path)!r} is not empty{hint}")
 
     def _begin(self, config: Any) -> None:
         """Make what the folder begins with; it is locked."""
         try:
-            self._check_bare()  # another process may have been here since
+            self._check_bare(config)  # another process may have been here since
             if not self.is_finished:
                 self.state_path.mkdir(exist_ok=True)
             if config is not None:
@@ -310,6 +311,21 @@ def read_config(config_class: type[C], folder: Path) -> C:
         return settings
     except (OSError, ValueError) as error:
         raise ValueError(f"{str(folder)!r} is not a run to go on with: {error}") from None
+
+
+def _way_on(config_class: type[Any], folder: Path) -> str:
+    """Say how to go on with a folder; nothing unless it is a stopped run of this experiment."""
+    if all(field.name != "resume" for field in dataclasses.fields(config_class)):
+        return ""
+    try:
+        if (folder / FINISHED).exists() or not (folder / "config.json").is_file():
+            return ""
+        settings = read_config(config_class, folder)
+    except (OSError, ValueError):
+        return ""
+    if any(str(getattr(settings, name, "")).startswith(HANDED_OVER) for name in WITH_CODE):
+        return ""  # only the program that handed them over can
+    return f"; --resume {str(folder)!r} goes on with what is there"
 
 
 def _digests(config: Mapping[str, Any]) -> dict[str, str]:

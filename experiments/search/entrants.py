@@ -50,6 +50,7 @@ __all__ = [
     "learner_class",
     "n_envs_of",
     "rule_of",
+    "stage_of",
     "stages_of",
     "values_episodes",
     "with_rule",
@@ -216,11 +217,12 @@ def can_act(name: str, task: str) -> bool:
         name: A name that `check_agent` accepts.
         task: The id of a task; of those that nobody has registered nothing is known.
     """
-    stage = _stage_of(task)
+    stage = stage_of(task)
     return stage is None or stage in stages_of(name)
 
 
-def _stage_of(task: str) -> str | None:
+def stage_of(task: str) -> str | None:
+    """Return the stage that a task is of, None of a task that nobody has registered."""
     spec = gym.registry.get(task)
     return None if spec is None else ENTRY_POINTS.get(spec.entry_point)
 
@@ -233,7 +235,7 @@ def check_stage(name: str, task: str) -> None:
     """
     if can_act(name, task):
         return
-    (other,), stage = stages_of(name), _stage_of(task)
+    (other,), stage = stages_of(name), stage_of(task)
     assert stage is not None
     rule, hint = rule_of(name), ""
     if rule is not None:

@@ -110,6 +110,31 @@ class TestLeaderboard:
         assert table["rank_30"].tolist() == [1, 2]
         assert table["test_30:t"].tolist() == pytest.approx([0.7, 0.6])
 
+    def test_ranks_where_agents_are_confirmed_on_all_their_tasks(self) -> None:
+        rows = [
+            {"agent": agent, "task": task, "seed": seed, "confirmed_30": early,
+             "confirmed_100": 0.7, "validation_accuracy": 0.9, "luck": 0.1,
+             "n_evaluations": 100.0, "seconds": 1.0}
+            for agent, task, seed, early in (
+                ("greedy", "t", 0, 0.9), ("greedy", "u", 0, np.nan), ("l1", "t", 0, 0.6),
+                ("ppo", "t", 0, 0.7), ("ppo", "u", 0, 0.7),
+                ("ppo", "t", 1, 0.9), ("ppo", "u", 1, np.nan),
+            )
+        ]  # fmt: skip
+        trials, known = pd.DataFrame(rows), {task: Reference(0.5, 0.9, "x") for task in "tu"}
+        columns = ("rank_30", "score_30", "test_30", "test_30:t", "score_100")
+        found = {
+            row["agent"]: [row[name] for name in columns]
+            for row in make_confirmed(trials, known).to_dict("records")
+        }
+        nothing = [np.nan] * 3
+        assert found["greedy"] == pytest.approx([*nothing, 0.9, 0.5], nan_ok=True)
+        assert found["l1"] == pytest.approx([2, 0.25, 0.6, 0.6, 0.5])
+        # Of the seed that is confirmed on both tasks; on its own a task has both seeds.
+        assert found["ppo"] == pytest.approx([1, 0.5, 0.7, 0.8, 0.5])
+        curves = anytime_points(trials[trials["seed"] == 1], "confirmed")
+        assert [point.evaluations for point in curves["ppo"]] == [100]
+
     def test_curves_have_a_point_for_each_budget_and_one_for_a_rule(self) -> None:
         rows = [
             {"agent": agent, "task": "t", "seed": seed, "n_evaluations": spent,

@@ -34,6 +34,20 @@ class LaterSettings(Settings):
     nominate_by: str = "critic"
 
 
+@dataclass(frozen=True)
+class SearchSettings(Settings):
+    """With an agent, which a program may hand over."""
+
+    algo: str = "random"
+
+
+@dataclass(frozen=True)
+class WholeSettings:
+    """Of an experiment that runs at one go."""
+
+    name: str = "x"
+
+
 N_PROCESSES, N_TURNS = 4, 50
 
 
@@ -108,6 +122,37 @@ def test_folder_that_holds_files_is_left_alone(name: str, tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="is not empty"):
         RunFolder(tmp_path, Settings())
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
+
+
+def test_folder_of_a_stopped_run_tells_how_to_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "a b"
+    RunFolder(path, Settings("y")).close()
+    with pytest.raises(ValueError, match=r"not empty; --resume '.*a b' goes on with what is the"):
+        RunFolder(path, Settings())
+    resume_run(Settings(), path)[1].close()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", "[" * 100_000, "\0", '{"name": 3}', '{"name": "x", "inputs": 3}',
+     '{"name": "x", "resume": null, "inputs": {"settings": "0"}}',
+     '{"name": "object:X", "algo": "object:X", "resume": null}'],
+    ids=["empty", "half", "list", "bare", "deep", "null", "kind", "inputs", "changed", "object"],
+)  # fmt: skip
+def test_folder_that_cannot_go_on_does_not_promise_it(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"is not empty$"):
+        RunFolder(tmp_path, SearchSettings())
+
+
+def test_folder_of_another_kind_of_run_does_not_promise_to_go_on(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "endless", WholeSettings()).close()
+    with pytest.raises(ValueError, match=r"is not empty$"):
+        RunFolder(tmp_path / "endless", WholeSettings())
+    with closing(RunFolder(tmp_path / "finished", Settings())) as folder:
+        folder.finish([{"a": 1}])
+    with pytest.raises(ValueError, match=r"is not empty$"):
+        RunFolder(tmp_path / "finished", Settings())
 
 
 STATE: dict[str, Any] = {"weights": torch.arange(8.0), "n": 3, "names": ["a", "b"], "share": 0.5}
