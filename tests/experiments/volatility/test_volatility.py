@@ -194,7 +194,10 @@ def test_verdicts_follow_the_numbers() -> None:
     assert "DDPG overestimates Q: **fails**" in text
     text = report_of({"ddpg": 1.0, "ppo": 0.01, "q_critic_ppo": 10.0}, {})
     assert f"{claim}: **undecided**; 3 of 6 comparisons say so, 3 the opposite." in text
-    assert "DDPG overestimates Q: **not measurable**; no critic of its is known to have settled." in text
+    assert (
+        "DDPG overestimates Q: **not measurable**; no critic of its is known to have settled."
+        in text
+    )
 
 
 @pytest.mark.parametrize(
