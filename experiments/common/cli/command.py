@@ -7,6 +7,7 @@ import logging
 import shlex
 import signal
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -35,6 +36,8 @@ E = TypeVar("E")
 R = TypeVar("R")
 EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, ImportError)
 HINT = "go on with: "
+AGAIN_S = 0.1
+"""Seconds after which a stop that somebody has caught comes again."""
 
 
 class Interrupted(BaseException):
@@ -48,19 +51,58 @@ class Interrupted(BaseException):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM inside the block into `Interrupted`, the first of them only."""
+    """Turn SIGINT and SIGTERM inside the block into `Interrupted`, the first of them only.
 
-    def stop(signal_number: int, frame: FrameType | None) -> NoReturn:
-        for each in handled:
-            signal.signal(each, signal.SIG_DFL)  # who asks twice is in a hurry
-        raise Interrupted(signal_number)
-
-    handled = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    Libraries catch whatever comes where they import what they can do without, and finalizers
+    whatever they raise: an `Interrupted` that is gone while the block goes on comes again. While it
+    is on its way somebody holds it, so that what cleans up meanwhile is left alone.
+    """
+    stop = _Stop()
     try:
         yield
     finally:
-        for each, before in handled.items():
-            signal.signal(each, before)
+        stop.close()
+
+
+class _Stop:
+    """Raises `Interrupted` when the first signal comes, and again when that is gone."""
+
+    def __init__(self) -> None:
+        """Handle signals from now on."""
+        self._number = 0
+        self._alarms: list[weakref.finalize[..., Interrupted]] = []
+        signals = signal.SIGINT, signal.SIGTERM
+        self._before: dict[int, Any] = {x: signal.signal(x, self._interrupt) for x in signals}
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> NoReturn:
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)  # who asks twice is in a hurry
+        self._number = number
+        if hasattr(signal, "setitimer"):
+            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._again)
+        raise self._interrupted()
+
+    def _again(self, number: int, frame: FrameType | None) -> None:
+        if self._number:
+            raise self._interrupted()
+
+    def _interrupted(self) -> Interrupted:
+        """Return what is raised, to which no frame that it leaves may refer."""
+        error = Interrupted(self._number)
+        if hasattr(signal, "setitimer"):
+            timer = signal.ITIMER_REAL
+            self._alarms.append(weakref.finalize(error, signal.setitimer, timer, AGAIN_S))
+        return error
+
+    def close(self) -> None:
+        """Handle signals as before."""
+        self._number = 0
+        for alarm in self._alarms:
+            alarm.detach()
+        if self._alarms:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def run_command(
