@@ -82,7 +82,8 @@ class RunFolder:
         """
         self.path = path
         self.state_path = path / "state"
-        self._is_new = config is not None
+        self.is_new = config is not None
+        """Whether it was made for this run, which does not go on in it."""
         # A file that is no longer there when it has been locked is not taken for the lock.
         self._lock = FileLock(path / LOCK, blocking=False)
         try:
@@ -96,7 +97,7 @@ class RunFolder:
             raise ValueError(f"cannot write to {str(path)!r}: {error.strerror}") from None
 
     def _check_bare(self) -> None:
-        if self._is_new and not is_bare(self.path):
+        if self.is_new and not is_bare(self.path):
             raise ValueError(f"output folder {str(self.path)!r} is not empty")
 
     def _begin(self, config: Any) -> None:
@@ -149,6 +150,11 @@ class RunFolder:
                 # While it is held: afterwards it may be another's.
                 (self.path / LOCK).unlink()
             self._lock.release()
+
+    @property
+    def has_states(self) -> bool:
+        """Whether `write_state` has written something, which a run can go on from."""
+        return any(self.state_path.glob("*.pt"))
 
     @property
     def finished_path(self) -> Path:
@@ -244,12 +250,12 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove a folder that was made for a run which then could not begin."""
-        if self._is_new:
+        if self.is_new:
             for name in ("config.json", "progress.json"):
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.state_path, ignore_errors=True)
         self.close()
-        if self._is_new:
+        if self.is_new:
             with suppress(OSError):  # somebody else has begun
                 self.path.rmdir()
 

@@ -104,8 +104,13 @@ class Job:
         self._policy = read_policy(config.policy, config.searcher) if config.policy else {}
         # On the CPU: worker processes are sent what the environments are made from.
         self._data = load_images(config, self._given)
-        model = load_network(config, self._data, self._given, folder, console)
-        self._model = model
+        inputs = config, self._data, self._given, folder, console
+        self._prepare(load_network(*inputs, lambda model: copy.copy(self)._prepare(model)))
+        self._hold_to_inputs()
+
+    def _prepare(self, model: nn.Module) -> None:
+        """Make the environments of a network, which check the budgets."""
+        config, self._model = self.config, model
         self.pruning_env = self._pruning_env(config.searcher) if config.prunes else None
         self.unpruned = self.pruning_env.skipped_layers if self.pruning_env else {}
         self.unquantized, self.n_quantized, self.size_budget_bytes = {}, 0, math.inf
@@ -121,7 +126,6 @@ class Job:
         check_decisions(config, {"pruning": n_pruned, "quantization": self.n_quantized})
         self.first_env = first
         self.task = self.first_env.task
-        self._hold_to_inputs()
 
     def _pruning_env(self, algorithm: str) -> PruningEnv:
         config = self.config
@@ -195,11 +199,6 @@ class Job:
         }
         prior = env_options(algorithm, stage).get("prior")
         return options if prior is None else {**options, "prior": prior}
-
-    @property
-    def has_objects(self) -> bool:
-        """Whether a caller has handed over what settings cannot name."""
-        return self._given != Given()
 
     @cached_property
     def baseline_score(self) -> float:

@@ -26,6 +26,7 @@ __all__ = [
     "ending_in_one_line",
     "interruptible",
     "one_line",
+    "preparing",
     "resume_hint",
     "run_command",
     "run_measurement",
@@ -171,7 +172,7 @@ def run_measurement(
         name: Name of the experiment.
         config: Its dataclass, with the fields `out` and `resume`.
         console: Where progress goes.
-        prepare: Checks the settings and loads what is needed; if it fails, the folder goes again.
+        prepare: Checks the settings and loads what is needed; see `preparing`.
         measure: Measures, and writes the folder's files.
 
     Returns:
@@ -187,20 +188,39 @@ def run_measurement(
             raise ValueError(f"{str(folder.path)!r} has nothing left to measure")
     else:
         folder = RunFolder(run_path(name, config.out), config)
-    try:
+    hint = resume_hint(f"experiments.{name}", folder.path, config)
+    with preparing(folder, hint):
         prepared = prepare(config, folder)
-    except Exception:
-        folder.discard()
-        raise
     try:
         result = measure(prepared, console)
     except BaseException as stop:
-        stop.add_note(resume_hint(f"experiments.{name}", folder.path, config))
+        stop.add_note(hint)
         raise
     finally:
         folder.close()
     say(console, f"run folder: {folder.path}")
     return result
+
+
+@contextmanager
+def preparing(folder: RunFolder, hint: str) -> Iterator[None]:
+    """Leave nothing, or something to go on from, whatever ends the preparation inside the block.
+
+    A new folder without a state goes again, so that the same command works again. Any other stays.
+
+    Args:
+        folder: The run's folder.
+        hint: Says how to go on in it.
+    """
+    try:
+        yield
+    except BaseException as stop:
+        if folder.is_new and not folder.has_states:
+            folder.discard()
+        else:
+            stop.add_note(hint)
+            folder.close()
+        raise
 
 
 def resume_hint(module: str, folder: object, config: object = None) -> str:
