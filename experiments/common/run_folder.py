@@ -27,6 +27,7 @@ from compress_env.errors import reason_of
 from compress_env.files import replacing
 from experiments.common.cli.given import is_given, trusted
 from experiments.common.cli.renamed import current_names
+from experiments.common.cli.user_code import names_code
 from experiments.common.inputs import differing
 from experiments.common.provenance import describe_run
 from experiments.common.stored import check_name, check_tree, read_object, restore
@@ -358,7 +359,7 @@ def resume_run(config: C, path: Path) -> tuple[C, RunFolder]:
     Raises:
         ValueError: If it is not a run of this experiment, another process works in it, a setting
             is given that the run was not started with, or one must be given, see
-            `experiments.common.cli.given`.
+            `experiments.common.cli.given`. What digests hold a run to may be in another place.
     """
     settings = read_config(type(config), path)
     changes: dict[str, Any] = {"resume": path}
@@ -366,8 +367,16 @@ def resume_run(config: C, path: Path) -> tuple[C, RunFolder]:
     given = [name for name in names if name != "resume" and is_given(config, name)]
     for name in given:
         now, then = getattr(config, name), getattr(settings, name)
-        if now != then and name not in MAY_CHANGE:
+        if now != then and name not in MAY_CHANGE and not _is_moved(name, now, then):
             raise ValueError(f"the run was started with {name}={then}, it cannot go on with {now}")
         changes[name] = now
     settings = trusted(dataclasses.replace(settings, **changes), given, path)  # type: ignore[type-var]
     return settings, RunFolder(path)
+
+
+def _is_moved(name: str, now: Any, then: Any) -> bool:
+    """Tell whether a setting is of another place, to whose content a digest holds the run."""
+    if name in ("weights", "checkpoint", "policy"):
+        return now is not None and then is not None
+    is_place = name == "data" or (name == "model" and names_code(str(then)))
+    return is_place and Path(str(now)).name == Path(str(then)).name

@@ -232,7 +232,8 @@ def resume_hint(module: str, folder: object, config: object = None) -> str:
         config: The settings, of which those are named that the folder's word does not suffice for.
     """
     again = "".join(
-        f" --{name} {shlex.quote(str(value))}" for name, value in to_be_named(config).items()
+        f" --{name.replace('_', '-')} {shlex.quote(str(value))}"
+        for name, value in to_be_named(config).items()
     )
     return f"{HINT}{as_called('python -m ' + module)}{again} --resume {shlex.quote(str(folder))}"
 

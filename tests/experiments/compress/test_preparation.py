@@ -152,3 +152,19 @@ def test_a_stop_while_a_job_is_taken_up_says_how_to_go_on(
             run(Config(resume=folder), quiet())
     assert one_line(caught.value).endswith(f"--resume {folder}")
     assert run(Config(resume=folder), quiet())
+
+
+def test_a_job_goes_on_with_files_of_ones_own_that_are_elsewhere_now(
+    own: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, file = tmp_path / "run", tmp_path / "elsewhere" / "own.py"
+    with monkeypatch.context() as patch:
+        before_epoch(patch, 1, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            run(Config(out=folder, **own), quiet())
+    file.parent.mkdir()
+    (tmp_path / "own.py").rename(file)
+    moved = own | {"model": f"{file}:PlainNet", "data": f"{file}:make_data"}
+    with pytest.raises(ValueError, match="it cannot go on with"):
+        resume(moved | {"data": f"{file}:other"}, folder)
+    assert resume(moved, folder)
