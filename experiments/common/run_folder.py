@@ -27,6 +27,7 @@ from compress_env.errors import reason_of
 from compress_env.files import replacing
 from experiments.common.cli.given import HANDED_OVER, WITH_CODE, is_given, trusted
 from experiments.common.cli.renamed import current_names
+from experiments.common.cli.user_code import names_code
 from experiments.common.inputs import differing
 from experiments.common.provenance import describe_run
 from experiments.common.stored import check_name, check_tree, read_object, restore
@@ -82,7 +83,8 @@ class RunFolder:
         """
         self.path = path
         self.state_path = path / "state"
-        self._is_new = config is not None
+        self.is_new = config is not None
+        """Whether it was made for this run, which does not go on in it."""
         # A file that is no longer there when it has been locked is not taken for the lock.
         self._lock = FileLock(path / LOCK, blocking=False)
         try:
@@ -96,7 +98,7 @@ class RunFolder:
             raise ValueError(f"cannot write to {str(path)!r}: {error.strerror}") from None
 
     def _check_bare(self, config: Any) -> None:
-        if self._is_new and not is_bare(self.path):
+        if self.is_new and not is_bare(self.path):
             hint = _way_on(type(config), self.path)
             raise ValueError(f"output folder {str(self.path)!r} is not empty{hint}")
 
@@ -123,12 +125,13 @@ class RunFolder:
             raise ValueError(f"resumptions in {str(self.path / 'config.json')!r} must be a list")
         self.write_json("config.json", config | {"resumptions": [*before, describe_run()]})
 
-    def hold_to(self, inputs: Mapping[str, str]) -> None:
+    def hold_to(self, inputs: Mapping[str, str], code: Mapping[str, str] | None = None) -> None:
         """Keep digests of what the run is made from, or compare them with those that are kept.
 
         Args:
             inputs: Digests by what they are of. Folders of earlier versions have none: they take
                 what they are given first.
+            code: Likewise, of what may be mended before a run goes on: the last ones are kept.
 
         Raises:
             ValueError: If the run was started with something else.
@@ -140,8 +143,9 @@ class RunFolder:
                 f"the {name} here is not what {str(self.path)!r} was started with (sha256 "
                 f"{inputs[name][:12]}, then {kept[name][:12]}): two would be mixed in one run"
             )
-        if not self.is_finished and inputs.keys() - kept.keys():
-            self.write_json("config.json", config | {"inputs": kept | dict(inputs)})
+        now = kept | dict(inputs) | dict(code or {})
+        if not self.is_finished and now != kept:
+            self.write_json("config.json", config | {"inputs": now})
 
     def close(self) -> None:
         """Let others work in the folder."""
@@ -150,6 +154,11 @@ class RunFolder:
                 # While it is held: afterwards it may be another's.
                 (self.path / LOCK).unlink()
             self._lock.release()
+
+    @property
+    def has_states(self) -> bool:
+        """Whether `write_state` has written something, which a run can go on from."""
+        return any(self.state_path.glob("*.pt"))
 
     @property
     def finished_path(self) -> Path:
@@ -245,12 +254,12 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove a folder that was made for a run which then could not begin."""
-        if self._is_new:
+        if self.is_new:
             for name in ("config.json", "progress.json"):
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.state_path, ignore_errors=True)
         self.close()
-        if self._is_new:
+        if self.is_new:
             with suppress(OSError):  # somebody else has begun
                 self.path.rmdir()
 
@@ -368,7 +377,7 @@ def resume_run(config: C, path: Path) -> tuple[C, RunFolder]:
     Raises:
         ValueError: If it is not a run of this experiment, another process works in it, a setting
             is given that the run was not started with, or one must be given, see
-            `experiments.common.cli.given`.
+            `experiments.common.cli.given`. What digests hold a run to may be in another place.
     """
     settings = read_config(type(config), path)
     changes: dict[str, Any] = {"resume": path}
@@ -376,8 +385,16 @@ def resume_run(config: C, path: Path) -> tuple[C, RunFolder]:
     given = [name for name in names if name != "resume" and is_given(config, name)]
     for name in given:
         now, then = getattr(config, name), getattr(settings, name)
-        if now != then and name not in MAY_CHANGE:
+        if now != then and name not in MAY_CHANGE and not _is_moved(name, now, then):
             raise ValueError(f"the run was started with {name}={then}, it cannot go on with {now}")
         changes[name] = now
     settings = trusted(dataclasses.replace(settings, **changes), given, path)  # type: ignore[type-var]
     return settings, RunFolder(path)
+
+
+def _is_moved(name: str, now: Any, then: Any) -> bool:
+    """Tell whether a setting is of another place, to whose content a digest holds the run."""
+    if name in ("weights", "checkpoint", "policy"):
+        return now is not None and then is not None
+    is_place = name == "data" or (name == "model" and names_code(str(then)))
+    return is_place and Path(str(now)).name == Path(str(then)).name

@@ -27,7 +27,7 @@ from experiments.common.run_folder import RunFolder
 from experiments.common.stored import read_object
 from experiments.compress.compress import run
 from experiments.compress.config import Config, Effort
-from experiments.compress.inputs import Given, digests_of
+from experiments.compress.inputs import Given, code_digests, input_digests
 from experiments.compress.outcome.report import best_row, read_rows, to_rows
 
 __all__ = ["CompressionResult", "compress"]
@@ -189,7 +189,7 @@ def _run(config: Config, out: str | Path | None, given: Given, console: Console)
         run(dataclasses.replace(config, resume=folder), console, given)
     kept = RunFolder(folder)
     try:
-        kept.hold_to(digests_of(given.model, given.data, given))
+        kept.hold_to(input_digests(given.model, given.data) | code_digests(given))
     finally:
         kept.close()
     return folder

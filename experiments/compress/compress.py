@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.common.cli.command import resume_hint, run_command
+from experiments.common.cli.command import preparing, resume_hint, run_command
 from experiments.common.cli.heartbeat import showing
 from experiments.common.cli.say import say
 from experiments.common.run_folder import RunFolder, resume_run
@@ -52,15 +52,13 @@ def run(config: Config, console: Console, given: Given | None = None) -> list[Ro
     else:
         config = config.resolved()
         folder = RunFolder(config.out or config.default_folder, config)
-    try:
+    hint = _hint(config, folder.path, has_objects=given not in (None, Given()))
+    with preparing(folder, hint):
         job = Job(config, console, folder, given)
-    except Exception:
-        folder.discard()
-        raise
-    return _run_job(job, folder, console)
+    return _run_job(job, folder, console, hint)
 
 
-def _run_job(job: Job, folder: RunFolder, console: Console) -> list[Row]:
+def _run_job(job: Job, folder: RunFolder, console: Console, hint: str) -> list[Row]:
     """Run a job to its end, or leave a folder with which to go on."""
     names = job.config.contenders
     try:
@@ -75,7 +73,7 @@ def _run_job(job: Job, folder: RunFolder, console: Console) -> list[Row]:
     except BaseException as stop:
         with suppress(OSError):  # the disk may be full
             write_searches(folder, job, names)
-        stop.add_note(_hint(job))
+        stop.add_note(hint)
         raise
     finally:
         folder.close()
@@ -94,12 +92,17 @@ def _tell_outcome(console: Console, rows: list[Row], path: Path) -> None:
         say(console, line)
 
 
-def _hint(job: Job) -> str:
-    """Say how to go on with a job that was stopped."""
-    path = job.folder.path
-    if job.has_objects:
+def _hint(config: Config, path: Path, *, has_objects: bool) -> str:
+    """Say how to go on with a job that was stopped.
+
+    Args:
+        config: Its settings.
+        path: Its folder.
+        has_objects: Whether a caller has handed over what settings cannot name.
+    """
+    if has_objects:
         return f"go on with: compress_env.compress(..., out={str(path)!r}) and the same arguments"
-    return resume_hint("experiments.compress", path, job.config)
+    return resume_hint("experiments.compress", path, config)
 
 
 def _tell_plan(job: Job) -> None:

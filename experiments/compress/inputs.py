@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
-from compress_env.data.bundle import DATASETS, DataBundle, load_data
+from compress_env.data.bundle import DATASETS, DataBundle, ImageSource, load_data
 from compress_env.data.intake import as_bundle
 from compress_env.networks.libraries import choose_preparation
-from compress_env.networks.models import Recipe, load_baseline, load_checkpoint, train_by_recipe
+from compress_env.networks.models import Recipe, load_baseline, load_checkpoint
+from compress_env.networks.training import Training
 from compress_env.seeding import global_seed
 from compress_env.store.digests import identify
 from compress_env.task.task import Finetuner, Scorer, select_device
@@ -26,7 +27,17 @@ from experiments.compress.config import Config
 from experiments.search.episodes import Episode
 from experiments.search.policies import StagePolicy
 
-__all__ = ["Given", "check_values", "digests_of", "load_images", "load_network"]
+__all__ = [
+    "Given",
+    "check_values",
+    "code_digests",
+    "input_digests",
+    "load_images",
+    "load_network",
+]
+
+BASELINE, TRAINING = "baseline", "baseline-training"
+"""States of a network of the caller's own: trained, and while it is trained."""
 
 
 class Given(NamedTuple):
@@ -44,22 +55,18 @@ class Given(NamedTuple):
     """Whether it is used within episodes too."""
 
 
-def digests_of(model: nn.Module, data: DataBundle, given: Given) -> dict[str, str]:
-    """Return digests of what a job is made from, by what they are of.
+def input_digests(model: nn.Module, data: DataBundle) -> dict[str, str]:
+    """Return digests of a job's network and its images, by what they are of."""
+    return {"network": network_digest(model), "data": data_digest(data)}
 
-    A caller's functions are among them where they can be identified, see `identify`.
 
-    Args:
-        model: The network.
-        data: Its images.
-        given: What the caller has handed over.
-    """
+def code_digests(given: Given) -> dict[str, str]:
+    """Return digests of a caller's functions that can be identified, by what they are."""
     code = {
         "score": identify(given.score),
         "finetune": identify((given.finetune, given.finetunes_episodes)),
     }
-    known = {name: each for name, each in code.items() if each is not None}
-    return {"network": network_digest(model), "data": data_digest(data)} | known
+    return {name: each for name, each in code.items() if each is not None}
 
 
 def load_images(config: Config, given: Given) -> DataBundle:
@@ -89,11 +96,25 @@ def load_images(config: Config, given: Given) -> DataBundle:
 
 
 def load_network(
-    config: Config, data: DataBundle, given: Given, folder: RunFolder, console: Console
+    config: Config,
+    data: DataBundle,
+    given: Given,
+    folder: RunFolder,
+    console: Console,
+    check: Callable[[nn.Module], None],
 ) -> nn.Module:
     """Return the network, trained if that is asked for, on the CPU.
 
-    A network of the caller's own that is trained here is kept in the folder, for a resumption.
+    A network of the caller's own that is trained here is kept in the folder after each epoch, for a
+    resumption.
+
+    Args:
+        config: The settings.
+        data: The images.
+        given: What the caller has handed over.
+        folder: The run folder.
+        console: Where progress goes.
+        check: Raises an error if the settings do not suit such a network, before it is trained.
 
     Raises:
         ValueError: If there is no such network, or its weights do not fit.
@@ -123,14 +144,38 @@ def load_network(
             model = _built(name)
         if config.weights is not None:
             load_checkpoint(model, config.weights)
-        kept = None if recipe is None else folder.read_state("baseline")
-        if kept is not None:
-            with folder.using("baseline"):
-                model.load_state_dict(kept)
-        elif recipe is not None:
-            train_by_recipe(model.to(device), data.train.to(device), recipe, advance)
-            folder.write_state("baseline", model.state_dict())
+        if recipe is not None:
+            _train_once(model.to(device), data.train.to(device), recipe, folder, advance, check)
         return model.cpu()
+
+
+def _train_once(
+    model: nn.Module,
+    train: ImageSource,
+    recipe: Recipe,
+    folder: RunFolder,
+    progress: Callable[[int, int], None],
+    check: Callable[[nn.Module], None],
+) -> None:
+    """Train a network in place, go on with that, or give it the weights that were kept."""
+    kept, begun = folder.read_state(BASELINE), folder.read_state(TRAINING)
+    if kept is not None:
+        with folder.using(BASELINE):
+            model.load_state_dict(kept)
+        return
+    if begun is None:
+        check(model)
+    training = Training(model, train, recipe)
+    if begun is None:
+        folder.write_state(TRAINING, training.state())
+    else:
+        with folder.using(TRAINING):
+            training.restore(begun)
+    while training.n_done < recipe.epochs:
+        training.run_epoch()
+        folder.write_state(TRAINING, training.state())
+        progress(training.n_done, recipe.epochs)
+    folder.write_state(BASELINE, model.state_dict())
 
 
 def _check_at_hand(what: str, name: str) -> None:

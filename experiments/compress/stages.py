@@ -30,10 +30,11 @@ from experiments.common.cli.heartbeat import showing
 from experiments.common.cli.progress import SearchProgress
 from experiments.common.cli.say import say
 from experiments.common.run_folder import RunFolder
+from experiments.compress import inputs
 from experiments.compress.choosers import AroundRule, check_decisions, make_agent, make_policy
 from experiments.compress.config import MIXED_BITS, Config, GivenBits, own_names
 from experiments.compress.finetuning import finetune_in_parts
-from experiments.compress.inputs import Given, check_values, digests_of, load_images, load_network
+from experiments.compress.inputs import Given, check_values, load_images, load_network
 from experiments.compress.plan import Timing, timed
 from experiments.search.actors import open_actors
 from experiments.search.entrants import SINGLE, env_options, rule_of
@@ -104,8 +105,13 @@ class Job:
         self._policy = read_policy(config.policy, config.searcher) if config.policy else {}
         # On the CPU: worker processes are sent what the environments are made from.
         self._data = load_images(config, self._given)
-        model = load_network(config, self._data, self._given, folder, console)
-        self._model = model
+        needed = config, self._data, self._given, folder, console
+        self._prepare(load_network(*needed, lambda model: copy.copy(self)._prepare(model)))
+        self._hold_to_inputs()
+
+    def _prepare(self, model: nn.Module) -> None:
+        """Make the environments of a network, which check the budgets."""
+        config, self._model = self.config, model
         self.pruning_env = self._pruning_env(config.searcher) if config.prunes else None
         self.unpruned = self.pruning_env.skipped_layers if self.pruning_env else {}
         self.unquantized, self.n_quantized, self.size_budget_bytes = {}, 0, math.inf
@@ -121,7 +127,6 @@ class Job:
         check_decisions(config, {"pruning": n_pruned, "quantization": self.n_quantized})
         self.first_env = first
         self.task = self.first_env.task
-        self._hold_to_inputs()
 
     def _pruning_env(self, algorithm: str) -> PruningEnv:
         config = self.config
@@ -164,15 +169,15 @@ class Job:
         return smallest
 
     def _hold_to_inputs(self) -> None:
-        """Check that a stopped run goes on with the network, images, policy and code it had.
+        """Check that a stopped run goes on with the network, the images and the policy it had.
 
         Raises:
             ValueError: If it does not.
         """
-        inputs = digests_of(self.task.model, self._data, self._given)
+        had = inputs.input_digests(self.task.model, self._data)
         if self._policy:
-            inputs["policy"] = digest({stage: tuple(each) for stage, each in self._policy.items()})
-        self.folder.hold_to(inputs)
+            had["policy"] = digest({stage: tuple(each) for stage, each in self._policy.items()})
+        self.folder.hold_to(had, inputs.code_digests(self._given))
 
     def _options(self, stage: str, algorithm: str) -> TaskOptions:
         config, shared = self.config, self.folder.state_path / "transitions.sqlite"
@@ -195,11 +200,6 @@ class Job:
         }
         prior = env_options(algorithm, stage).get("prior")
         return options if prior is None else {**options, "prior": prior}
-
-    @property
-    def has_objects(self) -> bool:
-        """Whether a caller has handed over what settings cannot name."""
-        return self._given != Given()
 
     @cached_property
     def baseline_score(self) -> float:

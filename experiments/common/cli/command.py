@@ -7,6 +7,7 @@ import logging
 import shlex
 import signal
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -25,6 +26,7 @@ __all__ = [
     "ending_in_one_line",
     "interruptible",
     "one_line",
+    "preparing",
     "resume_hint",
     "run_command",
     "run_measurement",
@@ -35,6 +37,8 @@ E = TypeVar("E")
 R = TypeVar("R")
 EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, ImportError)
 HINT = "go on with: "
+AGAIN_S = 0.1
+"""Seconds after which a stop that somebody has caught comes again."""
 
 
 class Interrupted(BaseException):
@@ -48,19 +52,58 @@ class Interrupted(BaseException):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM inside the block into `Interrupted`, the first of them only."""
+    """Turn SIGINT and SIGTERM inside the block into `Interrupted`, the first of them only.
 
-    def stop(signal_number: int, frame: FrameType | None) -> NoReturn:
-        for each in handled:
-            signal.signal(each, signal.SIG_DFL)  # who asks twice is in a hurry
-        raise Interrupted(signal_number)
-
-    handled = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    Libraries catch whatever comes where they import what they can do without, and finalizers
+    whatever they raise: an `Interrupted` that is gone while the block goes on comes again. While it
+    is on its way somebody holds it, so that what cleans up meanwhile is left alone.
+    """
+    stop = _Stop()
     try:
         yield
     finally:
-        for each, before in handled.items():
-            signal.signal(each, before)
+        stop.close()
+
+
+class _Stop:
+    """Raises `Interrupted` when the first signal comes, and again when that is gone."""
+
+    def __init__(self) -> None:
+        """Handle signals from now on."""
+        self._number = 0
+        self._alarms: list[weakref.finalize[..., Interrupted]] = []
+        signals = signal.SIGINT, signal.SIGTERM
+        self._before: dict[int, Any] = {x: signal.signal(x, self._interrupt) for x in signals}
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> NoReturn:
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)  # who asks twice is in a hurry
+        self._number = number
+        if hasattr(signal, "setitimer"):
+            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._again)
+        raise self._interrupted()
+
+    def _again(self, number: int, frame: FrameType | None) -> None:
+        if self._number:
+            raise self._interrupted()
+
+    def _interrupted(self) -> Interrupted:
+        """Return what is raised, to which no frame that it leaves may refer."""
+        error = Interrupted(self._number)
+        if hasattr(signal, "setitimer"):
+            timer = signal.ITIMER_REAL
+            self._alarms.append(weakref.finalize(error, signal.setitimer, timer, AGAIN_S))
+        return error
+
+    def close(self) -> None:
+        """Handle signals as before."""
+        self._number = 0
+        for alarm in self._alarms:
+            alarm.detach()
+        if self._alarms:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def run_command(
@@ -129,7 +172,7 @@ def run_measurement(
         name: Name of the experiment.
         config: Its dataclass, with the fields `out` and `resume`.
         console: Where progress goes.
-        prepare: Checks the settings and loads what is needed; if it fails, the folder goes again.
+        prepare: Checks the settings and loads what is needed; see `preparing`.
         measure: Measures, and writes the folder's files.
 
     Returns:
@@ -145,20 +188,39 @@ def run_measurement(
             raise ValueError(f"{str(folder.path)!r} has nothing left to measure")
     else:
         folder = RunFolder(run_path(name, config.out), config)
-    try:
+    hint = resume_hint(f"experiments.{name}", folder.path, config)
+    with preparing(folder, hint):
         prepared = prepare(config, folder)
-    except Exception:
-        folder.discard()
-        raise
     try:
         result = measure(prepared, console)
     except BaseException as stop:
-        stop.add_note(resume_hint(f"experiments.{name}", folder.path, config))
+        stop.add_note(hint)
         raise
     finally:
         folder.close()
     say(console, f"run folder: {folder.path}")
     return result
+
+
+@contextmanager
+def preparing(folder: RunFolder, hint: str) -> Iterator[None]:
+    """Leave nothing, or something to go on from, whatever ends the preparation inside the block.
+
+    A new folder without a state goes again, so that the same command works again. Any other stays.
+
+    Args:
+        folder: The run's folder.
+        hint: Says how to go on in it.
+    """
+    try:
+        yield
+    except BaseException as stop:
+        if folder.is_new and not folder.has_states:
+            folder.discard()
+        else:
+            stop.add_note(hint)
+            folder.close()
+        raise
 
 
 def resume_hint(module: str, folder: object, config: object = None) -> str:
@@ -170,7 +232,8 @@ def resume_hint(module: str, folder: object, config: object = None) -> str:
         config: The settings, of which those are named that the folder's word does not suffice for.
     """
     again = "".join(
-        f" --{name} {shlex.quote(str(value))}" for name, value in to_be_named(config).items()
+        f" --{name.replace('_', '-')} {shlex.quote(str(value))}"
+        for name, value in to_be_named(config).items()
     )
     return f"{HINT}{as_called('python -m ' + module)}{again} --resume {shlex.quote(str(folder))}"
 

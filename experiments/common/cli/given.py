@@ -27,6 +27,8 @@ HANDED_OVER = "object:"
 """Begins the name of what a program hands over itself, so that nothing is imported for it."""
 WRITING = {"store": None, "download": False}
 """Settings by which files outside a run are written, and their values without."""
+PLACES = ("weights", "checkpoint", "policy", "data", "data_root")
+"""Settings that tell a run where its network, policy and images are now."""
 _logger = logging.getLogger("compress_env.experiments")
 
 
@@ -109,13 +111,16 @@ def _would_import(name: str) -> bool:
 
 def to_be_named(config: object) -> dict[str, Any]:
     """Return the settings that a command line must name again for a run to go on as it was."""
-    found = {name: getattr(config, name, None) for name in (*WITH_CODE, "store")}
-    return {
-        name: value
-        for name, value in found.items()
-        if value is not None
-        and (name == "store" or (":" in str(value) and not str(value).startswith(HANDED_OVER)))
-    }
+    told = _GIVEN.get() or frozenset()
+    moved = [name for name in PLACES if name in told] if getattr(config, "resume", None) else []
+    code = [name for name in WITH_CODE if _is_code(str(getattr(config, name, None)))]
+    names = dict.fromkeys((*code, "store", *moved))
+    found = {name: getattr(config, name, None) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _is_code(name: str) -> bool:
+    return ":" in name and not name.startswith(HANDED_OVER)
 
 
 def _writes(text: str) -> bool:

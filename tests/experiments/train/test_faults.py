@@ -161,6 +161,35 @@ def test_class_that_a_split_lacks_is_named_and_nothing_is_left(tree: Path, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError])
+def test_an_end_before_the_first_epoch_leaves_nothing(
+    kind: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*args: Any, **options: Any) -> None:
+        raise kind
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "load_data", end)
+        with pytest.raises(kind) as caught:
+            run(Config(out=folder, **SETTINGS), quiet())
+    assert "--resume" not in one_line(caught.value) and not folder.exists()
+
+
+def test_a_stop_while_a_training_is_taken_up_says_how_to_go_on(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    shutil.copytree(stopped, tmp_path / "run")
+    monkeypatch.setattr(train, "load_data", stop)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(Config(resume=tmp_path / "run"), quiet())
+    assert one_line(caught.value).endswith(f"--resume {tmp_path / 'run'}")
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
 def test_scoring_takes_fewer_images_where_they_do_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,3 +65,14 @@ def test_hint_names_what_must_be_named_again() -> None:
     expected = "go on with: python -m x --algo mine:A --store 'a b' --resume run"
     assert resume_hint("x", "run", config) == expected
     assert resume_hint("x", "run", compress.Config()) == "go on with: python -m x --resume run"
+
+
+def test_hint_names_places_that_a_resumption_was_given() -> None:
+    config = compress.Config(weights=Path("new.pt"), data_root=Path("b"), resume=Path("run"))
+    with giving(["weights", "data_root", "resume"]):
+        hint = resume_hint("x", "run", config)
+        assert hint.endswith("python -m x --weights new.pt --data-root b --resume run")
+    with giving(["resume"]):
+        assert resume_hint("x", "run", config).endswith("python -m x --resume run")
+    with giving(["weights", "data_root"]):
+        assert resume_hint("x", "run", replace(config, resume=None)).endswith("x --resume run")
