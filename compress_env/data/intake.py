@@ -3,9 +3,9 @@
 Shapes: n images, C channels, H rows, W columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch.utils.data import (
@@ -133,15 +133,23 @@ def _behind(role: str, loader: DataLoader[Any]) -> Dataset[Any]:
     batches = loader.batch_sampler
     sampler: Any = batches.sampler if type(batches) is BatchSampler else batches or loader.sampler
     if type(sampler) is SubsetRandomSampler:
-        return Subset(dataset, list(sampler.indices))
+        return _part(role, dataset, list(sampler.indices))
     if type(sampler) in (SequentialSampler, RandomSampler):
         n = len(sampler.data_source)
-        return dataset if n == len(dataset) else Subset(dataset, range(n))
+        return dataset if n == len(dataset) else _part(role, dataset, range(n))
     kind = "batch_sampler" if sampler is batches else "sampler"
     raise TypeError(
         f"the DataLoader of {role} has a {kind} ({type(sampler).__name__}) of which nobody knows "
         "which images it chooses: give the data set itself, or a Subset of it"
     )
+
+
+def _part(role: str, dataset: Dataset[Any], indices: Sequence[int]) -> Dataset[Any]:
+    n = len(cast(Sized, dataset))
+    beyond = next((int(index) for index in indices if not -n <= index < n), None)
+    if beyond is not None:
+        raise ValueError(f"the sampler of {role} chooses image {beyond} of {n}")
+    return Subset(dataset, indices)
 
 
 def _pair(role: str, tensors: Sequence[Any]) -> Dataset[Any]:

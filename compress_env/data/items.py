@@ -191,10 +191,13 @@ def listed_labels(dataset: Dataset[Any]) -> Tensor | None:
     if getattr(leaf, "target_transform", None) is not None:
         return None
     known = _known_labels(leaf)
-    listed = getattr(leaf, "targets", None) if known is None else known
-    if listed is None or len(listed) != len(cast(Sized, leaf)):
+    try:
+        labels = torch.as_tensor(getattr(leaf, "targets", None) if known is None else known)
+    except (RuntimeError, TypeError, ValueError):  # whatever a data set calls its targets
         return None
-    return torch.as_tensor(listed)[torch.as_tensor(indices)]
+    if labels.ndim == 0 or len(labels) != len(cast(Sized, leaf)):
+        return None
+    return labels[torch.as_tensor(indices)]
 
 
 def item_labels(dataset: Dataset[Any]) -> Tensor | None:

@@ -171,6 +171,14 @@ def _check_fit(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None
                 if name in weights and weights[name].shape != tensor.shape
             ],
         ),
+        _listed(
+            "wrong type",
+            [
+                f"{name} {weights[name].dtype} instead of {tensor.dtype}"
+                for name, tensor in expected.items()
+                if name in weights and not _can_be(weights[name], tensor)
+            ],
+        ),
         _listed("not in the file", [k for k, t in weights.items() if not is_plain(t)]),
     ]
     if not any(problems):  # or what is looked at may be of any size
@@ -181,6 +189,13 @@ def _check_fit(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None
             f"{path} does not fit the network: {found}; the network has {len(expected)} tensors, "
             f"{_listed('expected', list(expected))}"
         )
+
+
+def _can_be(given: Tensor, wanted: Tensor) -> bool:
+    """Whether values can be taken over in the type that is wanted, to its precision."""
+    return given.dtype == wanted.dtype or (
+        not given.is_complex() and (given.is_floating_point() or not wanted.is_floating_point())
+    )
 
 
 def _is_finite(tensor: Tensor) -> bool:

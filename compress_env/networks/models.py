@@ -217,8 +217,8 @@ def load_baseline(
         elif recipe is None:
             known = ", ".join(f"{model} on {images}" for model, images in RECIPES)
             raise ValueError(
-                f"no recipe for {name} on {data.name}: give checkpoint= (--checkpoint) or recipe= "
-                f"(--train-epochs), or choose one of: {known}"
+                f"no recipe for {name} on {data.name}: give weights, checkpoint= (--weights), or "
+                f"recipe= (--train-epochs), or choose one of: {known}"
             )
         else:
             _train_cached(model, name, data, recipe, device, progress)

@@ -113,8 +113,12 @@ def _check_archive(file: BinaryIO) -> None:
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
-        n_bytes = sum(entry.file_size for entry in entries)
-        is_stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-        if not is_stored or n_bytes > os.fstat(file.fileno()).st_size:
-            raise ValueError("it holds less than it claims")
+            n_bytes = sum(entry.file_size for entry in entries)
+            is_stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            if not is_stored or n_bytes > os.fstat(file.fileno()).st_size:
+                raise ValueError("it holds less than it claims")
+            # PyTorch can be told to write none, which are 0 then.
+            has_checksums = any(entry.CRC for entry in entries)
+            if has_checksums and archive.testzip() is not None:
+                raise ValueError("it is damaged")
     file.seek(0)

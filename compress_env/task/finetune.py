@@ -89,6 +89,7 @@ def compute_logits(
     return logits
 
 
+@torch.enable_grad()
 def finetune(
     model: nn.Module,
     batches: Batches,

@@ -95,14 +95,20 @@ class CompressionTask:
 
         Raises:
             TypeError: If `model` or `data` is something else.
-            ValueError: Unknown names, a bad checkpoint, a network that does not fit the data, is
-                random in evaluation mode or cannot be trained (a step is tried on a copy).
+            ValueError: Unknown names, another default dtype than float32, a bad checkpoint, a
+                network that does not fit the data, is random in evaluation mode or cannot be
+                trained (a step is tried on a copy).
             FileNotFoundError: Missing data or checkpoint.
         """
         if not isinstance(model, str | nn.Module):
             raise TypeError(f"model must be a name or a module, got {model!r}")
         if not isinstance(data, str | DataBundle):
             raise TypeError(f"data must be a name or a DataBundle, got {type(data).__name__}")
+        if torch.get_default_dtype() != torch.float32:
+            raise ValueError(
+                f"new tensors are {torch.get_default_dtype()}, expected torch.float32: call "
+                "torch.set_default_dtype(torch.float32) first"
+            )
         self.config = config or FinetuneConfig()
         self.device = select_device(device)
         if isinstance(data, str):

@@ -85,6 +85,8 @@ class CompressionResult:
         return export_onnx(path, self.quantized, self.example)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def compress(
     model: nn.Module,
     train: DataBundle | Images,

@@ -90,6 +90,34 @@ def test_sampler_of_the_first_images_is_of_these_alone(kind: type[Any]) -> None:
     assert contents(as_bundle(loader, TEST)) == contents(as_bundle(TRAIN, TEST))
 
 
+@pytest.mark.parametrize(
+    "sampler", [SubsetRandomSampler([5, 1000]), SequentialSampler(range(1001))]
+)
+def test_sampler_of_images_that_are_not_there_is_named(sampler: Any) -> None:
+    with pytest.raises(ValueError, match=r"^the sampler of train chooses image (60|1000) of 60$"):
+        as_bundle(DataLoader(BOTH, sampler=sampler), TEST)
+
+
+class Labels(Dataset[Any]):
+    """Calls something else its targets."""
+
+    def __init__(self, targets: Any) -> None:
+        self.targets = targets
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(TRAIN[1])
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Return an image and its label."""
+        return TRAIN[0][index], int(TRAIN[1][index])
+
+
+@pytest.mark.parametrize("targets", [["cat"] * 40, [None] * 40, {n: 0 for n in range(40)}, 7, "x"])
+def test_targets_that_are_no_labels_are_left_alone(targets: Any) -> None:
+    assert contents(as_bundle(Labels(targets), TEST)) == contents(as_bundle(TRAIN, TEST))
+
+
 class Halves(BatchSampler):
     """Chooses the images itself."""
 

@@ -171,3 +171,48 @@ def test_what_is_no_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is not a regular file") as caught:
             load_checkpoint(_network(), path)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("has_checksums", [True, False])
+def test_a_changed_bit_is_noticed_where_there_are_checksums(
+    has_checksums: bool, tmp_path: Path
+) -> None:
+    model: nn.Module = _network()
+    torch.serialization.set_crc32_options(has_checksums)
+    try:
+        content = bytearray(_saved(model.state_dict()))
+    finally:
+        torch.serialization.set_crc32_options(True)
+    path = tmp_path / "weights.pt"
+    path.write_bytes(content)
+    load_checkpoint(_network(), path)
+    values = model.state_dict()["0.weight"].numpy().tobytes()
+    content[bytes(content).index(values)] ^= 1
+    path.write_bytes(content)
+    if has_checksums:
+        with pytest.raises(ValueError, match=r"weights\.pt is not a readable file of tensors"):
+            load_checkpoint(_network(), path)
+    else:
+        load_checkpoint(_network(), path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda weight: weight + 1j, "torch.complex64"),
+        (lambda weight: weight.long(), "torch.int64"),
+        (lambda weight: weight > 0, "torch.bool"),
+    ],
+)
+def test_weights_of_another_kind_are_refused(
+    change: Callable[[Tensor], Tensor], said: str, tmp_path: Path
+) -> None:
+    weights = dict(_network().state_dict())
+    for precise in (torch.float64, torch.float16):
+        torch.save({k: w.to(precise) for k, w in weights.items()}, tmp_path / "w.pt")
+        load_checkpoint(_network(), tmp_path / "w.pt")
+    weights["0.weight"] = change(weights["0.weight"])
+    torch.save(weights, tmp_path / "w.pt")
+    message = rf"wrong type: 0\.weight {said} instead of torch\.float32"
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(_network(), tmp_path / "w.pt")

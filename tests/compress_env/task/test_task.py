@@ -222,6 +222,25 @@ def test_a_network_that_views_its_features_is_scored_as_it_is() -> None:
         make_task(Viewing, channels_last=True)
 
 
+def test_another_default_dtype_is_refused() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(ValueError, match=r"^new tensors are torch\.float64, expected"):
+            CompressionTask(seeded(PlainNet).float(), "digits8", device="cpu")
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_fine_tuning_learns_whatever_the_caller_has_switched_off() -> None:
+    task = make_task()
+    models = [task.copy_model() for _ in range(2)]
+    task.finetune(models[0], 2, derive_generator(0))
+    with torch.no_grad():
+        task.finetune(models[1], 2, derive_generator(0))
+    pairs = zip(*(model.parameters() for model in models), strict=True)
+    assert all(torch.equal(first, second) for first, second in pairs)
+
+
 class Particular(PlainNet):
     """Takes images of another size alone."""
 

@@ -237,6 +237,17 @@ def test_loop_that_ruins_the_network_leaves_a_run_to_go_on_with(tmp_path: Path) 
     assert compress_env.compress(network(), make_data(), **arguments).table["macs"].min() <= 0.5
 
 
+@pytest.mark.parametrize("switch", [torch.no_grad, torch.inference_mode])
+def test_callers_switches_make_no_difference(switch: Any, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"macs": 0.5, **QUICK}
+    expected = compress_env.compress(network(), make_data(), out=tmp_path / "a", **arguments)
+    model, data = network(), make_data()
+    with switch():
+        found = compress_env.compress(model, data, out=tmp_path / "b", **arguments)
+    tables = (each.table.drop(columns="seconds") for each in (found, expected))
+    pd.testing.assert_frame_equal(*tables)
+
+
 class TestCalledAgain:
     def test_finished_run_is_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         arguments: dict[str, Any] = {"macs": 0.5, "size": 0.4, "out": tmp_path / "run", **QUICK}
