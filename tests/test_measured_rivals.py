@@ -9,18 +9,30 @@ import pytest
 
 from experiments.common.cli.parsing import parse_command
 from experiments.rivals import rivals
+from experiments.rivals.report import format_rivals, read_rivals
 from experiments.train import train
 from tests.pages import PAGES, ROOT
 
 
 def test_rows_are_told_as_they_were_measured() -> None:
-    rows = pd.read_csv(ROOT / "results" / "rivals-resnet20" / "sweep.csv").set_index("agent")
-    errors = [f"{100 * rows['test_error'][agent]:.2f} % by" for agent in ("uniform", "tp_l2")]
-    shares = [f"{100 * rows['bytes_share'][agent]:.1f}" for agent in ("uniform", "tp_l2")]
-    page = " ".join(PAGES["rivals.md"].split())
-    assert f"{errors[0]} `uniform` and {errors[1]} `tp_l2`" in page
-    assert f"itself is wrong about {100 * rows['baseline_test_error']['uniform']:.2f} %" in page
-    assert f"at {shares[0]} and {shares[1]} % of the bytes" in page
+    folder = ROOT / "results" / "rivals-resnet20"
+    text = format_rivals(read_rivals(folder))
+    assert text == (folder / "rivals.md").read_text(encoding="utf-8")
+    page = PAGES["rivals.md"]
+    assert all(block in page for block in text.strip().split("\n\n"))
+    rows = pd.read_csv(folder / "sweep.csv")
+    assert f"itself is wrong about {100 * rows['baseline_test_error'][0]:.2f} %" in page
+    assert set(rows["seed"]) == {0} and "of one seed" in page
+    errors = rows.pivot(index="agent", columns="flops_budget", values="test_error")
+    apart = (100 * (errors - errors.loc["uniform"])).round(1)
+    told = {"kl_curve": (-1.2, -0.5), "l1": (-0.4, -0.3), "fisher": (-0.5, 0.1)}
+    assert all(tuple(apart.loc[agent]) == both for agent, both in told.items())
+    assert (
+        "`kl_curve` makes the fewest errors at both budgets, 1.2 and 0.5 points fewer"
+        in " ".join(page.split())
+    )
+    others = apart.loc[["tp_l2", "tp_taylor"]]
+    assert (others.min(axis=None), others.max(axis=None)) == (0.1, 0.2)
 
 
 def test_commands_of_the_page_are_valid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
