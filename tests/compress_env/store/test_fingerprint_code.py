@@ -91,7 +91,7 @@ def with_buffer(model: nn.Module, value: float) -> None:
 
 def hidden_from_state_dict(model: nn.Module, by: float) -> None:
     register: Callable[..., Any] = model.register_state_dict_post_hook
-    register(lambda m, state, *_: state.pop("fc1.bias"))
+    register(lambda m, state, *_: state.__delitem__("fc1.bias"))
     with torch.no_grad():
         # Without a mark on the logits: the next layer does not read these.
         model.get_parameter("fc2.weight").zero_()
