@@ -34,8 +34,8 @@ from compress_env.data.official import (
     OfficialDataset,
     Preparation,
     named_bundle,
-    reason_of,
 )
+from compress_env.errors import reason_of
 from compress_env.names import check_name
 from compress_env.networks.checkpoints import cache_dir, default_data_root
 

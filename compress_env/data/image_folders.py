@@ -21,6 +21,7 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from compress_env.errors import reason_of
 from compress_env.networks.checkpoints import cache_dir, cache_lock, write_to_cache
 
 __all__ = [
@@ -103,10 +104,11 @@ def sorted_files(root: Path) -> Iterator[str]:
     seen = {_identity(each) for each in root.resolve().parents}
     folders = []
     for where, names, files in os.walk(root, followlinks=True):
-        if _identity(where) in seen:
+        identity = _identity(where)
+        if identity in seen:
             names.clear()
             continue
-        seen.add(_identity(where))
+        seen.add(identity)
         names.sort()
         folders.append((where, sorted(files)))
     for where, files in sorted(folders):
@@ -249,8 +251,8 @@ def decode(
     try:
         image: Tensor = tree[index][0]
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{name or 'folder'}: cannot read the image {path}: {reason}") from error
+        place = f"{name or 'folder'}: cannot read the image {path}"
+        raise ValueError(f"{place}: {reason_of(error)}") from error
     if shape is not None and image.shape != shape:
         raise ValueError(_wrong_shape(path, tuple(image.shape), tuple(shape), name))
     return image

@@ -22,6 +22,7 @@ from compress_env.data.datasets import (
     split_in_two,
     stratified_split,
 )
+from compress_env.errors import reason_of
 
 __all__ = [
     "IMAGENET",
@@ -31,7 +32,6 @@ __all__ = [
     "OfficialDataset",
     "Preparation",
     "named_bundle",
-    "reason_of",
 ]
 
 _MAX_TRAIN_IMAGES = 50_000
@@ -211,8 +211,3 @@ class OfficialDataset:
     def _prepared(self, images: Tensor, labels: Tensor, *, train: bool) -> TensorSource:
         augment = self.augment if train else None
         return TensorSource(images, labels, mean=self.mean, std=self.std, augment=augment)
-
-
-def reason_of(error: BaseException) -> str:
-    """Return the first line of an error's message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -28,6 +28,8 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from filelock import FileLock
 
+from compress_env.errors import reason_of
+
 __all__ = ["Executed", "Prefix", "Transition", "TransitionStore", "flatten"]
 
 Executed: TypeAlias = int | tuple[int, ...]
@@ -222,8 +224,7 @@ class TransitionStore:
     def _go_on_in_memory(self, fault: Exception) -> None:
         if self.path is None:
             raise fault
-        reason = next(iter(str(fault).splitlines()), type(fault).__name__)
-        _logger.warning("going on without the store %s: %s", self.path, reason)
+        _logger.warning("going on without the store %s: %s", self.path, reason_of(fault))
         self.path = None
         self.close()
         self._connection = _connect(None)

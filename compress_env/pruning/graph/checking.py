@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from compress_env.errors import reason_of
 from compress_env.pruning.graph.groups import ChannelGroup
 from compress_env.pruning.graph.live import LiveChannels, copy_structure
 from compress_env.pruning.graph.probing import probe_network
@@ -188,7 +189,7 @@ def _remove_and_compare(
         live.remove_all(cuts)
         got = _observe(live, images, zeroed)
     except Exception as error:  # any failure of foreign forward code is the answer itself
-        message = next(iter(str(error).splitlines()), "no message")
+        message = reason_of(error)
         return f"removing an input channel breaks the network: {shorten(message, _MAX_MESSAGE)}"
     if got.logits.shape != wanted.logits.shape:
         return "removing an input channel changes the shape of the network's output"

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from compress_env.data import official
 from compress_env.data.bundle import (
@@ -19,6 +20,7 @@ from compress_env.data.bundle import (
     TensorSource,
     cache_dir,
     load_data,
+    make_data_bundle,
 )
 from tests.fakes import DATA_ROOT, gradient_images, image_set, read_all, set_sizes
 
@@ -214,3 +216,15 @@ def test_cache_dir_follows_the_environment(tmp_path: Path, monkeypatch: pytest.M
     assert cache_dir() == tmp_path / "cache"
     monkeypatch.delenv("COMPRESS_ENV_CACHE")
     assert cache_dir().name == "compress-env"
+
+
+def test_images_that_require_gradients_are_taken_without() -> None:
+    source = TensorSource(torch.zeros(4, 1, 2, 2, requires_grad=True), torch.arange(4))
+    ((images, _),) = source.batches([torch.arange(4)])
+    assert not images.requires_grad
+
+
+def test_one_test_image_is_too_few() -> None:
+    many, one = (TensorDataset(torch.zeros(n, 1, 2, 2), torch.zeros(n).long()) for n in (6, 1))
+    with pytest.raises(ValueError, match=r"at least 2 images for validation and test, got 1$"):
+        make_data_bundle(many, one)

@@ -212,3 +212,30 @@ def test_labels_from_1_are_explained() -> None:
     assert _bundle(labels + 1, num_classes=5).num_classes == 5
     with pytest.raises(ValueError, match=r"1-d and integer, the number of the class.*float32"):
         _bundle(labels.float())
+
+
+class Numbered(Dataset[Any]):
+    """Images that are read one by one."""
+
+    def __init__(self, images: Tensor) -> None:
+        """Take the images, (n, C, H, W)."""
+        self.images = images
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return an image, and its number as its label."""
+        return self.images[index], index
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_image_that_is_not_finite_is_named(value: float, num_workers: int) -> None:
+    images = torch.zeros(4, 1, 2, 2)
+    images[2, 0, 1, 1] = value
+    source = DatasetSource(Numbered(images), num_workers=num_workers)
+    assert len(list(source.batches([torch.tensor([0, 1])]))) == 1
+    with pytest.raises(ValueError, match=r"^the image 2 contains NaN or infinite values$"):
+        list(source.batches([torch.tensor([3, 2])]))

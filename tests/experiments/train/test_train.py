@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,10 @@ def test_a_stopped_training_goes_on_as_if_nothing_had_been(
         ({"model": "lenet"}, "unknown model 'lenet'.*lenet5"),
         ({"data": "cifar1"}, "unknown data set 'cifar1'.*cifar10"),
         ({"epochs": 0}, "epochs must be 1 or more"),
+        ({"epochs": 10**30}, r"epochs must be below 2\*\*63"),
+        ({"weight_decay": math.inf}, r"weight_decay must be below 2\*\*63"),
         ({"learning_rate": 0.0}, "learning_rate above 0"),
+        ({"learning_rate": math.inf}, "finite learning_rate above 0"),
         ({"label_smoothing": 1.5}, r"label_smoothing in \[0, 1\]"),
     ],
 )
